@@ -1,0 +1,35 @@
+"""Motion: clips, files, contact labels, augmentation, windows, splits."""
+
+from __future__ import annotations
+
+from mgrpo.data.augment import loop, mirror, place_clip, resample, reshape_body, turn
+from mgrpo.data.clip import MotionClip, load_clip, save_clip
+from mgrpo.data.contacts import contact_labels
+from mgrpo.data.packs import load_motion
+from mgrpo.data.split import DEMO_HELD_OUT, DEMO_VALIDATION, ClipSplit, split_by_fraction, split_clips
+from mgrpo.data.windows import AugmentConfig, MotionWindows, WindowSampler, cut_windows, drop_short, windows_from_poses
+
+__all__ = [
+    "DEMO_HELD_OUT",
+    "DEMO_VALIDATION",
+    "AugmentConfig",
+    "ClipSplit",
+    "MotionClip",
+    "MotionWindows",
+    "WindowSampler",
+    "contact_labels",
+    "cut_windows",
+    "drop_short",
+    "load_clip",
+    "load_motion",
+    "loop",
+    "mirror",
+    "place_clip",
+    "resample",
+    "reshape_body",
+    "save_clip",
+    "split_by_fraction",
+    "split_clips",
+    "turn",
+    "windows_from_poses",
+]

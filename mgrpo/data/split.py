@@ -1,0 +1,123 @@
+"""Training, validation and held-out motion: whole clips, chosen by name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from mgrpo.data.clip import MotionClip, check_unique_names
+from mgrpo.errors import InputError
+
+DEMO_VALIDATION: tuple[str, ...] = ("punch", "spin")
+"""Clips of the demo motion on which settings may be chosen."""
+
+DEMO_HELD_OUT: tuple[str, ...] = ("run", "kick", "dance_b")
+"""Clips of the demo motion that are only ever evaluated."""
+
+
+class ClipSplit(NamedTuple):
+    """Three disjoint lists of whole clips, each in the order given."""
+
+    train: list[MotionClip]
+    """For fitting."""
+    validation: list[MotionClip]
+    """For choosing settings and checkpoints."""
+    held_out: list[MotionClip]
+    """For reporting."""
+
+
+def split_clips(
+    clips: Sequence[MotionClip], *, validation: Sequence[str] = DEMO_VALIDATION, held_out: Sequence[str] = DEMO_HELD_OUT
+) -> ClipSplit:
+    """Split by clip name, never by window, so that no frame of a held-out clip is ever seen in training.
+
+    Args:
+        clips: clips with different names.
+        validation: names, or shell patterns such as ``"walk_*"``, of the validation clips; may be empty.
+        held_out: the same for the held-out clips; a name in both is an error.
+    Raises:
+        InputError: a name or pattern that fits no clip (the known names are listed), one clip in both sets, nothing
+            left to train on.
+    """
+    check_unique_names(clips)
+    names = [clip.name for clip in clips]
+    chosen: dict[str, set[str]] = {}
+    for label, patterns in (("validation", validation), ("held_out", held_out)):
+        chosen[label] = set()
+        for pattern in patterns:
+            found = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
+            if not found:
+                raise InputError(f"{label}: no clip is called '{pattern}'. Known clips: {_listed(names)}")
+            chosen[label] |= found
+    both = sorted(chosen["validation"] & chosen["held_out"])
+    if both:
+        raise InputError(f"clips in both validation and held_out: {_listed(both)}; each clip may be in one set only")
+    train = [clip for clip in clips if clip.name not in chosen["validation"] | chosen["held_out"]]
+    if not train:
+        raise InputError(f"validation and held_out take all {len(names)} clips; leave some for training")
+    return ClipSplit(
+        train,
+        [clip for clip in clips if clip.name in chosen["validation"]],
+        [clip for clip in clips if clip.name in chosen["held_out"]],
+    )
+
+
+def split_by_fraction(
+    clips: Sequence[MotionClip], *, validation: float = 0.1, held_out: float = 0.1, seed: int = 0
+) -> ClipSplit:
+    """Split motion whose names say nothing: a stable hash of each name decides, so adding clips moves no other clip to
+    another set.
+
+    Copies that preprocessing mirrored (names ending in ``_reflect``) stay with their original. Where chance leaves a
+    set with a positive fraction empty, it gets the clip whose hash is nearest to it.
+
+    Args:
+        clips: clips with different names.
+        validation: share of the clips, in [0, 1).
+        held_out: share of the clips, in [0, 1).
+        seed: another seed, another split.
+    Raises:
+        InputError: shares out of range or fewer clips than sets.
+    """
+    check_unique_names(clips)
+    if not (0 <= validation < 1 and 0 <= held_out < 1 and validation + held_out < 1):
+        raise InputError(
+            f"split_by_fraction(): shares must be in [0, 1) and add up to less than 1, got {validation} and {held_out}"
+        )
+    groups: dict[str, list[MotionClip]] = {}
+    for clip in clips:
+        groups.setdefault(clip.name.replace("_reflect", ""), []).append(clip)
+    keyed = sorted((_fraction(name, seed), name) for name in groups)
+    count = len(keyed)
+    places = {
+        name: ("held_out" if key < held_out else "validation" if key < held_out + validation else "train")
+        for key, name in keyed
+    }
+    wanted = [
+        label for label, share in (("held_out", held_out), ("validation", validation), ("train", 1.0)) if share > 0
+    ]
+    if count < len(wanted):
+        raise InputError(
+            f"{count} clip(s) can't be split into {', '.join(wanted)}; give more clips or name the sets yourself"
+        )
+    if set(places.values()) != set(wanted):
+        places = {name: "train" for _, name in keyed}
+        for index, label in enumerate(wanted[:-1]):
+            places[keyed[index][1]] = label
+    result = {
+        label: [clip for clip in clips if places[clip.name.replace("_reflect", "")] == label]
+        for label in ("train", "validation", "held_out")
+    }
+    return ClipSplit(result["train"], result["validation"], result["held_out"])
+
+
+def _fraction(name: str, seed: int) -> float:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _listed(names: Sequence[str], limit: int = 40) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown}, ... ({len(names)} in all)"
