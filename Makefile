@@ -1,0 +1,42 @@
+# make demo | test | install | ext | check | wheel | clean
+#
+# PYTHON  interpreter that the environment is made from      (python3; 3.10 to 3.13)
+# TORCH   what pip installs as torch, with options if needed (torch==2.13.0)
+# MGRPO_BUILD=auto|cpu|cuda|none, CXX, MGRPO_CXXFLAGS        how the native extension is built, see setup.py
+# DEMO_ARGS, PYTEST_ARGS                                     options for `mgrpo demo` and pytest
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+
+.PHONY: install ext demo test check wheel clean
+
+# Makes .venv and installs this tree into it; returns at once where nothing that matters changed.
+install:
+	@PYTHON='$(PYTHON)' TORCH='$(TORCH)' tools/install
+
+# The native extension alone, with the compiler's output: fails where `make install` would go on without it.
+ext: export MGRPO_BUILD ?= cpu
+ext:
+	@test -x $(VENV)/bin/python || $(MAKE) --no-print-directory install
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python setup.py build_ext --inplace
+
+demo: install
+	@$(VENV)/bin/mgrpo demo $(DEMO_ARGS)
+
+test: install
+	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+check: install
+	@$(VENV)/bin/python -m ruff --version >/dev/null 2>&1 || \
+	  $(VENV)/bin/python -m pip install -q "$$(sed -n 's/.*"\(ruff==[^"]*\)".*/\1/p' pyproject.toml)"
+	@$(VENV)/bin/python -m ruff check .
+
+# build/ keeps files that were deleted from the tree, which would slip into the wheel.
+wheel: install
+	@rm -rf build/lib* build/bdist*
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
+	@ls dist/*.whl
+
+clean:
+	rm -rf build dist *.egg-info kernels/_C*.so $(VENV)/.mgrpo-installed

@@ -1,0 +1,72 @@
+"""Operators of MotionGRPO that other projects may use: geometry, transitions, noise, group policy terms.
+
+Conventions: metres, radians, seconds; column vectors; ``*batch`` stands for any leading axes, ``*#batch`` for axes that
+broadcast to them; options are keyword-only; results are named tuples or tensors; inputs are never modified; nothing
+draws from a global random state.
+
+Every function takes ``backend``: one of ``reference``, ``cpp``, ``triton``, ``cuda``, or None for the order
+:func:`use_backend`, environment variable ``MGRPO_BACKEND``, automatic. ``explain_backend(op)`` prints what this machine
+offers. Importing never compiles anything; without the native extension everything runs on ``reference``.
+"""
+
+from __future__ import annotations
+
+if __name__ != "mgrpo.kernels":
+    # The folder is named 'kernels' in the source tree. Imported under that name it would load twice, and hide another
+    # project's package.
+    raise ImportError(f"import this package as mgrpo.kernels, not as {__name__}")
+
+from ._dispatch import (
+    BACKENDS,
+    BackendError,
+    available_backends,
+    explain_backend,
+    registered_ops,
+    use_backend,
+)
+from .kinematics import ForwardKinematics, forward_kinematics
+from .perlin import perlin_noise
+from .policy import ADVANTAGE_SCHEMES, GroupAdvantages, GrpoLoss, group_advantages, grpo_loss
+from .procrustes import Alignment, procrustes_align
+from .rng import (
+    STREAM_DATA,
+    STREAM_INIT,
+    STREAM_PERLIN,
+    STREAM_STEP,
+    STREAM_TRAIN,
+    philox_normal,
+    philox_uniform,
+)
+from .so3 import project_so3
+from .transition import sde_kl, sde_log_prob, sde_log_ratio, sde_step
+
+__all__ = [
+    "ADVANTAGE_SCHEMES",
+    "BACKENDS",
+    "STREAM_DATA",
+    "STREAM_INIT",
+    "STREAM_PERLIN",
+    "STREAM_STEP",
+    "STREAM_TRAIN",
+    "Alignment",
+    "BackendError",
+    "ForwardKinematics",
+    "GroupAdvantages",
+    "GrpoLoss",
+    "available_backends",
+    "explain_backend",
+    "forward_kinematics",
+    "group_advantages",
+    "grpo_loss",
+    "perlin_noise",
+    "philox_normal",
+    "philox_uniform",
+    "procrustes_align",
+    "project_so3",
+    "registered_ops",
+    "sde_kl",
+    "sde_log_prob",
+    "sde_log_ratio",
+    "sde_step",
+    "use_backend",
+]

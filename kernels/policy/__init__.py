@@ -1,0 +1,269 @@
+"""Group-relative policy optimisation: advantages of groups with several rewards, and the clipped loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._checks import STATE_DTYPES, check_choice, check_integer, check_number, check_tensor, debug_enabled
+from .._dispatch import resolve
+from .._library import define_op
+from . import reference
+
+__all__ = ["ADVANTAGE_SCHEMES", "GroupAdvantages", "GrpoLoss", "group_advantages", "grpo_loss"]
+
+ADVANTAGE_SCHEMES = ("normalize_then_sum", "sum_then_normalize", "gdpo", "center_only", "batch_std")
+
+define_op("group_advantages")
+define_op("grpo_loss")
+
+
+class GroupAdvantages(NamedTuple):
+    """Result of :func:`group_advantages`; float tensors have the rewards' dtype (float32 for half precision)."""
+
+    advantages: Tensor
+    """(B, G); 0 for members that cannot be scored and for dead groups."""
+    per_reward: Tensor
+    """(B, G, K) each reward's unweighted part: before whitening and clamp, advantages = sum_k weights_k per_reward."""
+    std: Tensor
+    """(B, K) spread inside the group of each reward, without floor or eps; 0 with fewer than two scored members."""
+    dead: Tensor
+    """(B, K) bool, the group says nothing about this reward."""
+    alive: Tensor
+    """(B,) bool, some advantage of the group differs from 0; use it to mask groups out of a loss's denominator."""
+
+
+class GrpoLoss(NamedTuple):
+    """Result of :func:`grpo_loss`. Only ``loss`` carries a gradient."""
+
+    loss: Tensor
+    """() surrogate plus KL term, over the denominator."""
+    ratio: Tensor
+    """(...) exp(log_ratio), 1 where not valid."""
+    clip_fraction_low: Tensor
+    """() share of valid elements whose gradient is cut below: advantage < 0 and ratio < 1 - clip_range."""
+    clip_fraction_high: Tensor
+    """() share of valid elements whose gradient is cut above: advantage > 0 and ratio > 1 + clip_range."""
+    approx_kl: Tensor
+    """() mean over valid elements of r - 1 - ln r (k3), >= 0, computed in float64 without cancellation."""
+
+
+def group_advantages(
+    rewards: Tensor,
+    *,
+    scheme: str = "normalize_then_sum",
+    weights: Tensor | Sequence[float] | None = None,
+    ddof: int = 1,
+    eps: float = 1e-8,
+    std_floor_ratio: float = 0.0,
+    dead_ratio: float = 1e-3,
+    dead_abs: float = 1e-6,
+    trim: float = 0.0,
+    clamp: float | None = None,
+    valid: Tensor | None = None,
+    backend: str | None = None,
+) -> GroupAdvantages:
+    """How much better each member is than its group.
+
+    With m_k, std_k the mean and spread of reward k in the group, batch_k its spread over the whole batch, and
+    std_eff = sqrt(std^2 + (std_floor_ratio batch)^2):
+
+    * ``normalize_then_sum`` (MotionGRPO; DanceGRPO's aggregation): sum_k w_k (r_k - m_k) / (std_eff_k + eps)
+    * ``sum_then_normalize`` (Flow-GRPO): with R = sum_k w_k r_k, (R - m_R) / (std_eff_R + eps)
+    * ``gdpo`` (arXiv 2601.05242): the first, then minus its batch mean and over its batch std + 1e-4
+    * ``center_only`` (Dr. GRPO): sum_k w_k (r_k - m_k)
+    * ``batch_std``: sum_k w_k (r_k - m_k) / (batch_k + eps)
+
+    A reward is dead in a group where std_k < max(dead_abs, dead_ratio batch_k), std_k = 0, or fewer than two members
+    are scored; its part is then exactly 0, instead of rounding noise promoted to unit size. ``sum_then_normalize``
+    applies the rule to R. No gradient passes to ``rewards``; everything is computed in float64.
+
+    Args:
+        rewards: (B, G, K), or (B, G) for one reward; higher is better. A member with a NaN or infinite reward (of a
+            weight other than 0) cannot be scored and is treated like ``valid`` False.
+        scheme: one of the above.
+        weights: (K,) importance of each reward; None: all 1.
+        ddof: 1 for the unbiased std, 0 for the biased.
+        eps: added to the divisor, in the reward's unit.
+        std_floor_ratio: floor of a group's spread, as a share of the batch's.
+        dead_ratio, dead_abs: see above; both 0 masks only groups without any spread.
+        trim: share in [0, 0.5) of a group's scored members, rounded down, that the mean and std leave out at each end
+            (MixGRPO). Those members still get advantages.
+        clamp: bound on the size of the summed (and whitened) advantage; None: no bound. One reward with the unbiased
+            std never exceeds (G - 1) / sqrt(G), a sum of K rewards K times that.
+        valid: (B, G) bool, False leaves a member out of all statistics, with advantage 0.
+        backend: see :mod:`mgrpo.kernels`.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape or value; G < 2, as a single member has nothing to compare with.
+    """
+    function = "group_advantages"
+    check_tensor(function, "rewards", rewards, dtypes=STATE_DTYPES)
+    if rewards.dim() not in (2, 3):
+        raise ValueError(f"{function}(): rewards must have shape (B, G, K) or (B, G), got {tuple(rewards.shape)}")
+    if rewards.shape[1] < 2:
+        raise ValueError(
+            f"{function}(): rewards must have groups of G >= 2 members to compare, got {tuple(rewards.shape)} with "
+            f"G = {rewards.shape[1]}"
+        )
+    check_choice(function, "scheme", scheme, ADVANTAGE_SCHEMES)
+    ddof = check_integer(function, "ddof", ddof, minimum=0)
+    if ddof > 1:
+        raise ValueError(f"{function}(): ddof must be 0 or 1, got {ddof}")
+    for name, value in (
+        ("eps", eps), ("std_floor_ratio", std_floor_ratio), ("dead_ratio", dead_ratio), ("dead_abs", dead_abs)
+    ):  # fmt: skip
+        check_number(function, name, value, minimum=0.0)
+    check_number(function, "trim", trim, minimum=0.0)
+    if trim >= 0.5:
+        raise ValueError(f"{function}(): trim must be < 0.5, got {trim!r}")
+    if clamp is not None:
+        check_number(function, "clamp", clamp, minimum=0.0, exclusive_minimum=True)
+    values = rewards.detach().double()
+    values = values[:, :, None] if values.dim() == 2 else values
+    batch, group, kinds = values.shape
+    if valid is None:
+        valid = torch.ones((batch, group), dtype=torch.bool, device=rewards.device)
+    else:
+        check_tensor(function, "valid", valid, ("B", "G"), dtypes=(torch.bool,), sizes={"B": batch, "G": group})
+        _check_device(function, "valid", valid, "rewards", rewards)
+    reward_weights = _check_weights(function, weights, kinds, rewards)
+    resolve(function, backend, rewards)
+    advantages, per_reward, std, dead, alive = reference.group_advantages(
+        values, valid, reward_weights, scheme=scheme, ddof=ddof, eps=eps, std_floor_ratio=std_floor_ratio,
+        dead_ratio=dead_ratio, dead_abs=dead_abs, trim=trim, clamp=clamp,
+    )  # fmt: skip
+    dtype = torch.float64 if rewards.dtype == torch.float64 else torch.float32
+    return GroupAdvantages(advantages.to(dtype), per_reward.to(dtype), std.to(dtype), dead, alive)
+
+
+def grpo_loss(
+    log_ratio: Tensor,
+    advantages: Tensor,
+    *,
+    clip_range: float | tuple[float, float],
+    valid: Tensor | None = None,
+    weights: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    kl: Tensor | None = None,
+    kl_coef: float = 0.0,
+    backend: str | None = None,
+) -> GrpoLoss:
+    """Clipped surrogate (PPO, Schulman et al. 2017): sum over valid elements of w max(-A r, -A clip(r)) + kl_coef kl,
+    over the denominator.
+
+    r = exp(log_ratio), clipped to [1 - low, 1 + high]. The gradient with respect to log_ratio is -w A r / denominator,
+    and exactly 0 where the clip is active or the element is not valid, even if it is NaN there.
+
+    Args:
+        log_ratio: (...) any shape, ln p_new - ln p_old; gradient flows here. Half precision is computed in float32.
+        advantages: same shape (expand it over diffusion steps), constants.
+        clip_range: width on both sides, or (low, high); > 0. MotionGRPO and DanceGRPO use 1e-4.
+        valid: same shape, bool; False leaves an element out of the sum, the denominator and the statistics. Dead
+            groups (``GroupAdvantages.alive``) belong here.
+        weights: same shape, >= 0, on the surrogate (diffusion step weights; mean 1 keeps the scale). They do not
+            enter the denominator and do not weigh ``kl``.
+        denominator: number, or () tensor, to divide by: the count over all micro-batches and ranks when the loss is
+            accumulated. None: the number of valid elements here; 0 elements give loss 0.
+        kl: same shape, divergence to a reference policy per element, differentiable; see ``sde_kl``.
+        kl_coef: its factor, >= 0.
+        backend: see :mod:`mgrpo.kernels`.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device or value; kl_coef > 0 without kl.
+    """
+    function = "grpo_loss"
+    check_tensor(function, "log_ratio", log_ratio, dtypes=STATE_DTYPES)
+    dtype = torch.float64 if log_ratio.dtype == torch.float64 else torch.float32
+    low, high = _check_clip_range(function, clip_range)
+    check_number(function, "kl_coef", kl_coef, minimum=0.0)
+    if kl is None and kl_coef > 0:
+        raise ValueError(f"{function}(): kl must be a tensor when kl_coef > 0, got None with kl_coef = {kl_coef:g}")
+    for name, value in (("advantages", advantages), ("weights", weights), ("kl", kl)):
+        if value is not None or name == "advantages":
+            _check_same(function, name, value, log_ratio, STATE_DTYPES)
+    if valid is None:
+        valid = torch.ones_like(log_ratio, dtype=torch.bool)
+    else:
+        _check_same(function, "valid", valid, log_ratio, (torch.bool,))
+    divisor = _check_denominator(function, denominator, valid, log_ratio)
+    resolve(function, backend, log_ratio, advantages)
+
+    # Zeros take the place of what is not valid, before any arithmetic: a NaN there reaches neither value nor gradient.
+    safe_log_ratio = torch.where(valid, log_ratio.to(dtype), 0.0)
+    safe_advantages = torch.where(valid, advantages.detach().to(dtype), 0.0)
+    surrogate, ratio, clipped_low, clipped_high = reference.clipped_surrogate(
+        safe_log_ratio, safe_advantages, low, high
+    )
+    if weights is not None:
+        surrogate = surrogate * torch.where(valid, weights.detach().to(dtype), 0.0)
+    loss = (surrogate.sum(dtype=torch.float64) / divisor).to(dtype)
+    if kl is not None and kl_coef > 0:
+        loss = loss + (torch.where(valid, kl.to(dtype), 0.0).sum(dtype=torch.float64) * kl_coef / divisor).to(dtype)
+    with torch.no_grad():
+        count = valid.sum(dtype=torch.float64).clamp_min(1.0)
+        fractions = [(side.sum(dtype=torch.float64) / count).to(dtype) for side in (clipped_low, clipped_high)]
+        approx_kl = (reference.k3(safe_log_ratio.double()).sum() / count).to(dtype)
+    return GrpoLoss(loss, ratio, *fractions, approx_kl)
+
+
+def _check_device(function: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.device != other.device:
+        raise ValueError(f"{function}(): {name} must be on {other.device} like {other_name}, got {value.device}")
+
+
+def _check_same(function: str, name: str, value: object, log_ratio: Tensor, dtypes: Sequence[torch.dtype]) -> None:
+    check_tensor(function, name, value, dtypes=dtypes)
+    if value.shape != log_ratio.shape:
+        raise ValueError(
+            f"{function}(): {name} must have the shape of log_ratio {tuple(log_ratio.shape)}, got {tuple(value.shape)}"
+        )
+    _check_device(function, name, value, "log_ratio", log_ratio)
+
+
+def _check_weights(function: str, weights: Tensor | Sequence[float] | None, kinds: int, rewards: Tensor) -> Tensor:
+    if weights is None:
+        return torch.ones(kinds, dtype=torch.float64, device=rewards.device)
+    given = not isinstance(weights, Tensor)
+    if given:
+        weights = torch.tensor([float(w) for w in weights], dtype=torch.float64)
+    else:
+        check_tensor(function, "weights", weights, dtypes=STATE_DTYPES)
+        _check_device(function, "weights", weights, "rewards", rewards)
+        weights = weights.detach().double()
+    if weights.shape != (kinds,):
+        raise ValueError(f"{function}(): weights must have shape (K,) with K = {kinds}, got {tuple(weights.shape)}")
+    readable = weights.device.type == "cpu" or debug_enabled()
+    if readable and not torch.compiler.is_compiling() and not bool(torch.isfinite(weights).all()):
+        raise ValueError(f"{function}(): weights must be finite, got {weights.tolist()}")
+    return weights.to(rewards.device)
+
+
+def _check_clip_range(function: str, clip_range: float | tuple[float, float]) -> tuple[float, float]:
+    if isinstance(clip_range, (tuple, list)):
+        if len(clip_range) != 2:
+            raise ValueError(f"{function}(): clip_range must be a number or (low, high), got {clip_range!r}")
+        low, high = clip_range
+    else:
+        low = high = clip_range
+    for value in (low, high):
+        check_number(function, "clip_range", value, minimum=0.0, exclusive_minimum=True)
+    return float(low), float(high)
+
+
+def _check_denominator(
+    function: str, denominator: float | Tensor | None, valid: Tensor, log_ratio: Tensor
+) -> float | Tensor:
+    if denominator is None:
+        return valid.sum(dtype=torch.float64).clamp_min(1.0)
+    if isinstance(denominator, Tensor):
+        check_tensor(function, "denominator", denominator, (), dtypes=(*STATE_DTYPES, torch.int32, torch.int64))
+        _check_device(function, "denominator", denominator, "log_ratio", log_ratio)
+        # An all-reduced count may be 0 when every group is dead; the sum is 0 then as well.
+        count = denominator.detach().double()
+        return torch.where(count > 0, count, 1.0)
+    check_number(function, "denominator", denominator, minimum=0.0, exclusive_minimum=True)
+    return float(denominator)

@@ -1,0 +1,78 @@
+"""Alignment of corresponding point clouds by a similarity or a rigid motion."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._checks import broadcast_batch, check_like, check_nonnegative, check_tensor
+from .._dispatch import resolve
+from . import op as _op  # noqa: F401  (registers the operators)
+from . import reference
+
+
+class Alignment(NamedTuple):
+    """The motion ``y = scale R x + t`` and the source points after it."""
+
+    aligned: Tensor
+    """(*batch, N, 3) source points moved onto the target, metres."""
+    R: Tensor
+    """(*batch, 3, 3) rotation, determinant +1."""
+    t: Tensor
+    """(*batch, 3) translation, metres."""
+    scale: Tensor
+    """(*batch) scale, >= 0; ones when the alignment was asked for without scale."""
+
+
+def procrustes_align(
+    source: Tensor,
+    target: Tensor,
+    weights: Tensor | None = None,
+    *,
+    with_scale: bool = True,
+    backend: str | None = None,
+) -> Alignment:
+    """The similarity that minimises ``sum_i w_i |scale R x_i + t - y_i|^2`` (Umeyama 1991), with gradients through it.
+
+    Args:
+        source: (*#batch, N, 3) points x, metres; float32 or float64.
+        target: (*#batch, N, 3) points y, metres.
+        weights: (*#batch, N), >= 0 (checked under MGRPO_DEBUG=1); None weighs all points alike.
+        with_scale: False fixes the scale to 1 (rigid alignment).
+        backend: see :mod:`mgrpo.kernels`; None chooses.
+
+    Returns:
+        :class:`Alignment`, contiguous; differentiable in source, target and weights.
+
+    Degenerate clouds never give NaN. Fewer than three points, or collinear ones, leave a turn about their line open: R
+    is then one of the best rotations (with the same residual on every backend). Where all source points coincide (to
+    rounding), or N = 0, or all weights are zero, R is the identity and the scale 1; without any weight also t = 0.
+    A reflected target gives the best proper rotation. A NaN stays in its own row.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype or shape. BackendError: ``backend`` cannot serve the call.
+    """
+    name = "procrustes_align"
+    sizes: dict[str, int] = {}
+    check_tensor(name, "source", source, ("*#batch", "N", 3), sizes=sizes)
+    check_tensor(name, "target", target, ("*#batch", "N", 3), sizes=sizes)
+    check_like(name, "target", target, "source", source)
+    batches = {"source": source.shape[:-2], "target": target.shape[:-2]}
+    if weights is None:
+        weights = torch.ones((), dtype=source.dtype, device=source.device)
+        weights = weights.expand(sizes["N"])
+    else:
+        check_tensor(name, "weights", weights, ("*#batch", "N"), sizes=sizes)
+        check_like(name, "weights", weights, "source", source)
+        check_nonnegative(name, "weights", weights)
+        batches["weights"] = weights.shape[:-1]
+    batch = broadcast_batch(name, **batches)
+    source, target = source.expand(*batch, -1, -1), target.expand(*batch, -1, -1)
+    weights = weights.expand(*batch, -1)
+
+    chosen = resolve(name, backend, source)
+    if chosen == "reference":
+        return Alignment(*reference.procrustes_align(source, target, weights, with_scale=with_scale))
+    return Alignment(*torch.ops.mgrpo.procrustes_align(source, target, weights, with_scale, chosen))

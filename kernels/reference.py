@@ -1,0 +1,39 @@
+"""The oracle of every op, for users who want to check the fast backends: ``reference.<op>`` with the op's arguments.
+
+Each is the public function bound to ``backend="reference"``: readable torch, clean in float64, and twice differentiable
+where the op is differentiable.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from . import kinematics, perlin, policy, procrustes, rng, so3, transition
+
+forward_kinematics = partial(kinematics.forward_kinematics, backend="reference")
+group_advantages = partial(policy.group_advantages, backend="reference")
+grpo_loss = partial(policy.grpo_loss, backend="reference")
+perlin_noise = partial(perlin.perlin_noise, backend="reference")
+philox_normal = partial(rng.philox_normal, backend="reference")
+philox_uniform = partial(rng.philox_uniform, backend="reference")
+procrustes_align = partial(procrustes.procrustes_align, backend="reference")
+project_so3 = partial(so3.project_so3, backend="reference")
+sde_kl = partial(transition.sde_kl, backend="reference")
+sde_log_prob = partial(transition.sde_log_prob, backend="reference")
+sde_log_ratio = partial(transition.sde_log_ratio, backend="reference")
+sde_step = partial(transition.sde_step, backend="reference")
+
+__all__ = [
+    "forward_kinematics",
+    "group_advantages",
+    "grpo_loss",
+    "perlin_noise",
+    "philox_normal",
+    "philox_uniform",
+    "procrustes_align",
+    "project_so3",
+    "sde_kl",
+    "sde_log_prob",
+    "sde_log_ratio",
+    "sde_step",
+]

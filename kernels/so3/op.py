@@ -1,0 +1,39 @@
+"""The registered operators ``mgrpo::project_so3`` and ``mgrpo::project_so3_backward``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._library import Kernel, define_op, native, native_cpu
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, bool, str], output: Tensor) -> None:
+    matrices, ctx.fix_det, ctx.backend = inputs
+    ctx.save_for_backward(matrices, output)
+
+
+def _gradient(ctx: Any, grad_R: Tensor) -> tuple[Tensor, None, None]:
+    matrices, R = ctx.saved_tensors
+    grad = torch.ops.mgrpo.project_so3_backward(grad_R, matrices, R, ctx.fix_det, ctx.backend)
+    return grad, None, None
+
+
+define_op(
+    "project_so3",
+    implementations={"cpp": native_cpu(["project_so3_fwd", "project_so3_bwd"])},
+    forward=Kernel(
+        "(Tensor matrices, bool fix_det, str backend) -> Tensor",
+        fake=lambda matrices, fix_det, backend: matrices.new_empty(matrices.shape),
+        backends={"cpp": native("project_so3_fwd")},
+    ),
+    backward=Kernel(
+        "(Tensor grad_R, Tensor matrices, Tensor R, bool fix_det, str backend) -> Tensor",
+        fake=lambda grad_R, matrices, R, fix_det, backend: matrices.new_empty(matrices.shape),
+        backends={"cpp": native("project_so3_bwd")},
+    ),
+    setup_context=_setup_context,
+    gradient=_gradient,
+)
