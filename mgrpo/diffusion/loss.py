@@ -1,0 +1,214 @@
+"""Training loss of the prior: EgoAllo's weighted x0 regression (fact sheet E)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mgrpo.diffusion.schedule import CosineSchedule
+from mgrpo.errors import InputError
+from mgrpo.geometry import se3_apply, se3_inverse
+from mgrpo.kernels import STREAM_TRAIN, philox_normal, philox_uniform
+from mgrpo.models.denoiser import Denoiser
+from mgrpo.models.state import NUM_BETAS, StateLayout, pack_windows
+
+if TYPE_CHECKING:
+    from mgrpo.data.windows import MotionWindows
+
+_LEFT_WRIST, _RIGHT_WRIST = 20, 21
+"""Wrists among the 22 joints, root first."""
+_HAND_MOTION_MIN = 1e-5
+_HAND_FRAMES_MIN = 256
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the loss terms; the defaults are EgoAllo's."""
+
+    betas: float = 0.1
+    """Body shape. Inside the term, coefficient i (from 0) counts 1 / (i + 1)."""
+    body_rotmats: float = 1.0
+    """Body rotations, compared as raw matrix entries."""
+    contacts: float = 0.1
+    """Contact flags."""
+    hand_rotmats: float = 0.01
+    """Hand rotations, of clips whose hands move."""
+    level: Literal["egoallo", "constant"] = "egoallo"
+    """Weight of a diffusion level: EgoAllo's ``0.99 SNR_t / SNR_1 + 0.01`` (levels below 20 dominate), or 1 for all
+    levels."""
+
+    def __post_init__(self) -> None:
+        for name in ("betas", "body_rotmats", "contacts", "hand_rotmats"):
+            value = getattr(self, name)
+            if not 0.0 <= value < float("inf"):
+                raise InputError(f"LossWeights.{name} must be finite and not negative, got {value}")
+        if self.level not in ("egoallo", "constant"):
+            raise InputError(f"LossWeights.level must be 'egoallo' or 'constant', got {self.level!r}")
+
+
+class DenoisingLoss(NamedTuple):
+    """Loss of one batch."""
+
+    total: Tensor
+    """Weighted sum of the terms, a scalar with gradient."""
+    terms: dict[str, Tensor]
+    """Each modality's term before its weight, scalars with gradient."""
+
+
+class TrainingDraws(NamedTuple):
+    """Random numbers of one training batch."""
+
+    t: Tensor
+    """Levels ``(B,)`` int64."""
+    noise: Tensor
+    """``(B, T, D)`` float32, standard normal."""
+    cond_keep: Tensor
+    """``(B,)`` bool, False where the condition is dropped."""
+    hand_keep: Tensor
+    """``(B, T)`` bool, False where the wrists' positions are hidden; each clip has its own rate."""
+
+
+def draw_training_noise(
+    layout: StateLayout,
+    *,
+    seed: int,
+    iteration: int,
+    batch: int,
+    frames: int,
+    max_t: int = 1000,
+    cond_dropout: float = 0.0,
+    device: torch.device | str = "cpu",
+) -> TrainingDraws:
+    """The random numbers of training iteration ``iteration``: a pure function of (seed, iteration, position in the
+    batch).
+
+    Levels are uniform on 1 … max_t. ``cond_dropout`` is the probability with which an item's condition is zeroed.
+    """
+    if not 0.0 <= cond_dropout <= 1.0:
+        raise InputError(f"draw_training_noise(): cond_dropout must lie in [0, 1], got {cond_dropout}")
+    item = torch.arange(batch, device=device)
+    none = torch.zeros_like(item)
+
+    def uniform(shape: tuple[int, ...], step: int) -> Tensor:
+        return philox_uniform(
+            shape, seed=seed, iteration=iteration, condition=item, member=none, step=step, stream=STREAM_TRAIN
+        )
+
+    noise = philox_normal(
+        (frames, layout.dim), seed=seed, iteration=iteration, condition=item, member=none, step=0, stream=STREAM_TRAIN
+    )
+    t = (uniform((), 1).double() * max_t).floor().long().clamp_(max=max_t - 1) + 1
+    hidden = uniform((frames + 1,), 3)
+    return TrainingDraws(
+        t=t,
+        noise=noise,
+        cond_keep=uniform((), 2) >= cond_dropout,
+        # A frame is shown with its clip's own probability.
+        hand_keep=hidden[:, 1:] < hidden[:, :1],
+    )
+
+
+def hand_positions(windows: MotionWindows) -> Tensor:
+    """Left then right wrist in the CPF frame, metres ``(B, T, 6)``."""
+    wrists = windows.joints[..., [_LEFT_WRIST, _RIGHT_WRIST], :]
+    return se3_apply(se3_inverse(windows.T_world_cpf)[..., None, :], wrists).flatten(-2)
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    windows: MotionWindows,
+    layout: StateLayout,
+    schedule: CosineSchedule,
+    *,
+    t: Tensor,
+    noise: Tensor,
+    weights: LossWeights | None = None,
+    cond_keep: Tensor | None = None,
+    hand_keep: Tensor | None = None,
+) -> DenoisingLoss:
+    """EgoAllo's training loss of one batch.
+
+    ``x_t = sqrt(ᾱ) x0 + sqrt(1 - ᾱ) noise``; each term is
+    ``Σ_b w_t(b) Σ_frames mask · mean_channels(error²) / Σ mask``. Hands count only in clips where they move (summed
+    absolute change from the first frame above 1e-5), with a denominator of at least 256 frames. Schedule constants are
+    float32, as in EgoAllo.
+
+    Args:
+        denoiser: the network.
+        windows: the batch, B windows of T frames.
+        layout: the state's layout; the denoiser's.
+        schedule: noise schedule.
+        t: levels ``(B,)`` int64 in 1 … max_t.
+        noise: ``(B, T, D)``.
+        weights: term weights; default EgoAllo's.
+        cond_keep: ``(B,)`` bool, False zeroes that item's condition (condition dropout).
+        hand_keep: ``(B, T)`` bool, False hides the wrists in the condition; only for models that have them there.
+
+    Raises:
+        InputError: shapes or layouts that don't fit.
+    """
+    weights = LossWeights() if weights is None else weights
+    if layout != denoiser.layout:
+        raise InputError(f"denoising_loss(): the layout {layout} isn't the denoiser's, {denoiser.layout}")
+    if schedule.max_t != denoiser.config.max_t:
+        raise InputError(
+            f"denoising_loss(): the schedule has {schedule.max_t} levels, the denoiser "
+            f"{denoiser.config.max_t}; they must agree"
+        )
+    x0 = pack_windows(layout, windows)
+    if noise.shape != x0.shape or t.shape != x0.shape[:1]:
+        raise InputError(
+            f"denoising_loss(): noise must have shape {tuple(x0.shape)} and t {tuple(x0.shape[:1])}, "
+            f"got {tuple(noise.shape)} and {tuple(t.shape)}"
+        )
+    mask = windows.mask
+    if not bool(mask.any(dim=-1).all()):
+        raise InputError("denoising_loss(): every window must have at least one real frame in its mask")
+
+    # float32 constants, widened where the data is wider: EgoAllo's arithmetic.
+    abar = schedule.alpha_bar.to(t.device, torch.float32)[t]
+    if weights.level == "egoallo":
+        level_weight = schedule.training_weight_f32.to(t.device)[t].to(x0.dtype)
+    else:
+        level_weight = torch.ones_like(abar, dtype=x0.dtype)
+    signal, spread = abar.sqrt()[:, None, None].to(x0.dtype), (1.0 - abar).sqrt()[:, None, None].to(x0.dtype)
+    x_t = torch.addcmul(x0 * signal, noise.to(x0.dtype), spread)
+
+    wrists = None
+    if denoiser.config.include_hand_positions_cond:
+        wrists = hand_positions(windows)
+        if hand_keep is not None:
+            wrists = torch.where(hand_keep[..., None], wrists, torch.zeros_like(wrists))
+    x0_pred = denoiser(
+        x_t,
+        t,
+        T_world_cpf=windows.T_world_cpf,
+        T_cpf_tm1_cpf_t=windows.T_cpf_tm1_cpf_t,
+        hand_positions_wrt_cpf=wrists,
+        # Without padding the masked attention gives the same numbers and is slower.
+        mask=None if bool(mask.all()) else mask,
+        cond_dropout_keep_mask=cond_keep,
+    )
+
+    error = (x0_pred - x0.to(x0_pred.dtype)) ** 2
+    frame_weight = mask.to(x0_pred.dtype) * level_weight[:, None].to(x0_pred.dtype)
+    frames = mask.sum()
+    terms: dict[str, Tensor] = {}
+    for name, part in layout.slices.items():
+        squared = error[..., part]
+        if name == "betas":
+            falling = 1.0 / torch.arange(1, NUM_BETAS + 1, dtype=squared.dtype, device=squared.device)
+            squared = squared * falling
+        if name == "hand_rotmats":
+            hands = x0[..., part]
+            moved = ((hands - hands[:, :1]).abs().sum(dim=-1) * mask).sum(dim=-1) > _HAND_MOTION_MIN
+            counted = mask & moved[:, None]
+            term = (squared.mean(dim=-1) * frame_weight * counted).sum() / counted.sum().clamp_min(_HAND_FRAMES_MIN)
+        else:
+            term = (squared.mean(dim=-1) * frame_weight).sum() / frames
+        terms[name] = term
+    total = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
+    return DenoisingLoss(total=total, terms=terms)

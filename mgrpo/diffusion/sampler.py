@@ -1,0 +1,248 @@
+"""Sampling groups of motions: G samples for each of B conditions, one encoder pass per condition and level.
+
+All noise comes from a counter keyed by (seed, iteration, condition, member, step). A condition's samples therefore
+don't depend on which other conditions are in the batch or how it is split, and the noise of any step can be made again
+later (:func:`step_noise`) instead of being stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from mgrpo.diffusion.transition import Transitions
+from mgrpo.errors import InputError
+from mgrpo.kernels import STREAM_INIT, STREAM_STEP, philox_normal, sde_step
+from mgrpo.models.denoiser import Denoiser
+from mgrpo.models.state import StateLayout, project_state
+
+Record = Literal["none", "all", "last"]
+
+
+class GroupPredictor(Protocol):
+    """What sampling needs of a network: :class:`mgrpo.models.denoiser.Denoiser` has it, and any other x0-predicting
+    model can."""
+
+    def encode(self, cond: Tensor, t: Tensor) -> Any:
+        """Encode conditions ``(B, T, d_cond)`` at levels ``t (B,)``. Takes ``mask`` too if :func:`sample` is given
+        one."""
+        ...
+
+    def decode(self, x_t: Tensor, t: Tensor, memory: Any) -> Tensor:
+        """Predict clean states ``(B, G, T, D)`` of ``x_t (B, G, T, D)``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseKeys:
+    """Which noise a group of samples gets."""
+
+    seed: int
+    """The run's seed."""
+    iteration: int
+    """Training iteration, or any other number that tells draws apart."""
+    condition: Tensor
+    """One identifier per condition ``(B,)`` int64, not negative: the same condition gets the same noise in any
+    batch."""
+    members: int
+    """Samples per condition, G."""
+    share_initial: bool = True
+    """Whether the members of a group start from the same x_T (they still draw their own noise at every step)."""
+    first_member: int | Tensor = 0
+    """Number of each condition's first member, or one for each of them ``(B,)`` int64: a large group can be sampled in
+    parts."""
+
+    def __post_init__(self) -> None:
+        condition, first = self.condition, self.first_member
+        if condition.ndim != 1 or condition.dtype != torch.int64:
+            raise InputError(
+                f"NoiseKeys.condition must be an int64 tensor of shape (B,), got {condition.dtype} "
+                f"{tuple(condition.shape)}"
+            )
+        if self.members < 1:
+            raise InputError(f"NoiseKeys.members must be at least 1, got {self.members}")
+        if isinstance(first, Tensor):
+            if first.shape != condition.shape or first.dtype != torch.int64:
+                raise InputError(
+                    "NoiseKeys.first_member must be a whole number or an int64 tensor of shape "
+                    f"{tuple(condition.shape)}, "
+                    f"got {first.dtype} {tuple(first.shape)}"
+                )
+        elif first < 0:
+            raise InputError(f"NoiseKeys.first_member must not be negative, got {first}")
+
+    @cached_property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """``(condition, member)`` of every sample ``(B * G,)``, condition by condition."""
+        offset = torch.arange(self.members, device=self.condition.device)
+        first = self.first_member
+        if not isinstance(first, Tensor):
+            first = torch.full_like(self.condition, first)
+        return self.condition.repeat_interleave(self.members), (first[:, None] + offset).flatten()
+
+    def one_row_per_member(self) -> NoiseKeys:
+        """The same noise, laid out as B * G rows of one member each: for conditions that differ between the members of
+        a group."""
+        condition, member = self.rows
+        return dataclasses.replace(self, condition=condition, members=1, first_member=member)
+
+    def select(self, index: slice | Tensor) -> NoiseKeys:
+        """The keys of some conditions: ``index`` is a slice or an index tensor into the batch axis."""
+        first = self.first_member
+        return dataclasses.replace(
+            self, condition=self.condition[index], first_member=first[index] if isinstance(first, Tensor) else first
+        )
+
+
+def initial_noise(keys: NoiseKeys, shape: tuple[int, int]) -> Tensor:
+    """The starting states x_T ``(B, G, T, D)`` float32 for ``shape`` = (T, D); expanded, not copied, where the group
+    shares them."""
+    batch, group = len(keys.condition), keys.members
+    if keys.share_initial:
+        condition, member = keys.condition, torch.zeros_like(keys.condition)
+    else:
+        condition, member = keys.rows
+    drawn = philox_normal(
+        shape, seed=keys.seed, iteration=keys.iteration, condition=condition, member=member, step=0, stream=STREAM_INIT
+    )
+    return drawn.view(batch, -1, *shape).expand(batch, group, *shape)
+
+
+def step_noise(keys: NoiseKeys, k: int, shape: tuple[int, int]) -> Tensor:
+    """The noise of step ``k`` (0 = the first, from the highest level) ``(B, G, T, D)`` float32, for ``shape`` = (T,
+    D)."""
+    condition, member = keys.rows
+    drawn = philox_normal(
+        shape, seed=keys.seed, iteration=keys.iteration, condition=condition, member=member, step=k, stream=STREAM_STEP
+    )
+    return drawn.view(len(keys.condition), keys.members, *shape)
+
+
+@dataclass(frozen=True, eq=False)
+class SampleResult:
+    """Samples and, if asked for, the path that led to them."""
+
+    x0: Tensor
+    """Clean states ``(B, G, T, D)``; body rotations projected if the sampler projects."""
+    steps: tuple[int, ...] = ()
+    """Indices of the recorded steps, in sampling order."""
+    x_t: list[Tensor] = field(default_factory=list)
+    """State before each recorded step, ``(B, G, T, D)``: the network's input."""
+    x0_pred: list[Tensor] = field(default_factory=list)
+    """Prediction that entered each recorded step's mean ``(B, G, T, D)``: projected if the sampler projects."""
+
+
+@torch.no_grad()
+def sample(
+    policy: GroupPredictor,
+    cond: Tensor,
+    transitions: Transitions,
+    keys: NoiseKeys | None,
+    *,
+    layout: StateLayout | None = None,
+    mask: Tensor | None = None,
+    project_rotations: bool = True,
+    fix_det: bool = True,
+    record: Record = "none",
+    record_last: int = 3,
+    noise: Tensor | None = None,
+    callback: Callable[[int, int], None] | None = None,
+) -> SampleResult:
+    """Sample G motions for each condition, as one window per condition.
+
+    Args:
+        policy: the network, usually a :class:`~mgrpo.models.denoiser.Denoiser`, whose dropout must be off.
+        cond: encoded head motion ``(B, T, d_cond)``.
+        transitions: the sampler's steps.
+        keys: which noise to draw; may be None if ``noise`` is given.
+        layout: the state's layout; default the denoiser's. Must be given for other policies.
+        mask: ``(B, T)`` bool, True = a real frame, for windows of different lengths.
+        project_rotations: replace the predicted body rotations by the nearest rotations inside every step, as EgoAllo
+            does (never the hands'). The prototype's policy doesn't.
+        fix_det: make projected matrices proper; False is EgoAllo's.
+        record: keep the path: of no step, of all steps, or of the last ``record_last``.
+        record_last: number of steps kept by ``record="last"``.
+        noise: recorded noise ``(S + 1, B, G, T, D)`` to use instead: index 0 is x_T, index k + 1 the draw of step k.
+        callback: called after each step with (steps done, steps in all).
+
+    Returns:
+        see :class:`SampleResult`. The state is float64 for a float64 ``cond``, otherwise float32, whatever the network
+        computes in.
+
+    Raises:
+        InputError: arguments that don't fit each other.
+    """
+    if isinstance(policy, Denoiser):
+        if layout is not None and layout != policy.layout:
+            raise InputError(f"sample(): the layout {layout} isn't the denoiser's, {policy.layout}")
+        layout = policy.layout
+        if policy.training and policy.config.dropout_p:
+            raise InputError(
+                f"sample(): the denoiser is in training mode with dropout {policy.config.dropout_p}; call eval() first"
+            )
+    elif layout is None:
+        raise InputError("sample(): give the state's layout; only a Denoiser knows its own")
+    if cond.ndim != 3:
+        raise InputError(f"sample(): cond must have shape (B, T, d_cond), got {tuple(cond.shape)}")
+    batch, frames = cond.shape[:2]
+    shape = (frames, layout.dim)
+    steps = len(transitions)
+    if noise is not None:
+        if noise.ndim != 5 or noise.shape[:2] != (steps + 1, batch) or noise.shape[3:] != shape:
+            raise InputError(
+                f"sample(): noise must have shape {(steps + 1, batch, 'G', *shape)} (x_T, then one draw per "
+                f"step), got {tuple(noise.shape)}"
+            )
+        group = noise.shape[2]
+    elif keys is None:
+        raise InputError("sample(): give keys to draw noise from, or the noise itself")
+    else:
+        group = keys.members
+        if len(keys.condition) != batch:
+            raise InputError(f"sample(): cond holds {batch} conditions, keys.condition {len(keys.condition)}")
+    if record not in ("none", "all", "last"):
+        raise InputError(f"sample(): record must be 'none', 'all' or 'last', got {record!r}")
+    if record == "last" and record_last < 1:
+        raise InputError(f"sample(): record_last must be at least 1, got {record_last}")
+    first_recorded = {"none": steps, "all": 0, "last": max(steps - record_last, 0)}[record]
+
+    state_dtype = torch.float64 if cond.dtype == torch.float64 else torch.float32
+    padding = {} if mask is None else {"mask": mask}
+    if noise is not None:
+        x = noise[0].to(state_dtype)
+    else:
+        assert keys is not None
+        x = initial_noise(keys, shape).to(state_dtype)
+    recorded_x: list[Tensor] = []
+    recorded_x0: list[Tensor] = []
+    for k, (level, A, B, s) in enumerate(transitions.scalars):
+        t = torch.full((batch,), level, dtype=torch.int64, device=cond.device)
+        # The first call sees one x_T per group where that is shared, but it isn't computed once and copied: a matrix
+        # product of another size may round differently, and the policy update must find the same ratio of exactly one
+        # at every step.
+        x0_pred = policy.decode(x, t, policy.encode(cond, t, **padding)).to(state_dtype)
+        if project_rotations:
+            x0_pred = project_state(layout, x0_pred, fix_det=fix_det)
+        if k >= first_recorded:
+            recorded_x.append(x)
+            recorded_x0.append(x0_pred)
+        if s == 0.0 and A == 0.0:
+            x = x0_pred if B == 1.0 else x0_pred * B
+        else:
+            z = None
+            if s > 0.0:
+                if noise is not None:
+                    z = noise[k + 1].to(state_dtype).flatten(0, 1)
+                else:
+                    assert keys is not None
+                    z = step_noise(keys, k, shape).to(state_dtype).flatten(0, 1)
+            x = sde_step(x.flatten(0, 1), x0_pred.flatten(0, 1), A, B, s, z).view(batch, group, *shape)
+        if callback is not None:
+            callback(k + 1, steps)
+    return SampleResult(x0=x, steps=tuple(range(first_recorded, steps)), x_t=recorded_x, x0_pred=recorded_x0)

@@ -1,0 +1,687 @@
+"""The denoiser: EgoAllo's transformer, module for module, so that its released checkpoint loads into it.
+
+It predicts the clean motion state x0 from a noised one, given head motion (fact sheet, section C). Two entry points
+share one
+implementation: :meth:`Denoiser.forward` for single windows, and :meth:`Denoiser.encode` / :meth:`Denoiser.decode` for
+    groups of samples that share a condition. The encoder and the cross-attention's keys and values depend only on
+    (condition, level), so a group of G samples computes them once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgrpo.errors import InputError
+from mgrpo.models.conditioning import COND_PARAMS, cond_dim, make_cond
+from mgrpo.models.state import StateLayout, project_state
+
+_ROPE_THETA = 10000.0
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Shape and options of the denoiser; field names and defaults are EgoAllo's."""
+
+    max_t: int = 1000
+    """Number of diffusion levels; level t = 1 … max_t, embedding row t - 1."""
+    fourier_enc_freqs: int = 3
+    """Fourier frequencies per conditioning channel."""
+    d_latent: int = 512
+    """Width of the token streams."""
+    d_feedforward: int = 2048
+    """Width of the feed-forward layers."""
+    d_noise_emb: int = 1024
+    """Width of the diffusion level's embedding."""
+    num_heads: int = 4
+    """Attention heads."""
+    encoder_layers: int = 6
+    """Transformer blocks over the condition."""
+    decoder_layers: int = 6
+    """Transformer blocks over the noised motion."""
+    dropout_p: float = 0.0
+    """Dropout probability while training (of attention weights, attention outputs and feed-forward activations; drawn
+    from torch's own generator). Post-training needs 0: with dropout the ratio of an unchanged policy isn't 1."""
+    activation: Literal["gelu", "relu"] = "gelu"
+    """Activation of every MLP; gelu is the exact erf form."""
+    positional_encoding: Literal["rope", "transformer"] = "rope"
+    """Rotary positions inside the attention, or sinusoidal ones added to the tokens."""
+    noise_conditioning: Literal["token", "film"] = "token"
+    """The diffusion level enters as a first token, or as scale and shift inside the feed-forward layers."""
+    xattn_mode: Literal["kv_from_cond_q_from_x", "kv_from_x_q_from_cond"] = "kv_from_cond_q_from_x"
+    """Which stream the cross-attention reads from, and which one asks."""
+    include_canonicalized_cpf_rotation_in_cond: bool = True
+    """Whether ``ours`` conditioning contains the head's rotation with its heading removed."""
+    include_hands: bool = True
+    """Whether the state contains the 30 finger joints."""
+    cond_param: Literal["ours", "canonicalized", "absolute", "absrel", "absrel_global_deltas"] = "ours"
+    """Parameterisation of the head motion."""
+    include_hand_positions_cond: bool = False
+    """Whether the condition contains the two wrists' positions in the CPF frame."""
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise :class:`InputError` for values that no network can be built from."""
+        for name in (
+            "max_t",
+            "d_latent",
+            "d_feedforward",
+            "d_noise_emb",
+            "num_heads",
+            "encoder_layers",
+            "decoder_layers",
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"DenoiserConfig.{name} must be a whole number of at least 1, got {value!r}")
+        freqs = self.fourier_enc_freqs
+        if isinstance(freqs, bool) or not isinstance(freqs, int) or freqs < 0:
+            raise InputError(f"DenoiserConfig.fourier_enc_freqs must be a whole number of at least 0, got {freqs!r}")
+        if (
+            isinstance(self.dropout_p, bool)
+            or not isinstance(self.dropout_p, (int, float))
+            or not 0.0 <= self.dropout_p < 1.0
+        ):
+            raise InputError(f"DenoiserConfig.dropout_p must lie in [0, 1), got {self.dropout_p!r}")
+        choices: dict[str, tuple[Any, ...]] = {
+            "activation": ("gelu", "relu"),
+            "positional_encoding": ("rope", "transformer"),
+            "noise_conditioning": ("token", "film"),
+            "xattn_mode": ("kv_from_cond_q_from_x", "kv_from_x_q_from_cond"),
+            "cond_param": COND_PARAMS,
+            "include_canonicalized_cpf_rotation_in_cond": (True, False),
+            "include_hands": (True, False),
+            "include_hand_positions_cond": (True, False),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise InputError(f"DenoiserConfig.{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+        if self.d_latent % self.num_heads:
+            raise InputError(
+                f"DenoiserConfig.d_latent must be a multiple of num_heads, got d_latent {self.d_latent} and "
+                f"num_heads {self.num_heads}"
+            )
+        if self.positional_encoding == "rope" and self.d_head % 2:
+            raise InputError(
+                f"rotary positions need an even width per head; got d_latent {self.d_latent} / num_heads "
+                f"{self.num_heads} = {self.d_head}"
+            )
+        if self.positional_encoding == "transformer" and self.d_latent % 2:
+            raise InputError(f"sinusoidal positions need an even d_latent, got {self.d_latent}")
+
+    @property
+    def d_head(self) -> int:
+        """Width of one attention head."""
+        return self.d_latent // self.num_heads
+
+    @property
+    def d_cond(self) -> int:
+        """Length of one frame's encoded condition."""
+        return cond_dim(self)
+
+    @property
+    def layout(self) -> StateLayout:
+        """The state this network denoises."""
+        return StateLayout(self.include_hands)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> DenoiserConfig:
+        """Build from plain values, as EgoAllo's ``model_config.yaml`` or our ``config.json`` hold them.
+
+        Missing fields take their defaults, ``d_cond`` is a derived value and ignored, and the old name
+        ``absrel_avatarposer`` of a parameterisation is understood.
+
+        Raises:
+            InputError: unknown fields or impossible values.
+        """
+        values = {name: value for name, value in mapping.items() if name != "d_cond"}
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise InputError(
+                f"unknown DenoiserConfig field(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            )
+        if values.get("cond_param") == "absrel_avatarposer":
+            values["cond_param"] = "absrel_global_deltas"
+        return cls(**values)
+
+
+DENOISER_PRESETS: dict[str, DenoiserConfig] = {
+    "tiny": DenoiserConfig(
+        d_latent=96,
+        d_feedforward=192,
+        d_noise_emb=64,
+        num_heads=4,
+        encoder_layers=2,
+        decoder_layers=2,
+        include_hands=False,
+    ),
+    "egoallo": DenoiserConfig(),
+}
+"""``tiny``: body only, trains on a CPU in minutes. ``egoallo``: the released model's size and options."""
+
+
+@dataclass(frozen=True)
+class EncoderMemory:
+    """What the decoder needs of the condition: made once by :meth:`Denoiser.encode`, used by any number of
+    :meth:`Denoiser.decode` calls at the same level. One entry per decoder block; N = T + 1 tokens with a noise token, T
+    without."""
+
+    t: Tensor
+    """Diffusion levels ``(B,)`` it was made for."""
+    projected: tuple[tuple[Tensor, ...], ...]
+    """Per decoder block, the cross-attention's inputs that come from the condition, rotary positions applied: ``(key,
+    value)``, or ``(query,)`` with swapped attention; each ``(B, heads, N, d_head)``."""
+    key_mask: Tensor | None
+    """``(B, 1, 1, N)`` bool, True = may be attended to; None without padding."""
+
+    def select(self, index: slice | Tensor) -> EncoderMemory:
+        """The memory of some conditions: ``index`` is a slice or an index tensor into the batch axis."""
+        return EncoderMemory(
+            t=self.t[index],
+            projected=tuple(tuple(part[index] for part in layer) for layer in self.projected),
+            key_mask=None if self.key_mask is None else self.key_mask[index],
+        )
+
+
+class RotaryEmbedding(nn.Module):
+    """Frequencies of rotary positions. The released checkpoint stores them once per block under ``rotary_emb.freqs``;
+    they are never trained. A state dict may leave them out; values that differ from the formula are refused rather than
+    used or silently dropped."""
+
+    freqs: Tensor
+
+    def __init__(self, d_head: int) -> None:
+        super().__init__()
+        self.d_head = d_head
+        self.register_buffer("freqs", self.formula(d_head))
+
+    @staticmethod
+    def formula(d_head: int) -> Tensor:
+        """``θ^(-2i / d_head)``, i = 0 … d_head/2 - 1, θ = 10000: ``(d_head / 2)`` float32 radians per token."""
+        exponents = torch.arange(0, d_head, 2)[: d_head // 2].float() / d_head
+        return 1.0 / (_ROPE_THETA**exponents)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        absent: list[str] = []  # the formula stands in for frequencies that a state dict leaves out
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, absent, unexpected_keys, error_msgs)
+        given, expected = state_dict.get(prefix + "freqs"), self.formula(self.d_head)
+        if given is None or given.shape != expected.shape:
+            return
+        tolerance = 1e-2 if given.element_size() < 4 else 1e-5
+        if not torch.allclose(given.detach().to("cpu", torch.float32), expected, rtol=tolerance):
+            error_msgs.append(
+                f"{prefix}freqs holds rotary frequencies other than 10000^(-2i/{self.d_head}); "
+                "this network has no learned frequencies"
+            )
+
+
+class _Tables:
+    """Position tables, made on first use per (tokens, device, dtype) and shared by all blocks; not part of the state
+    dict."""
+
+    def __init__(self) -> None:
+        self._cache: dict[tuple[Any, ...], Any] = {}
+
+    def get(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """The table under ``key``, made by ``make()`` if it isn't there yet."""
+        table = self._cache.get(key)
+        if table is None:
+            if len(self._cache) >= 64:
+                self._cache.clear()  # many sequence lengths in one process: start over rather than grow without bound
+            # A table first made inside inference_mode must still serve autograd later.
+            with torch.inference_mode(False), torch.no_grad():
+                table = self._cache[key] = make()
+        return table
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Tables:
+        return _Tables()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_cache": {}}
+
+
+def rotary_angles(tokens: int, d_head: int, dtype: torch.dtype) -> Tensor:
+    """Angles ``(tokens, d_head / 2)`` in radians of positions 0 … tokens - 1, computed in at least float32."""
+    positions = torch.arange(tokens, dtype=dtype)
+    return positions[:, None] * RotaryEmbedding.formula(d_head).to(dtype)
+
+
+def rotate_pairs(x: Tensor, table: Tensor) -> Tensor:
+    """Turn neighbouring channel pairs (2i, 2i+1) of ``x (*, N, heads, d_head)`` by the table's angles.
+
+    ``table`` is complex ``(N, 1, d_head/2)``, or real ``(2, N, 1, d_head/2)`` holding cosine and sine. One complex
+    product is several times faster than the real form on a CPU and needs one kernel each way on a GPU; half precision
+    has no complex kernels.
+    """
+    pairs = x.unflatten(-1, (-1, 2))
+    if table.is_complex():
+        return torch.view_as_real(torch.view_as_complex(pairs) * table).flatten(-2)
+    a, b = pairs.unbind(-1)
+    cos, sin = table[0], table[1]
+    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+
+
+def sinusoidal_positions(frames: int, width: int) -> Tensor:
+    """The transformer's sinusoidal encoding ``(frames, width)`` float32: sine in even channels, cosine in odd ones."""
+    rates = torch.exp(torch.arange(0, width, 2).float() * (-math.log(_ROPE_THETA) / width))
+    angles = torch.arange(frames).float()[:, None] * rates
+    return torch.stack((torch.sin(angles), torch.cos(angles)), dim=-1).flatten(-2)
+
+
+class TransformerBlock(nn.Module):
+    """Post-norm block: self-attention, optionally cross-attention, feed-forward.
+
+    Tokens travel as one matrix ``(rows * N, d_latent)``, so every linear layer is a single matrix product without a
+    reshape. Self-attention is never masked: EgoAllo computes a masked one and overwrites it, so trained weights expect
+    padding to take part.
+    """
+
+    def __init__(self, config: DenoiserConfig, *, cross_attention: bool) -> None:
+        super().__init__()
+        d = config.d_latent
+        self.config = config
+        self.sattn_qkv_proj = nn.Linear(d, 3 * d, bias=False)
+        self.sattn_out_proj = nn.Linear(d, d, bias=False)
+        self.layernorm1 = nn.LayerNorm(d)
+        self.layernorm2 = nn.LayerNorm(d)
+        if config.positional_encoding == "rope":
+            self.rotary_emb = RotaryEmbedding(config.d_head)
+        if cross_attention:
+            self.xattn_kv_proj = nn.Linear(d, 2 * d, bias=False)
+            self.xattn_q_proj = nn.Linear(d, d, bias=False)
+            self.xattn_layernorm = nn.LayerNorm(d)
+            self.xattn_out_proj = nn.Linear(d, d, bias=False)
+        self.mlp0 = nn.Linear(d, config.d_feedforward)
+        if config.noise_conditioning == "film":
+            self.mlp_film_cond_proj = nn.Linear(config.d_noise_emb, 2 * config.d_feedforward, bias=False)
+        self.mlp1 = nn.Linear(config.d_feedforward, d)
+        self._activation = F.gelu if config.activation == "gelu" else F.relu
+
+    def _attention_output(self, projection: nn.Linear, attended: Tensor) -> Tensor:
+        """Join the heads of ``(rows, heads, N, d_head)`` and project: ``(rows * N, d_latent)``."""
+        joined = attended.transpose(1, 2).reshape(-1, self.config.d_latent)
+        if self.training and self.config.dropout_p:
+            joined = F.dropout(joined, self.config.dropout_p)
+        return F.linear(joined, projection.weight)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        dropout = self.config.dropout_p if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+    def self_attention(self, x: Tensor, tokens: int, rotary: Tensor | None) -> Tensor:
+        """``x (rows * tokens, d)`` to the residual branch of the same shape."""
+        config = self.config
+        qk, v = (
+            F.linear(x, self.sattn_qkv_proj.weight)
+            .view(-1, tokens, 3 * config.d_latent)
+            .split((2 * config.d_latent, config.d_latent), dim=-1)
+        )
+        # Queries and keys are rotated together: their heads are neighbours in the projection's output.
+        qk = qk.unflatten(-1, (2 * config.num_heads, config.d_head))
+        if rotary is not None:
+            qk = rotate_pairs(qk, rotary)
+        q, k = qk.transpose(1, 2).chunk(2, dim=1)
+        v = v.unflatten(-1, (config.num_heads, config.d_head)).transpose(1, 2)
+        return self._attention_output(self.sattn_out_proj, self._attend(q, k, v))
+
+    def _heads(self, x: Tensor, tokens: int, rotary: Tensor | None) -> Tensor:
+        """``(rows * tokens, d)`` to ``(rows, tokens, heads, d_head)``, with rotary positions if any."""
+        x = x.view(-1, tokens, self.config.num_heads, self.config.d_head)
+        return x if rotary is None else rotate_pairs(x, rotary)
+
+    def condition_projection(self, encoded: Tensor, tokens: int, rotary: Tensor | None) -> tuple[Tensor, ...]:
+        """The cross-attention's inputs from the encoded condition ``(B * tokens, d)``: see
+        :attr:`EncoderMemory.projected`."""
+        if self.config.xattn_mode == "kv_from_x_q_from_cond":
+            return (self._heads(F.linear(encoded, self.xattn_q_proj.weight), tokens, rotary).transpose(1, 2),)
+        return self._key_value(encoded, tokens, rotary)
+
+    def _key_value(self, source: Tensor, tokens: int, rotary: Tensor | None) -> tuple[Tensor, Tensor]:
+        key, value = (
+            F.linear(source, self.xattn_kv_proj.weight).view(-1, tokens, 2 * self.config.d_latent).chunk(2, dim=-1)
+        )
+        key = key.unflatten(-1, (self.config.num_heads, self.config.d_head))
+        if rotary is not None:
+            key = rotate_pairs(key, rotary)
+        value = value.unflatten(-1, (self.config.num_heads, self.config.d_head))
+        return key.transpose(1, 2), value.transpose(1, 2)
+
+    def cross_attention(
+        self,
+        x: Tensor,
+        tokens: int,
+        group: int,
+        rotary: Tensor | None,
+        projected: tuple[Tensor, ...],
+        key_mask: Tensor | None,
+    ) -> Tensor:
+        """``x (B * group * tokens, d)`` and the condition's part to the residual branch of the same shape.
+
+        Members of a group share keys and values, so the group is folded into the query axis: one attention of ``group *
+        tokens`` queries per condition, and no copy of keys or values.
+        """
+        config = self.config
+        if config.xattn_mode == "kv_from_cond_q_from_x":
+            q = self._heads(F.linear(x, self.xattn_q_proj.weight), tokens, rotary)
+            q = q.reshape(-1, group * tokens, config.num_heads, config.d_head).transpose(1, 2)
+            key, value = projected
+            return self._attention_output(self.xattn_out_proj, self._attend(q, key, value, key_mask))
+        (q,) = projected
+        key, value = self._key_value(x, tokens, rotary)
+        if group > 1:
+            q = q.repeat_interleave(group, dim=0)
+            key_mask = None if key_mask is None else key_mask.repeat_interleave(group, dim=0)
+        return self._attention_output(self.xattn_out_proj, self._attend(q, key, value, key_mask))
+
+    def feed_forward(self, x: Tensor, noise_emb: Tensor | None) -> Tensor:
+        """``x (B * rows per condition, d)`` to the residual branch; ``noise_emb (B, d_noise_emb)`` with FiLM
+        conditioning."""
+        hidden = self._activation(F.linear(x, self.mlp0.weight, self.mlp0.bias))
+        if noise_emb is not None:
+            scale, shift = F.linear(noise_emb, self.mlp_film_cond_proj.weight).chunk(2, dim=-1)
+            normed = F.layer_norm(hidden, (self.config.d_feedforward,)).view(
+                len(noise_emb), -1, self.config.d_feedforward
+            )
+            hidden = torch.addcmul(shift[:, None], normed, 1.0 + scale[:, None]).view(-1, self.config.d_feedforward)
+        if self.training and self.config.dropout_p:
+            hidden = F.dropout(hidden, self.config.dropout_p)
+        return F.linear(hidden, self.mlp1.weight, self.mlp1.bias)
+
+
+def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """``norm(x)`` without the module call's overhead."""
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+class Denoiser(nn.Module):
+    """EgoAllo's denoiser (fact sheet C.2, C.3): parameter names and shapes are the released checkpoint's.
+
+    Args:
+        config: see :class:`DenoiserConfig`.
+        seed: initial weights are a pure function of (config, seed). Linear layers and LayerNorms start as torch's
+            defaults, FiLM matrices at zero. The level embedding starts as sinusoids of t instead of independent rows:
+            neighbouring levels then learn from each other, which short training runs need.
+    """
+
+    def __init__(self, config: DenoiserConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        config.validate()
+        self.config = config
+        self.layout = config.layout
+        # Plain copies: torch.compile can't trace the lock inside a cached property (Python 3.10, 3.11).
+        self._dim, self._parts = self.layout.dim, tuple(self.layout.slices.items())
+        d = config.d_latent
+        activation = nn.GELU if config.activation == "gelu" else nn.ReLU
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoders = nn.ModuleDict(
+                {
+                    name: nn.Sequential(
+                        nn.Linear(size, d), activation(), nn.Linear(d, d), activation(), nn.Linear(d, d)
+                    )
+                    for name, size in self.layout.sizes.items()
+                }
+            )
+            self.decoders = nn.ModuleDict(
+                {
+                    name: nn.Sequential(
+                        nn.Linear(d, d),
+                        nn.LayerNorm(d),
+                        activation(),
+                        nn.Linear(d, d),
+                        activation(),
+                        nn.Linear(d, size),
+                    )
+                    for name, size in self.layout.sizes.items()
+                }
+            )
+            self.latent_from_cond = nn.Linear(config.d_cond, d)
+            self.noise_emb = nn.Embedding(config.max_t, config.d_noise_emb)
+            if config.noise_conditioning == "token":
+                self.noise_emb_token_proj = nn.Linear(config.d_noise_emb, d, bias=False)
+            self.encoder_layers = nn.ModuleList(
+                TransformerBlock(config, cross_attention=False) for _ in range(config.encoder_layers)
+            )
+            self.decoder_layers = nn.ModuleList(
+                TransformerBlock(config, cross_attention=True) for _ in range(config.decoder_layers)
+            )
+        with torch.no_grad():
+            self.noise_emb.weight.copy_(_level_sinusoids(config.max_t, config.d_noise_emb))
+            if config.noise_conditioning == "film":
+                for block in (*self.encoder_layers, *self.decoder_layers):
+                    block.mlp_film_cond_proj.weight.zero_()
+        self._activation = F.gelu if config.activation == "gelu" else F.relu
+        self._tables = _Tables()
+
+    # Positions
+
+    def _rotary(self, tokens: int, like: Tensor) -> Tensor | None:
+        """The rotary table for ``tokens`` positions, or None with sinusoidal positions."""
+        if self.config.positional_encoding != "rope":
+            return None
+        dtype = (
+            torch.get_autocast_dtype(like.device.type) if torch.is_autocast_enabled(like.device.type) else like.dtype
+        )
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        as_complex = dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
+
+        def make() -> Tensor:
+            angles = rotary_angles(tokens, self.config.d_head, wide)[:, None, :]
+            if as_complex:
+                return torch.polar(torch.ones_like(angles), angles).to(like.device)
+            return torch.stack((torch.cos(angles), torch.sin(angles))).to(like.device, dtype)
+
+        return self._tables.get(("rotary", tokens, like.device, dtype, as_complex), make)
+
+    def _add_positions(self, x: Tensor) -> Tensor:
+        """Add sinusoidal positions to frames ``(rows, T, d)`` where the configuration asks for them; the noise token
+        has none."""
+        if self.config.positional_encoding != "transformer":
+            return x
+        frames = x.shape[-2]
+        table = self._tables.get(
+            ("sinusoidal", frames, x.device, x.dtype),
+            lambda: sinusoidal_positions(frames, self.config.d_latent).to(x.device, x.dtype),
+        )
+        return x + table
+
+    # The diffusion level
+
+    def _level(self, t: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Noise token ``(B, 1, d)`` (token conditioning) or embedding ``(B, d_noise_emb)`` (FiLM) of levels ``t
+        (B,)``."""
+        if t.device.type == "cpu" and not torch.compiler.is_compiling() and t.numel():
+            low, high = (int(bound) for bound in torch.aminmax(t))
+            if low < 1 or high > self.config.max_t:
+                raise InputError(
+                    f"diffusion levels must lie in 1 … {self.config.max_t}, got values from {low} to {high}"
+                )
+        embedded = F.embedding(t - 1, self.noise_emb.weight)
+        if self.config.noise_conditioning == "film":
+            return None, embedded
+        return F.linear(embedded, self.noise_emb_token_proj.weight)[:, None], None
+
+    # The two halves
+
+    def encode(
+        self, cond: Tensor, t: Tensor, *, mask: Tensor | None = None, cond_dropout_keep_mask: Tensor | None = None
+    ) -> EncoderMemory:
+        """Everything of the network that depends only on the condition and the level.
+
+        Args:
+            cond: encoded head motion ``(B, T, d_cond)`` (:func:`mgrpo.models.conditioning.make_cond`); cast to the
+                weights' dtype, as is ``x_t`` in :meth:`decode`.
+            t: diffusion levels ``(B,)`` int64 in 1 … max_t.
+            mask: ``(B, T)`` bool, True = a real frame; masks the keys of cross-attention only.
+            cond_dropout_keep_mask: ``(B,)`` bool; False zeroes that condition.
+
+        Raises:
+            InputError: shapes that don't fit, levels out of range (checked on the CPU only; a GPU would have to
+                synchronise).
+        """
+        config = self.config
+        if cond.ndim != 3 or cond.shape[-1] != config.d_cond:
+            raise InputError(f"encode(): cond must have shape (B, T, {config.d_cond}), got {tuple(cond.shape)}")
+        batch, frames, _ = cond.shape
+        if t.shape != (batch,):
+            raise InputError(f"encode(): t must have shape ({batch},), got {tuple(t.shape)}")
+        if cond_dropout_keep_mask is not None:
+            if cond_dropout_keep_mask.shape != (batch,):
+                raise InputError(
+                    f"encode(): cond_dropout_keep_mask must have shape ({batch},), got "
+                    f"{tuple(cond_dropout_keep_mask.shape)}"
+                )
+            cond = cond * cond_dropout_keep_mask[:, None, None].to(cond.dtype)
+        token, noise_emb = self._level(t)
+        cond = cond.to(self.latent_from_cond.weight.dtype)
+        x = self._add_positions(F.linear(cond, self.latent_from_cond.weight, self.latent_from_cond.bias))
+        if token is not None:
+            x = torch.cat((token.to(x.dtype), x), dim=1)
+        tokens = x.shape[1]
+        rotary = self._rotary(tokens, x)
+        x = x.reshape(batch * tokens, config.d_latent)
+        for block in self.encoder_layers:
+            x = _layer_norm(block.layernorm1, x + block.self_attention(x, tokens, rotary))
+            x = _layer_norm(block.layernorm2, x + block.feed_forward(x, noise_emb))
+
+        key_mask = None
+        if mask is not None:
+            if mask.shape != (batch, frames) or mask.dtype != torch.bool:
+                raise InputError(
+                    f"encode(): mask must be boolean of shape ({batch}, {frames}), got {mask.dtype} {tuple(mask.shape)}"
+                )
+            if token is not None:
+                mask = F.pad(mask, (1, 0), value=True)
+            key_mask = mask[:, None, None, :]
+        return EncoderMemory(
+            t=t,
+            projected=tuple(block.condition_projection(x, tokens, rotary) for block in self.decoder_layers),
+            key_mask=key_mask,
+        )
+
+    def decode(self, x_t: Tensor, t: Tensor, memory: EncoderMemory) -> Tensor:
+        """Predict clean states of G samples per condition.
+
+        Args:
+            x_t: noised states ``(B, G, T, D)``.
+            t: diffusion levels ``(B,)``, those ``memory`` was made with.
+            memory: from :meth:`encode`, B conditions.
+
+        Returns:
+            ``(B, G, T, D)``: predicted clean states, rotations as raw matrix entries, contacts not squashed.
+
+        Raises:
+            InputError: shapes that don't fit each other or the network.
+        """
+        config = self.config
+        if x_t.ndim != 4 or x_t.shape[-1] != self._dim:
+            raise InputError(f"decode(): x_t must have shape (B, G, T, {self._dim}), got {tuple(x_t.shape)}")
+        batch, group, frames, dim = x_t.shape
+        if t.shape != (batch,) or len(memory.t) != batch:
+            raise InputError(
+                f"decode(): x_t has {batch} conditions, t has shape {tuple(t.shape)}, the memory holds "
+                f"{len(memory.t)} conditions"
+            )
+        token, noise_emb = self._level(t)
+        tokens = frames + (token is not None)
+        if memory.projected[0][0].shape[2] != tokens:
+            expected = memory.projected[0][0].shape[2] - (token is not None)
+            raise InputError(f"decode(): x_t has {frames} frames, the memory was made for {expected}")
+
+        flat = x_t.reshape(batch * group * frames, dim).to(self.latent_from_cond.weight.dtype)
+        x: Tensor | None = None
+        for name, part in self._parts:
+            first, _, second, _, third = self.encoders[name]
+            hidden = self._activation(F.linear(flat[:, part], first.weight, first.bias))
+            hidden = self._activation(F.linear(hidden, second.weight, second.bias))
+            hidden = F.linear(hidden, third.weight, third.bias)
+            x = hidden if x is None else x + hidden
+        assert x is not None
+        x = self._add_positions(x.view(batch * group, frames, config.d_latent))
+        if token is not None:
+            token = token if group == 1 else token.repeat_interleave(group, dim=0)
+            x = torch.cat((token.to(x.dtype), x), dim=1)
+        rotary = self._rotary(tokens, x)
+        x = x.reshape(batch * group * tokens, config.d_latent)
+
+        for block, projected in zip(self.decoder_layers, memory.projected, strict=True):
+            x = _layer_norm(block.layernorm1, x + block.self_attention(x, tokens, rotary))
+            crossed = block.cross_attention(x, tokens, group, rotary, projected, memory.key_mask)
+            x = _layer_norm(block.xattn_layernorm, x + crossed)
+            x = _layer_norm(block.layernorm2, x + block.feed_forward(x, noise_emb))
+
+        if token is not None:
+            x = x.view(batch * group, tokens, config.d_latent)[:, 1:].reshape(-1, config.d_latent)
+        outputs = []
+        for head in self.decoders.values():
+            first, norm, _, second, _, third = head
+            hidden = self._activation(_layer_norm(norm, F.linear(x, first.weight, first.bias)))
+            hidden = self._activation(F.linear(hidden, second.weight, second.bias))
+            outputs.append(F.linear(hidden, third.weight, third.bias))
+        return torch.cat(outputs, dim=-1).view(batch, group, frames, dim)
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        T_world_cpf: Tensor,
+        T_cpf_tm1_cpf_t: Tensor,
+        project_output_rotmats: bool = False,
+        hand_positions_wrt_cpf: Tensor | None = None,
+        mask: Tensor | None = None,
+        cond_dropout_keep_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Predict clean states of single windows: :meth:`encode` and :meth:`decode` with a group of one.
+
+        Args:
+            x_t: noised states ``(B, T, D)``.
+            t: diffusion levels ``(B,)`` int64 in 1 … max_t.
+            T_world_cpf: head poses ``(B, T, 7)``, floor at z = 0.
+            T_cpf_tm1_cpf_t: head motion since the frame before ``(B, T, 7)``.
+            project_output_rotmats: replace body and hand matrices by their polar factors (EgoAllo's: determinants
+                aren't mended).
+            hand_positions_wrt_cpf: ``(B, T, 6)``, only for models that have them in the condition.
+            mask: ``(B, T)`` bool, True = a real frame.
+            cond_dropout_keep_mask: ``(B,)`` bool; False zeroes that condition.
+
+        Returns:
+            ``(B, T, D)``.
+        """
+        if x_t.ndim != 3:
+            raise InputError(f"forward(): x_t must have shape (B, T, {self.layout.dim}), got {tuple(x_t.shape)}")
+        cond = make_cond(self.config, T_world_cpf, T_cpf_tm1_cpf_t, hand_positions_wrt_cpf)
+        memory = self.encode(cond, t, mask=mask, cond_dropout_keep_mask=cond_dropout_keep_mask)
+        x0_pred = self.decode(x_t[:, None], t, memory)[:, 0]
+        if project_output_rotmats:
+            x0_pred = project_state(self.layout, x0_pred, hands=True, fix_det=False)
+        return x0_pred
+
+
+def _level_sinusoids(levels: int, width: int) -> Tensor:
+    """Rows of unit mean square ``(levels, width)``: sinusoids of t with periods from 4 to 4 * levels."""
+    half = (width + 1) // 2
+    rates = float(levels) ** -torch.linspace(0.0, 1.0, half, dtype=torch.float64)
+    angles = torch.arange(1, levels + 1, dtype=torch.float64)[:, None] * rates * (torch.pi / 2)
+    table = torch.stack((torch.sin(angles), torch.cos(angles)), dim=-1).flatten(-2)[:, :width]
+    return (table * 2.0**0.5).float()

@@ -1,0 +1,287 @@
+"""The prior's training loss against EgoAllo's, and the parts it is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mgrpo.data.windows import MotionWindows
+from mgrpo.diffusion.loss import LossWeights, denoising_loss, draw_training_noise, hand_positions
+from mgrpo.diffusion.schedule import CosineSchedule
+from mgrpo.errors import InputError
+from mgrpo.geometry import axis_angle_to_rotmat, quat_to_rotmat, se3_apply
+from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+from mgrpo.models.state import StateLayout, pack_windows
+
+SCHEDULE = CosineSchedule.make()
+SMALL = DenoiserConfig(
+    d_latent=32, d_feedforward=64, d_noise_emb=16, num_heads=4, encoder_layers=1, decoder_layers=1, include_hands=False
+)
+
+
+def random_windows(generator: torch.Generator, batch: int = 3, frames: int = 8, hands: bool = False) -> MotionWindows:
+    """Windows of unrelated numbers of the right kinds: enough for a loss, no real motion."""
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(batch, *shape, generator=generator)
+
+    def poses() -> torch.Tensor:
+        return torch.cat((F.normalize(draw(frames, 4), dim=-1), draw(frames, 3)), dim=-1)
+
+    return MotionWindows(
+        T_world_cpf=poses(),
+        T_cpf_tm1_cpf_t=poses(),
+        T_world_root=poses(),
+        body_rotmats=axis_angle_to_rotmat(draw(frames, 21, 3)),
+        hand_rotmats=axis_angle_to_rotmat(draw(frames, 30, 3)) if hands else None,
+        betas=draw(16),
+        contacts=(draw(frames, 21) > 0).float(),
+        joints=draw(frames, 22, 3),
+        R_world_joint=axis_angle_to_rotmat(draw(frames, 22, 3)),
+        mask=torch.ones(batch, frames, dtype=torch.bool),
+        names=tuple(f"clip{i}" for i in range(batch)),
+    )
+
+
+def loss_of(
+    model: Denoiser, windows: MotionWindows, seed: int = 0, **options: object
+) -> tuple[float, dict[str, float]]:
+    batch, frames = windows.mask.shape
+    draws = draw_training_noise(model.layout, seed=seed, iteration=0, batch=batch, frames=frames)
+    result = denoising_loss(
+        model, windows, model.layout, SCHEDULE, t=draws.t, noise=draws.noise, **options  # type: ignore[arg-type]
+    )  # fmt: skip
+    return result.total.item(), {name: value.item() for name, value in result.terms.items()}
+
+
+@pytest.mark.golden
+def test_loss_and_gradients_match_the_reference(golden_dir: Path) -> None:
+    paths = sorted((golden_dir / "loss").glob("denoising_*.npz"))
+    assert len(paths) >= 2
+    for path in paths:
+        described = json.loads(path.with_suffix(".json").read_text())
+        assert described["loss_config"] == {}, "only EgoAllo's default loss is compared"
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {name: torch.from_numpy(data[name]) for name in data.files if data[name].dtype.kind in "fib"}
+            order = [str(name) for name in data["param_order"]]
+        model = Denoiser(DenoiserConfig(**described["config"])).train()
+        model.load_state_dict({k[len("param/") :]: v for k, v in arrays.items() if k.startswith("param/")})
+        for dtype, tag, tolerance in ((torch.float32, "f32", 2e-6), (torch.float64, "f64model", 1e-9)):
+            model = model.to(dtype)
+            model.zero_grad()
+            given = {name: arrays[name].to(dtype) for name in arrays if arrays[name].is_floating_point()}
+            joints = torch.cat((torch.zeros_like(given["joints_wrt_cpf"][..., :1, :]), given["joints_wrt_cpf"]), dim=-2)
+            windows = MotionWindows(
+                T_world_cpf=given["T_world_cpf"],
+                T_cpf_tm1_cpf_t=given["T_cpf_tm1_cpf_t"],
+                T_world_root=given["T_world_root"],
+                body_rotmats=quat_to_rotmat(given["body_quats"]),
+                hand_rotmats=quat_to_rotmat(given["hand_quats"]),
+                betas=given["betas"][:, 0],
+                contacts=given["contacts"],
+                joints=se3_apply(given["T_world_cpf"][..., None, :], joints),
+                R_world_joint=torch.eye(3, dtype=dtype).expand(*joints.shape, 3),
+                mask=arrays["mask"],
+                names=("",) * len(arrays["mask"]),
+            )
+            loss = denoising_loss(
+                model, windows, model.layout, SCHEDULE,
+                t=arrays["t"], noise=arrays["eps_int8"].to(dtype) / arrays["noise_scale"].to(dtype),
+            )  # fmt: skip
+            loss.total.backward()
+            assert loss.total.item() == pytest.approx(arrays[f"loss_{tag}"].item(), rel=tolerance)
+            assert set(loss.terms) == set(model.layout.slices)
+            for name, term in loss.terms.items():
+                assert term.item() == pytest.approx(arrays[f"loss_term_{name}_{tag}"].item(), rel=tolerance)
+            parameters = dict(model.named_parameters())
+            norms = arrays[f"grad_norm_per_param_{tag}"]
+            for name, norm in zip(order, norms.tolist(), strict=True):
+                if name.endswith("rotary_emb.freqs"):
+                    continue  # not a parameter of ours: never trained
+                assert parameters[name].grad.norm().item() == pytest.approx(norm, rel=5 * tolerance, abs=1e-12), name
+            total = torch.stack([p.grad.norm() for p in parameters.values()]).norm().item()
+            assert total == pytest.approx(arrays[f"grad_norm_{tag}"].item(), rel=tolerance)
+
+
+class Oracle(Denoiser):
+    """Predicts a given state, so that a loss can be computed by hand."""
+
+    def __init__(self, config: DenoiserConfig, x0: torch.Tensor) -> None:
+        super().__init__(config)
+        self.x0 = x0
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, **conditions: object) -> torch.Tensor:
+        self.seen = (x_t, t, conditions)
+        return self.x0
+
+
+def state_of(windows: MotionWindows, hands: bool) -> torch.Tensor:
+    return pack_windows(StateLayout(hands), windows)
+
+
+def test_perfect_prediction_costs_nothing(tiny: torch.Generator) -> None:
+    windows = random_windows(tiny, hands=True)
+    config = dataclasses.replace(SMALL, include_hands=True)
+    total, terms = loss_of(Oracle(config, state_of(windows, True)), windows)
+    assert total == 0.0 and set(terms.values()) == {0.0}
+
+
+@pytest.mark.parametrize("level", ["egoallo", "constant"])
+def test_terms_by_hand(level: str, tiny: torch.Generator) -> None:
+    windows = random_windows(tiny)
+    mask = torch.arange(8) < torch.tensor([8, 3, 5])[:, None]
+    windows = dataclasses.replace(windows, mask=mask)
+    x0 = state_of(windows, False)
+    error = torch.randn(x0.shape, generator=tiny)
+    draws = draw_training_noise(StateLayout(False), seed=0, iteration=0, batch=3, frames=8)
+    weights = LossWeights(betas=0.3, body_rotmats=2.0, contacts=0.7, level=level)  # type: ignore[arg-type]
+    model = Oracle(SMALL, x0 + error)
+    loss = denoising_loss(model, windows, model.layout, SCHEDULE, t=draws.t, noise=draws.noise, weights=weights)
+    w_t = SCHEDULE.training_weight_f32[draws.t] if level == "egoallo" else torch.ones(3)
+    falling = 1.0 / torch.arange(1, 17)
+    expected = {"betas": 0.0, "body_rotmats": 0.0, "contacts": 0.0}
+    for b in range(3):
+        for frame in range(int(mask[b].sum())):
+            e = error[b, frame] ** 2
+            expected["betas"] += float(w_t[b] * (e[:16] * falling).mean() / mask.sum())
+            expected["body_rotmats"] += float(w_t[b] * e[16:205].mean() / mask.sum())
+            expected["contacts"] += float(w_t[b] * e[205:].mean() / mask.sum())
+    for name, value in expected.items():
+        assert loss.terms[name].item() == pytest.approx(value, rel=1e-4)
+    total = 0.3 * expected["betas"] + 2.0 * expected["body_rotmats"] + 0.7 * expected["contacts"]
+    assert loss.total.item() == pytest.approx(total, rel=1e-4)
+    x_t, t, conditions = model.seen
+    abar = SCHEDULE.alpha_bar[draws.t].float()[:, None, None]
+    torch.testing.assert_close(x_t, abar.sqrt() * x0 + (1 - abar).sqrt() * draws.noise, atol=1e-5, rtol=0)
+    assert torch.equal(t, draws.t) and torch.equal(conditions["mask"], mask)
+
+
+def test_padded_frames_do_not_count(tiny: torch.Generator) -> None:
+    windows = dataclasses.replace(random_windows(tiny), mask=torch.arange(8) < torch.tensor([8, 3, 5])[:, None])
+    x0 = state_of(windows, False)
+    wrong_in_padding = torch.where(windows.mask[..., None], x0, x0 + 100.0)
+    assert loss_of(Oracle(SMALL, wrong_in_padding), windows)[0] == 0.0
+
+
+def test_hands_count_only_where_they_move(tiny: torch.Generator) -> None:
+    config = dataclasses.replace(SMALL, include_hands=True)
+    windows = random_windows(tiny, batch=2, hands=True)
+    assert windows.hand_rotmats is not None
+    hands = windows.hand_rotmats.clone()
+    hands[0] = hands[0, :1]
+    windows = dataclasses.replace(windows, hand_rotmats=hands)
+    x0 = state_of(windows, True)
+    still, moving = x0.clone(), x0.clone()
+    still[0, :, 226:] += 1.0
+    moving[1, :, 226:] += 1.0
+    draws = draw_training_noise(StateLayout(True), seed=0, iteration=0, batch=2, frames=8)
+    assert loss_of(Oracle(config, still), windows)[1]["hand_rotmats"] == 0.0
+    # 8 moving frames, but the denominator never falls below 256.
+    expected = SCHEDULE.training_weight_f32[draws.t[1]].item() * 8 / 256
+    assert loss_of(Oracle(config, moving), windows)[1]["hand_rotmats"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_windows_without_hand_motion_train_a_model_with_hands(tiny: torch.Generator) -> None:
+    model = Denoiser(dataclasses.replace(SMALL, include_hands=True))
+    total, terms = loss_of(model, random_windows(tiny))
+    assert terms["hand_rotmats"] == 0.0 and total > 0
+
+
+def test_wrists_reach_the_condition_and_can_be_hidden(tiny: torch.Generator) -> None:
+    config = dataclasses.replace(SMALL, include_hand_positions_cond=True)
+    windows = random_windows(tiny)
+    model = Oracle(config, state_of(windows, False))
+    loss_of(model, windows)
+    wrists = model.seen[2]["hand_positions_wrt_cpf"]
+    back = se3_apply(windows.T_world_cpf[..., None, :], wrists.unflatten(-1, (2, 3)))
+    torch.testing.assert_close(back, windows.joints[..., 20:22, :], atol=1e-4, rtol=0)
+    assert torch.equal(wrists, hand_positions(windows))
+    keep = torch.arange(8).remainder(2).bool().expand(3, 8)
+    loss_of(model, windows, hand_keep=keep)
+    hidden = model.seen[2]["hand_positions_wrt_cpf"]
+    assert hidden[~keep].eq(0).all() and torch.equal(hidden[keep], wrists[keep])
+
+
+def test_condition_dropout_changes_those_items_only(tiny: torch.Generator) -> None:
+    model = Denoiser(SMALL)
+    windows = random_windows(tiny)
+    base = loss_of(model, windows)[0]
+    assert loss_of(model, windows, cond_keep=torch.ones(3, dtype=torch.bool))[0] == pytest.approx(base, rel=1e-6)
+    assert loss_of(model, windows, cond_keep=torch.tensor([True, False, True]))[0] != base
+
+
+def test_loss_falls_in_a_few_steps(tiny: torch.Generator) -> None:
+    model, windows = Denoiser(SMALL), random_windows(tiny, batch=8)
+    windows = dataclasses.replace(windows, body_rotmats=windows.body_rotmats[:1, :1].expand(8, 8, 21, 3, 3))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    weights, losses = LossWeights(level="constant"), []
+    for iteration in range(40):
+        draws = draw_training_noise(model.layout, seed=1, iteration=iteration, batch=8, frames=8)
+        loss = denoising_loss(model, windows, model.layout, SCHEDULE, t=draws.t, noise=draws.noise, weights=weights)
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+        losses.append(loss.total.item())
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+
+
+# Draws
+
+
+def test_draws_are_a_function_of_seed_and_iteration() -> None:
+    layout = StateLayout(False)
+    a = draw_training_noise(layout, seed=1, iteration=4, batch=6, frames=5, cond_dropout=0.5)
+    torch.manual_seed(99)
+    b = draw_training_noise(layout, seed=1, iteration=4, batch=6, frames=5, cond_dropout=0.5)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    for other in ({"seed": 2, "iteration": 4}, {"seed": 1, "iteration": 5}):
+        c = draw_training_noise(layout, batch=6, frames=5, **other)
+        assert not torch.equal(a.noise, c.noise) and not torch.equal(a.t, c.t)
+    longer = draw_training_noise(layout, seed=1, iteration=4, batch=9, frames=5, cond_dropout=0.5)
+    assert all(torch.equal(x, y[:6]) for x, y in zip(a, longer, strict=True))
+
+
+def test_draws_are_distributed_as_stated() -> None:
+    draws = draw_training_noise(StateLayout(False), seed=0, iteration=0, batch=20000, frames=1, cond_dropout=0.25)
+    assert draws.t.min() >= 1 and draws.t.max() <= 1000
+    counts = torch.histc(draws.t.float(), bins=10, min=0.5, max=1000.5)
+    assert (counts - 2000).abs().max() < 5 * 2000**0.5
+    assert draws.cond_keep.float().mean().item() == pytest.approx(0.75, abs=0.02)
+    assert draws.hand_keep.float().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert draws.noise.std().item() == pytest.approx(1.0, abs=0.01)
+    everything = draw_training_noise(StateLayout(False), seed=0, iteration=0, batch=1000, frames=1)
+    assert everything.cond_keep.all()
+    few = draw_training_noise(StateLayout(False), seed=0, iteration=0, batch=1000, frames=1, max_t=3)
+    assert set(few.t.tolist()) == {1, 2, 3}
+
+
+def test_clips_hide_the_wrists_at_their_own_rates() -> None:
+    draws = draw_training_noise(StateLayout(False), seed=0, iteration=0, batch=200, frames=400)
+    rates = draws.hand_keep.float().mean(dim=1)
+    assert rates.min() < 0.1 and rates.max() > 0.9
+
+
+def test_errors(tiny: torch.Generator) -> None:
+    model, windows = Denoiser(SMALL), random_windows(tiny)
+    t, noise = torch.ones(3, dtype=torch.long), torch.zeros(3, 8, 226)
+    with pytest.raises(InputError, match="isn't the denoiser's"):
+        denoising_loss(model, windows, StateLayout(True), SCHEDULE, t=t, noise=noise)
+    with pytest.raises(InputError, match="they must agree"):
+        denoising_loss(model, windows, model.layout, CosineSchedule.make(100), t=t, noise=noise)
+    with pytest.raises(InputError, match="noise must have shape"):
+        denoising_loss(model, windows, model.layout, SCHEDULE, t=t, noise=noise[:, :4])
+    empty = dataclasses.replace(windows, mask=torch.zeros_like(windows.mask))
+    with pytest.raises(InputError, match="at least one real frame"):
+        denoising_loss(model, empty, model.layout, SCHEDULE, t=t, noise=noise)
+    with pytest.raises(InputError, match="contacts"):
+        LossWeights(contacts=-1.0)
+    with pytest.raises(InputError, match="level"):
+        LossWeights(level="snr")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="cond_dropout"):
+        draw_training_noise(StateLayout(False), seed=0, iteration=0, batch=1, frames=1, cond_dropout=1.5)
