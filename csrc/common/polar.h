@@ -211,8 +211,8 @@ MGRPO_HD Mat3<T> polar_gradient(const Mat3<T>& grad_R, const Mat3<T>& M, const M
     const Polar<T> p = polar(M, fix_det);
     const T floor = PolarLimits<T>::kGradientFloor * p.s_1;
     const Vec3<T> h = transposed_times(p.V, g);
-    x = p.V * Vec3<T>{h.x / std::fmax(p.pair_sums.x, floor), h.y / std::fmax(p.pair_sums.y, floor),
-                      h.z / std::fmax(p.pair_sums.z, floor)};
+    // The last pair sum is never below s_1.
+    x = p.V * Vec3<T>{h.x / std::fmax(p.pair_sums.x, floor), h.y / std::fmax(p.pair_sums.y, floor), h.z / p.pair_sums.z};
   }
   return divided(R * cross_matrix(x), size);
 }

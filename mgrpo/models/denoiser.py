@@ -158,8 +158,8 @@ class DenoiserConfig:
 
 DENOISER_PRESETS: dict[str, DenoiserConfig] = {
     "tiny": DenoiserConfig(
-        d_latent=96,
-        d_feedforward=192,
+        d_latent=64,
+        d_feedforward=128,
         d_noise_emb=64,
         num_heads=4,
         encoder_layers=2,

@@ -1,0 +1,271 @@
+"""The `mgrpo` command.
+
+This module stays light: the overview, `--version` and misspelt commands answer without loading torch. Each command's
+options are a frozen dataclass that lives beside the code it configures; it is imported when its command is called, and
+tyro turns it into options and help.
+
+Exit codes: 0 done, 1 a defect of mgrpo, 2 something to mend by the user (one message, no traceback; `MGRPO_DEBUG=1`
+adds the traceback), 130 and 143 stopped by Ctrl-C and by SIGTERM, 141 the reader of our output went away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgrpo import __version__
+from mgrpo.errors import InputError, MgrpoError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: where its options and its function are, without importing them."""
+
+    words: tuple[str, ...]
+    """Words that name it."""
+    summary: str
+    """What it does, for the overview."""
+    module: str
+    """Module that holds the next three."""
+    config: str
+    """Name of the dataclass of its options."""
+    function: str
+    """Name of the function that takes that dataclass; one with a keyword `command` also gets the words of the command
+    line."""
+    presets: str | None = None
+    """Name of a dictionary of configurations; one may be named directly after the command, options then change it."""
+    result: str | None = None
+    """Text before the path that the function returns; None when the function tells its result itself."""
+
+
+COMMANDS = (
+    Command(
+        ("demo",),
+        "the whole pipeline, small: train, post-train, evaluate, write a report",
+        "mgrpo.demo",
+        "DemoConfig",
+        "run_demo",
+    ),
+    Command(
+        ("train", "prior"),
+        "train the diffusion prior on motion",
+        "mgrpo.train.prior",
+        "PriorConfig",
+        "train_prior",
+        result="last checkpoint",
+    ),
+    Command(
+        ("train", "perceptual"),
+        "train the perceptual model that tells recorded from generated motion",
+        "mgrpo.train.perceptual",
+        "PerceptualTrainingConfig",
+        "train_perceptual",
+        presets="PERCEPTUAL_TRAINING_PRESETS",
+        result="last checkpoint",
+    ),
+    Command(
+        ("train", "grpo"),
+        "post-train the prior with GRPO",
+        "mgrpo.train.grpo",
+        "GrpoConfig",
+        "train_grpo",
+        result="last checkpoint",
+    ),
+    Command(
+        ("evaluate",),
+        "measure one or more models on held-out motion",
+        "mgrpo.commands.evaluate",
+        "EvaluateConfig",
+        "run_evaluate",
+    ),
+    Command(
+        ("sample",),
+        "recover a body from a head trajectory; npz and picture",
+        "mgrpo.commands.sample",
+        "SampleConfig",
+        "run_sample",
+    ),
+    Command(
+        ("doctor",),
+        "what this machine has, which backend serves each op and why",
+        "mgrpo.doctor",
+        "DoctorConfig",
+        "run_doctor",
+    ),
+)
+
+ENVIRONMENT = (
+    (
+        "MGRPO_BACKEND",
+        "backend of all kernels: reference, cpp, triton, cuda (default: the fastest that can serve the call)",
+    ),
+    ("MGRPO_PROGRESS", "rich, plain, plain:SECONDS or off (default: a bar on a terminal, lines elsewhere)"),
+    ("MGRPO_SMPLH", "path of the SMPL-H model, or of a folder that holds it"),
+    ("MGRPO_DEBUG", "1 shows tracebacks of errors that are yours to mend"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: that of the process) and return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # tyro ends this way after --help and after a bad option
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
+    except BrokenPipeError:
+        # what is still in the buffer has no reader; without this, Python complains again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except KeyboardInterrupt as stop:
+        return _interrupted(stop)
+    except Exception as error:
+        message = _explained(error)
+        if message is None:
+            raise
+        return _fail(message)
+
+
+def _run(words: list[str]) -> int:
+    if words and words[0] in ("--version", "-V", "version"):
+        print(f"mgrpo {__version__}")
+        return 0
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(overview(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    command = _find(words)
+    if isinstance(command, int):
+        return command
+    rest = words[len(command.words) :]
+    module = importlib.import_module(command.module)
+    _check_backend_variable()
+    config = _parse(command, module, rest)
+    function = getattr(module, command.function)
+    options: dict[str, Any] = {}
+    if "command" in inspect.signature(function).parameters:
+        options["command"] = [sys.argv[0] or "mgrpo", *words]
+    result = function(config, **options)
+    if command.result is not None and isinstance(result, Path):
+        print(f"{command.result}: {result}")
+    return result if isinstance(result, int) else 0
+
+
+def _check_backend_variable() -> None:
+    kernels = sys.modules.get("mgrpo.kernels")
+    wanted = os.environ.get("MGRPO_BACKEND")
+    if kernels is not None and wanted and wanted not in kernels.BACKENDS:
+        raise InputError(
+            f"MGRPO_BACKEND must be one of {', '.join(kernels.BACKENDS)}, got {wanted!r}. Change or unset it."
+        )
+
+
+def _find(words: list[str]) -> Command | int:
+    """The command that `words` begin with; otherwise say what is wrong and give the exit code."""
+    for command in COMMANDS:
+        if tuple(words[: len(command.words)]) == command.words:
+            return command
+    group = [command for command in COMMANDS if len(command.words) > 1 and command.words[0] == words[0]]
+    if group and (len(words) == 1 or words[1] in ("--help", "-h")):
+        print(overview(words[0]), file=sys.stdout if len(words) > 1 else sys.stderr)
+        return 0 if len(words) > 1 else 2
+    given = " ".join(words[: 2 if group else 1])
+    known = [" ".join(command.words) for command in group or COMMANDS]
+    meant = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
+    # also when a word is missing: "grpo" means "train grpo"
+    meant += [name for name in known if words[0] in name.split() and name not in meant]
+    hint = f" Perhaps you meant: {', '.join(meant)}." if meant else ""
+    return _fail(f"there is no command {given!r}.{hint} Commands: {', '.join(known)}. See mgrpo --help.")
+
+
+def overview(group: str | None = None) -> str:
+    """The text of `mgrpo --help`, or of one group of commands such as "train"."""
+    chosen = [command for command in COMMANDS if group in (None, command.words[0])]
+    width = max(len(" ".join(command.words)) for command in chosen) + 3
+    lines = [f"usage: mgrpo {f'{group} ' if group else ''}COMMAND [OPTIONS]", ""]
+    if group is None:
+        lines += ["MotionGRPO: full-body motion from head motion, by a diffusion model post-trained with GRPO.", ""]
+    lines += ["commands:"]
+    lines += [f"  {' '.join(command.words):<{width}}{command.summary}" for command in chosen]
+    lines += ["", "mgrpo COMMAND --help lists the options of a command with their units."]
+    if group is None:
+        lines += ["mgrpo --version prints the version.", "", "environment variables:"]
+        lines += [f"  {name:<{width}}{meaning}" for name, meaning in ENVIRONMENT]
+    return "\n".join(lines)
+
+
+def _parse(command: Command, module: Any, words: list[str]) -> Any:
+    """Turn the words after a command into its configuration; tyro prints help and errors and ends the process."""
+    import tyro
+
+    config_class = getattr(module, command.config)
+    name = " ".join(command.words)
+    presets = getattr(module, command.presets) if command.presets else {}
+    default: dict[str, Any] = {}
+    note = ""
+    if presets:
+        note = f"\n\nA preset may follow the command: {', '.join(presets)}. Options then change it."
+        if words and not words[0].startswith("-"):
+            if words[0] not in presets:
+                close = difflib.get_close_matches(words[0], presets, n=1)
+                hint = f" Perhaps you meant {close[0]}." if close else ""
+                raise SystemExit(
+                    _fail(f"mgrpo {name}: unknown preset {words[0]!r}.{hint} Presets: {', '.join(presets)}.")
+                )
+            default["default"] = presets[words[0]]
+            words = words[1:]
+    description = inspect.cleandoc(config_class.__doc__ or command.summary) + note
+    return tyro.cli(config_class, args=words, prog=f"mgrpo {name}", description=description, **default)
+
+
+def _explained(error: Exception) -> str | None:
+    """What to tell the user about an error that is theirs to mend; None for a defect of ours."""
+    if isinstance(error, MgrpoError):
+        return str(error)
+    kernels = sys.modules.get("mgrpo.kernels")
+    if kernels is not None and isinstance(error, kernels.BackendError):
+        return str(error)
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):  # torch's, without importing torch
+        return f"out of memory: {error}. Use fewer windows or samples at a time, shorter windows, or a smaller model."
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] != "mgrpo":
+        return (
+            f"the package {error.name!r} is not installed for {sys.executable}. Install mgrpo there with pip, which "
+            "brings it, or use the Python that mgrpo was installed for."
+        )
+    if isinstance(error, OSError) and error.errno in _USERS_DISK:
+        place = f" {error.filename}" if error.filename else ""
+        return f"could not use{place or ' the disk'}: {error.strerror}. Choose another place, or mend this one."
+    return None
+
+
+_USERS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
+"""Failures of a disk or a path, as opposed to files that we should have found."""
+
+
+def _interrupted(stop: KeyboardInterrupt) -> int:
+    from mgrpo.train.interrupt import TrainingInterrupted
+
+    print(stop if isinstance(stop, TrainingInterrupted) else "interrupted", file=sys.stderr)
+    return 128 + (stop.number if isinstance(stop, TrainingInterrupted) else 2)
+
+
+def _fail(message: str) -> int:
+    if os.environ.get("MGRPO_DEBUG", "") not in ("", "0") and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    with contextlib.suppress(OSError):
+        print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

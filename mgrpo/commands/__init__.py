@@ -1,0 +1,1 @@
+"""Commands that train nothing: evaluate and sample. Each module holds its options and its function."""

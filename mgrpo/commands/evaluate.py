@@ -1,0 +1,178 @@
+"""`mgrpo evaluate`: models on the same windows, with the same sampler and noise, as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from mgrpo.body import resolve_body
+from mgrpo.data import MotionWindows, cut_windows, drop_short, load_motion, mirror
+from mgrpo.diffusion.config import SamplerConfig
+from mgrpo.diffusion.schedule import CosineSchedule
+from mgrpo.errors import InputError
+from mgrpo.eval.evaluate import EvaluationResult, evaluate
+from mgrpo.eval.tables import print_table, result_table, to_csv, to_json, to_latex, to_markdown, write_tables
+from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
+from mgrpo.train.checkpoints import load_model
+from mgrpo.train.device import resolve_device
+from mgrpo.train.motion_data import MotionDataConfig, split_motion
+from mgrpo.train.progress import Progress
+from mgrpo.train.storage import make_folder
+
+Part = Literal["held_out", "validation", "train", "all"]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure one or more models on the same windows, with the same sampler and the same noise.
+
+    The first model is what the others are compared with, window by window.
+    """
+
+    checkpoint: tuple[Path, ...]
+    """Models: run folders (their best checkpoint), or checkpoint folders, or RUN/last."""
+    name: tuple[str, ...] = ()
+    """Names of the models in the table, in the same order; default: from the paths."""
+    motion: str = "demo"
+    """Motion: `demo` (ships with the package), a pack or clip npz, or a folder of them."""
+    body: str = "default"
+    """Body model: `default` (ships with the package), `smplh` (searched for), or the path of an SMPL-H npz."""
+    part: Part = "held_out"
+    """Which clips: those kept out of training, those used to choose settings, those trained on, or all."""
+    validation: tuple[str, ...] = ()
+    """Clip names (or patterns such as walk_*) of the validation part, if training named them."""
+    held_out: tuple[str, ...] = ()
+    """Clip names (or patterns) of the held-out part, if training named them."""
+    length: int = 32
+    """Frames in a window, at 30 per second."""
+    stride: int = 0
+    """Frames between the starts of windows; 0 means half a window."""
+    short_clips: Literal["error", "drop"] = "error"
+    """Clips shorter than a window (one frame more than the length): refuse them, or leave them out."""
+    mirrored: bool = False
+    """Also evaluate on the mirror images of the clips."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the noise; every window is sampled with each."""
+    samples: int = 1
+    """Samples for each window and seed; 2 or more also give diversity and the mean of the samples."""
+    sampler: Annotated[SamplerConfig, tyro.conf.arg(name="")] = field(default_factory=SamplerConfig)
+    perceptual: Path | None = None
+    """Run folder or checkpoint of a perceptual model; adds its score and accuracy."""
+    family: Literal["standard", "paper", "all"] = "standard"
+    """Measures in the table: the usual definitions, those of the published tables, or both."""
+    format: Literal["table", "markdown", "latex", "csv", "json"] = "table"
+    """What to print on standard output."""
+    out: Path | None = None
+    """Folder for evaluation.md, .tex, .csv, .json and evaluation_windows.csv (every single value)."""
+    title: str = "Evaluation"
+    """Heading of the table."""
+    windows_per_chunk: int = 0
+    """Windows sampled at a time, to bound the memory; 0: chosen from their length."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1 ..."""
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint:
+            raise InputError("--checkpoint needs at least one run folder or checkpoint")
+        if self.name and len(self.name) != len(self.checkpoint):
+            raise InputError(
+                f"--name must name every model: {len(self.checkpoint)} checkpoints, {len(self.name)} names"
+            )
+        if len(set(self.name)) != len(self.name):
+            raise InputError(f"--name must differ between models, got {', '.join(self.name)}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise InputError(
+                f"--seeds must be different whole numbers from 0, got {' '.join(map(str, self.seeds)) or 'none'}"
+            )
+        for option, least in (("length", 4), ("stride", 0), ("samples", 1), ("windows_per_chunk", 0)):
+            if getattr(self, option) < least:
+                raise InputError(f"--{option.replace('_', '-')} must be at least {least}, got {getattr(self, option)}")
+
+
+def run_evaluate(config: EvaluateConfig) -> int:
+    """Evaluate, print the table, and write the files if asked. Returns the exit code 0.
+
+    Raises InputError for checkpoints, motion or options that can't be used, MgrpoError when the disk refuses.
+    """
+    if config.out is not None:
+        make_folder(config.out)  # before the work: a place that can't be written to should be known now
+    results = evaluate_checkpoints(config)
+    table = result_table(results, family=config.family, title=config.title)
+    if config.format == "table":
+        print_table(table)
+    elif config.format == "json":
+        print(json.dumps(to_json(results), indent=2, allow_nan=False))
+    else:
+        print({"markdown": to_markdown, "latex": to_latex, "csv": to_csv}[config.format](table), end="")
+    if config.out is not None:
+        write_tables(config.out, results, family=config.family, title=config.title)
+        if config.format == "table":
+            print(f"written: {config.out}/evaluation.{{md,tex,csv,json}} and evaluation_windows.csv")
+    return 0
+
+
+def evaluate_checkpoints(config: EvaluateConfig) -> list[EvaluationResult]:
+    """The results of every model, in the order of ``config.checkpoint``."""
+    device = resolve_device(config.device)
+    body = resolve_body(config.body, with_mesh=False).body_only()
+    windows = evaluation_windows(config)
+    perceptual = None
+    if config.perceptual is not None:
+        perceptual = load_model(config.perceptual, PerceptualModel, PerceptualConfig)[0].to(device)
+    models = [load_model(path, Denoiser, DenoiserConfig) for path in config.checkpoint]
+    names = config.name or model_names([checkpoint.path for _, _, checkpoint in models])
+    results = []
+    for name, (denoiser, model_config, _) in zip(names, models):
+        transitions = config.sampler.transitions(CosineSchedule.make(model_config.max_t))
+        with Progress(f"evaluate {name}", len(windows) * len(config.seeds), "windows") as progress:
+            results.append(
+                evaluate(
+                    denoiser.to(device),
+                    windows,
+                    body,
+                    transitions,
+                    seeds=config.seeds,
+                    samples=config.samples,
+                    perceptual=perceptual,
+                    progress=lambda done, _, progress=progress: progress.update(done - progress.done),
+                    name=name,
+                    project_rotations=config.sampler.project,
+                    windows_per_chunk=config.windows_per_chunk or None,
+                )
+            )
+        denoiser.cpu()
+    return results
+
+
+def evaluation_windows(config: EvaluateConfig) -> MotionWindows:
+    """The windows that the options name."""
+    body = resolve_body(config.body, with_mesh=False).body_only()
+    clips = load_motion(config.motion, body)
+    if config.short_clips == "drop":
+        clips, _ = drop_short(clips, config.length)
+        if not clips:
+            raise InputError(f"--motion {config.motion}: no clip is long enough for windows of {config.length} frames")
+    if config.part != "all":
+        split = MotionDataConfig(motion=config.motion, validation=config.validation, held_out=config.held_out)
+        clips = getattr(split_motion(clips, split), config.part)
+    elif config.validation or config.held_out:
+        raise InputError("--part all takes every clip; leave out --validation and --held-out")
+    mirror_images = [mirror(clip, body) for clip in clips] if config.mirrored else []
+    return cut_windows([*clips, *mirror_images], body, config.length, config.stride or max(1, config.length // 2))
+
+
+def model_names(checkpoints: Sequence[Path]) -> list[str]:
+    """Short names for checkpoints, all different: the run folder's name, with the step where that alone isn't
+    enough."""
+    runs = [
+        path.parent.parent.name if path.parent.name == "checkpoints" else path.name
+        for path in map(Path.resolve, checkpoints)
+    ]
+    names = [run if runs.count(run) == 1 else f"{run} {path.name}" for run, path in zip(runs, checkpoints)]
+    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, start=1)]

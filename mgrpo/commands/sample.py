@@ -1,0 +1,206 @@
+"""`mgrpo sample`: bodies for a head trajectory, in EgoAllo's output format, with a picture."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from mgrpo.body import BodyModel, resolve_body
+from mgrpo.data import MotionClip, MotionWindows, load_motion, loop, windows_from_poses
+from mgrpo.diffusion.config import SamplerConfig
+from mgrpo.diffusion.sampler import NoiseKeys, sample
+from mgrpo.diffusion.schedule import CosineSchedule
+from mgrpo.errors import InputError
+from mgrpo.geometry import rotmat_to_quat
+from mgrpo.models.conditioning import make_cond
+from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+from mgrpo.models.motion import PredictedMotion, decode_motion
+from mgrpo.npz import write_npz
+from mgrpo.train.checkpoints import load_model
+from mgrpo.train.config_record import to_yaml
+from mgrpo.train.device import resolve_device
+from mgrpo.train.progress import Progress
+from mgrpo.train.storage import atomic_write, make_folder
+
+_NUM_HANDS = 30
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Recover full-body motion from the head trajectory of a clip.
+
+    Writes an npz with EgoAllo's names (Ts_world_cpf, Ts_world_root, body_quats, ...), the options beside it, and a
+    picture of the recorded and the first recovered motion.
+    """
+
+    checkpoint: Path
+    """Prior or post-trained model: run folder (its best checkpoint), checkpoint folder, or RUN/last."""
+    motion: str = "demo"
+    """Motion whose head trajectory is taken: `demo` (ships with the package), a pack or clip npz, or a folder of
+    them."""
+    clip: str = ""
+    """Name (or pattern) of the clip; empty: the only or first one."""
+    body: str = "default"
+    """Body model: `default` (ships with the package), `smplh` (searched for), or the path of an SMPL-H npz."""
+    start: int = 1
+    """First frame; at least 1, because the motion from the frame before it is part of the input."""
+    length: int = 32
+    """Frames, at 30 per second; 0: to the end of the clip. Best near the length the model was trained with."""
+    samples: int = 3
+    """Motions to draw."""
+    seed: int = 0
+    """Seed of the noise."""
+    sampler: Annotated[SamplerConfig, tyro.conf.arg(name="")] = field(default_factory=SamplerConfig)
+    out: Path = Path("samples")
+    """Folder to write to; a file of the same clip, frames and seed is replaced."""
+    picture: bool = True
+    """Also draw a film strip (png)."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1 ..."""
+
+    def __post_init__(self) -> None:
+        for option, least in (("start", 1), ("length", 0), ("samples", 1), ("seed", 0)):
+            if getattr(self, option) < least:
+                raise InputError(f"--{option} must be at least {least}, got {getattr(self, option)}")
+
+
+def run_sample(config: SampleConfig) -> int:
+    """Sample and write. Returns the exit code 0. Raises InputError for what can't be used, StorageError for the
+    disk."""
+    device = resolve_device(config.device)
+    body = resolve_body(config.body, with_mesh=False).body_only()
+    clip = choose_clip(load_motion(config.motion, body), config.clip)
+    windows = clip_window(clip, body, config.start, config.length)
+    denoiser, _, checkpoint = load_model(config.checkpoint, Denoiser, DenoiserConfig)
+    make_folder(config.out)  # before the work: a place that can't be written to should be known now
+    motion = draw(denoiser.to(device), windows.to(device), body.to(device), config)
+
+    first, last = config.start, config.start + windows.length - 1
+    stem = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', clip.name)}_{first}-{last}_seed{config.seed}"
+    written = [config.out / f"{stem}.npz", config.out / f"{stem}_args.yaml"]
+    write_npz(written[0], egoallo_arrays(motion, windows.T_world_cpf[0], first, clip.fps))
+    atomic_write(written[1], to_yaml(config))
+    if config.picture:
+        written.append(config.out / f"{stem}.png")
+        post_trained = checkpoint.record.get("training") == "GrpoConfig"
+        atomic_write(written[2], picture_bytes(clip, windows, motion, post_trained=post_trained))
+    for path in written:
+        print(path)
+    return 0
+
+
+def choose_clip(clips: list[MotionClip], wanted: str) -> MotionClip:
+    """The clip of that name, or the first that fits the pattern; InputError listing the names otherwise."""
+    for clip in clips:
+        if not wanted or clip.name == wanted or fnmatchcase(clip.name, wanted):
+            return clip
+    names = ", ".join(clip.name for clip in clips[:40]) + (" ..." if len(clips) > 40 else "")
+    raise InputError(f"--clip: no clip is called {wanted!r}. Clips: {names}")
+
+
+def clip_window(clip: MotionClip, body: BodyModel, start: int, length: int) -> MotionWindows:
+    """One window: frames ``start`` to ``start + length - 1`` of a clip (``length`` 0: to its end), with its recorded
+    motion.
+
+    A looping clip that is too short is repeated. Raises InputError when another one is.
+    """
+    if length == 0:
+        length = len(clip) - start
+    if clip.loop and len(clip) < start + length:
+        clip = loop(clip, start + length)
+    if length < 2 or len(clip) < start + length:
+        raise InputError(
+            f"clip '{clip.name}' has frames 0 to {len(clip) - 1}; --start {start} and --length {length} ask for "
+            f"{start} to {start + length - 1}. At most --length {max(len(clip) - start, 0)} fits there "
+            "(at least 2 are needed)"
+        )
+    part = slice(start - 1, start + length)
+    return windows_from_poses(
+        body,
+        T_world_root=clip.T_world_root[None, part],
+        body_quats=clip.body_quats[None, part],
+        betas=clip.betas[None],
+        contacts=clip.contacts[None, part],
+        hand_quats=None if clip.hand_quats is None else clip.hand_quats[None, part],
+        names=(clip.name,),
+    )
+
+
+def draw(denoiser: Denoiser, windows: MotionWindows, body: BodyModel, config: SampleConfig) -> PredictedMotion:
+    """``config.samples`` motions ``(1, S, T, …)`` for one window, a function of the seed."""
+    transitions = config.sampler.transitions(CosineSchedule.make(denoiser.config.max_t))
+    cond = make_cond(denoiser.config, windows.T_world_cpf, windows.T_cpf_tm1_cpf_t)
+    keys = NoiseKeys(
+        config.seed,
+        0,
+        torch.zeros(1, dtype=torch.int64, device=windows.mask.device),
+        config.samples,
+        share_initial=False,
+    )
+    with Progress("sample", len(transitions), "steps") as progress:
+        result = sample(
+            denoiser,
+            cond,
+            transitions,
+            keys,
+            project_rotations=config.sampler.project,
+            callback=lambda done, _: progress.update(done - progress.done),
+        )
+    return decode_motion(denoiser.layout, result.x0, windows.T_world_cpf[:, None], body)
+
+
+def egoallo_arrays(motion: PredictedMotion, T_world_cpf: Tensor, first_frame: int, fps: float) -> dict[str, np.ndarray]:
+    """The arrays of EgoAllo's output files, from motions ``(1, S, T, …)`` of one window.
+
+    ``Ts_world_cpf (T, 7)``, ``Ts_world_root (S, T, 7)``, ``body_quats (S, T, 21, 4)``, ``left_hand_quats`` and
+    ``right_hand_quats (S, T, 15, 4)`` (straight fingers where the model has no hands), ``contacts (S, T, 21)``,
+    ``betas (S, T, 16)``, ``frame_nums (T,)``, ``timestamps_ns (T,)``. Poses are wxyz + xyz, metres, z up.
+    """
+    samples, frames = motion.joints22.shape[1:3]
+    if motion.hand_rotmats is None:
+        hand_quats = torch.zeros(samples, frames, _NUM_HANDS, 4)
+        hand_quats[..., 0] = 1.0
+    else:
+        hand_quats = rotmat_to_quat(motion.hand_rotmats[0])
+    numbers = np.arange(first_frame, first_frame + frames, dtype=np.int64)
+    tensors = {
+        "Ts_world_cpf": T_world_cpf,
+        "Ts_world_root": motion.T_world_root[0],
+        "body_quats": rotmat_to_quat(motion.body_rotmats[0]),
+        "left_hand_quats": hand_quats[..., :15, :],
+        "right_hand_quats": hand_quats[..., 15:, :],
+        "contacts": motion.contacts[0],
+        "betas": motion.betas[0],
+    }
+    arrays = {name: tensor.detach().to("cpu", torch.float32).numpy() for name, tensor in tensors.items()}
+    return arrays | {"frame_nums": numbers, "timestamps_ns": np.rint(numbers / fps * 1e9).astype(np.int64)}
+
+
+def picture_bytes(clip: MotionClip, windows: MotionWindows, motion: PredictedMotion, *, post_trained: bool) -> bytes:
+    """A film strip of the recorded and the first sampled motion, as PNG."""
+    import io
+
+    from mgrpo.viz.comparison import MotionComparison, SkeletonTrack, frame_errors_mm
+    from mgrpo.viz.filmstrip import render_filmstrip
+
+    recorded = windows.joints[0].cpu().numpy()
+    sampled = motion.joints22[0].detach().cpu().numpy()
+    track = SkeletonTrack(sampled, error_mm=frame_errors_mm(sampled[0], recorded))
+    comparison = MotionComparison(
+        name=clip.name,
+        fps=clip.fps,
+        ground_truth=SkeletonTrack(recorded),
+        T_world_cpf=windows.T_world_cpf[0].cpu().numpy(),
+        **{"post_trained" if post_trained else "prior": track},
+    )
+    stream = io.BytesIO()
+    render_filmstrip(comparison).save(stream, format="PNG")
+    return stream.getvalue()

@@ -1,0 +1,314 @@
+"""From what the demo's stages left behind to the report's plain numbers."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mgrpo.data import MotionWindows
+from mgrpo.demo.diversity import DiversityAt
+from mgrpo.eval.evaluate import EvaluationResult, compare
+from mgrpo.eval.metrics import METRICS
+from mgrpo.eval.statistics import over_windows_and_seeds
+from mgrpo.models.motion import PredictedMotion
+from mgrpo.report.data import (
+    Bar,
+    BarGroup,
+    Curve,
+    Estimate,
+    MetricRow,
+    PairedDifference,
+    Panel,
+    ReportData,
+    RunInfo,
+    Stage,
+    student_t_975,
+)
+from mgrpo.rewards import REWARDS
+from mgrpo.train.metric_log import read_metrics
+from mgrpo.train.provenance import provenance
+from mgrpo.viz.comparison import MotionComparison, SkeletonTrack
+
+if TYPE_CHECKING:
+    from mgrpo.demo.pipeline import DemoConfig
+
+_REWARD_LABELS = {
+    "visual": "perceptual model",
+    "position": "joint position",
+    "aligned_position": "aligned position",
+    "rotation": "joint rotation",
+    "velocity": "joint velocity",
+}
+_HEADLINE = ("mpjpe_mm", "pa_mpjpe_mm", "mpjve_mm_s")
+
+
+@dataclass(frozen=True)
+class DemoResults:
+    """Everything that the report is made of."""
+
+    started: datetime
+    command: list[str] | None
+    config: DemoConfig
+    results: Sequence[EvaluationResult]
+    """Prior first, then post-trained, on the held-out windows."""
+    diversity: Sequence[DiversityAt]
+    windows: MotionWindows
+    """Held-out windows."""
+    samples: Mapping[str, PredictedMotion]
+    """Samples ``(N, S, T, …)`` of the held-out windows by model name."""
+    clip_names: Mapping[str, tuple[str, ...]]
+    stages: tuple[Stage, ...]
+    folders: Mapping[str, Path]
+    """Run folder of each training stage."""
+
+
+def demo_report(found: DemoResults) -> ReportData:
+    """The report of a demo."""
+    prior_log, perceptual_log, grpo_log = (read_metrics(found.folders[name] / "metrics.jsonl") for name in ("prior", "perceptual", "grpo"))
+    prior, post = found.results
+    accuracy = prior_accuracy(prior)
+    windows, config = len(found.windows), found.config
+    return ReportData(
+        run=_run_info(found),
+        stages=found.stages,
+        metrics=metric_rows(prior, post),
+        rewards=reward_curves(grpo_log, config.grpo.rewards.active()),
+        prior_training=(_prior_panel(prior_log),),
+        perceptual_training=_perceptual_panels(perceptual_log),
+        perceptual_accuracy=accuracy,
+        health=health_panels(grpo_log, config),
+        diversity=diversity_bars(found.diversity),
+        motions=comparisons(found),
+        evaluation_note=(
+            f"{windows} windows of {config.data.length} frames from the clips {', '.join(found.clip_names['held_out'])} (and their mirror images) "
+            f"that no stage has trained on; {config.evaluation_seeds} noise seeds with {config.evaluation_samples} samples each; the same sampler "
+            f"({config.grpo.sampler.kernel}, {config.grpo.sampler.steps} steps) and the same noise for both models. Windows of one clip overlap, "
+            "so the standard errors are on the small side."
+        ),
+    )
+
+
+def prior_accuracy(prior: EvaluationResult) -> Estimate | None:
+    """The perceptual model's accuracy on held-out windows against the prior's samples, if it was measured."""
+    statistic = prior.statistics().get("accuracy")
+    return None if statistic is None else Estimate(statistic.mean, statistic.standard_error)
+
+
+def metric_rows(prior: EvaluationResult, post: EvaluationResult) -> tuple[MetricRow, ...]:
+    """A row for every measure that both models have, with the paired difference (post-trained minus prior)."""
+    before, after = prior.statistics(), post.statistics()
+    means, truth, gaps = prior.mean_of_samples_statistics(), prior.ground_truth_statistics(), compare(prior, post)
+    rows = []
+    for name, info in METRICS.items():
+        if name not in before or name not in after or name not in gaps:
+            continue
+        scale, gap = info.scale, gaps[name]
+        reach = student_t_975(gap.windows - 1) * gap.standard_error
+
+        def estimate(found: Mapping[str, Any], name: str = name, scale: float = scale) -> Estimate | None:
+            statistic = found.get(name)
+            return None if statistic is None else Estimate(scale * statistic.mean, scale * statistic.standard_error)
+
+        rows.append(
+            MetricRow(
+                key=name,
+                label=info.label,
+                unit=info.unit,
+                better="one" if name == "jitter_ratio" else info.better,
+                prior=estimate(before),
+                post_trained=estimate(after),
+                difference=PairedDifference(
+                    scale * gap.mean, scale * gap.standard_error, scale * (gap.mean - reach), scale * (gap.mean + reach)
+                ),
+                family=info.family,
+                prior_mean_of_samples=estimate(means),
+                ground_truth=estimate(truth),
+                decimals=info.decimals,
+                description=info.doc,
+                headline=name in _HEADLINE,
+            )
+        )
+    return tuple(rows)
+
+
+def reward_curves(log: Sequence[Mapping[str, Any]], weights: Mapping[str, float]) -> tuple[Curve, ...]:
+    """Total reward, then each reward, over iterations; the band is the spread inside groups."""
+    curves = [Curve.from_rows(log, "reward", "total", spread="reward_std", color="post_trained")]
+    for name in REWARDS:
+        if name in weights:
+            label = _REWARD_LABELS.get(name, name.replace("_", " "))
+            curves.append(Curve.from_rows(log, f"rewards/{name}/mean", label, spread=f"rewards/{name}/std"))
+    return tuple(curves)
+
+
+def _prior_panel(log: Sequence[Mapping[str, Any]]) -> Panel:
+    return Panel(
+        "Denoising loss",
+        (
+            Curve.from_rows(log, "loss", "training", color="muted"),
+            Curve.from_rows(log, "validation_loss", "validation clips", color="prior"),
+        ),
+        note="Weighted squared error of the predicted clean motion. Training windows are drawn anew at every step.",
+        log=True,
+    )
+
+
+def _perceptual_panels(log: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
+    return (
+        Panel(
+            "InfoNCE loss",
+            (Curve.from_rows(log, "loss", "training", color="muted"), Curve.from_rows(log, "validation/loss", "validation clips")),
+            note="How surely the recording is told from the prior's samples; lower is surer.",
+        ),
+        Panel(
+            "Accuracy",
+            (Curve.from_rows(log, "accuracy", "training", color="muted"), Curve.from_rows(log, "validation/accuracy", "validation clips")),
+            note="Share of pairs in which the recording scores higher; guessing gives one half.",
+            low=0.0,
+            high=1.0,
+            reference=0.5,
+            reference_label="guessing",
+        ),
+    )
+
+
+def health_panels(log: Sequence[Mapping[str, Any]], config: DemoConfig) -> tuple[Panel, ...]:
+    """Whether groups teach anything, and whether the policy moves gently."""
+    curve = Curve.from_rows
+    panels = [
+        Panel("Dead groups", (curve(log, "frac_reward_zero_std", "share of group and reward pairs"),), low=0.0, high=1.0, key="dead_groups",
+              note="A group without spread in a reward has nothing to say about it."),
+        Panel("Diversity in groups", (curve(log, "diversity/diversity_joint_std_mm", "joint spread"),), unit="mm",
+              note="Standard deviation of the joints over the members of a group, during training."),
+        Panel("Advantage", (curve(log, "advantage/abs_mean", "mean size"),), note="Summed over rewards, after normalisation in the group."),
+        Panel("Gradient norm", (curve(log, "grad_norm", "before clipping"),), reference=config.grpo.gradient_clip, reference_label="clip"),
+        Panel("Ratio before the update", (curve(log, "ratio/first_log_max", "largest |log ratio|"),),
+              note="Must be zero: rollout and update compute the same policy."),
+        Panel("Held-back clips", (curve(log, "validation/mpjpe_mm", "MPJPE"), curve(log, "validation/pa_mpjpe_mm", "PA-MPJPE", color="prior")), unit="mm",
+              note="On the validation clips, clean head path, fixed noise; no gradient comes from here."),
+    ]  # fmt: skip
+    return tuple(panel for panel in panels if any(len(line.y) for line in panel.curves))
+
+
+def diversity_bars(diversity: Sequence[DiversityAt]) -> tuple[BarGroup, ...]:
+    """One group of bars for each measure of diversity and each kind of noise, over the amplitudes of the noise."""
+    groups = []
+    kinds = [(per_member, name) for per_member in (False, True) for name in (diversity[0].values if diversity else ())]
+    for per_member, name in kinds:
+        info = METRICS[name]
+        bars = []
+        for entry in diversity:
+            if entry.per_member != per_member:
+                continue
+            statistic = over_windows_and_seeds(entry.values[name])
+            bars.append(
+                Bar(f"{entry.alpha:g} m", info.scale * statistic.mean, info.scale * statistic.standard_error, value=entry.alpha)
+            )
+        whose = "each member its own noise" if per_member else "the group shares the noise"
+        if bars:
+            groups.append(BarGroup(f"{info.label.rstrip('*')}, {whose}", info.unit, tuple(bars), note=info.doc))
+    return tuple(groups)
+
+
+def printed_diversity(diversity: Sequence[DiversityAt]) -> str:
+    """The diversities as a line for the terminal."""
+    parts = []
+    for group in diversity_bars(diversity):
+        bars = ", ".join(f"alpha {bar.label} {bar.mean:.2f} ± {bar.se:.2f}" for bar in group.bars)
+        parts.append(f"{group.title} ({group.unit or 'L2'}): {bars}")
+    return "\n".join(["diversity inside groups", *(f"  {part}" for part in parts)])
+
+
+def comparisons(found: DemoResults, count: int = 6) -> tuple[MotionComparison, ...]:
+    """Clips for the player: one window of each held-out clip first, the one with the median error of the prior, then others by name."""
+    truth = found.windows.joints
+    errors = {
+        name: ((motion.joints22[:, 0] - truth).norm(dim=-1).mean(-1) * 1000) for name, motion in found.samples.items()
+    }
+    order: list[int] = []
+    prior_error = errors["prior"].mean(-1)
+    for name in dict.fromkeys(found.windows.names):
+        rows = [row for row, owner in enumerate(found.windows.names) if owner == name]
+        rows.sort(key=lambda row: float(prior_error[row]))
+        order.append(rows[len(rows) // 2])
+    made = []
+    for row in order[:count]:
+        tracks = {}
+        for name, motion in found.samples.items():
+            contacts = motion.contacts[row, 0].clamp(0, 1)
+            tracks[name] = SkeletonTrack(_array(motion.joints22[row]), _array(contacts), _array(errors[name][row]))
+        made.append(
+            MotionComparison(
+                name=found.windows.names[row],
+                fps=30.0,
+                ground_truth=SkeletonTrack(_array(truth[row]), _array(found.windows.contacts[row])),
+                prior=tracks["prior"],
+                post_trained=tracks["post-trained"],
+                T_world_cpf=_array(found.windows.T_world_cpf[row]),
+                caption="held-out clip; of its windows, the one on which the prior's error is the median",
+            )
+        )
+    return tuple(made)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _run_info(found: DemoResults) -> RunInfo:
+    config = found.config
+    record, _ = provenance(found.command, resumed_from_step=None)
+    git = record.get("git") or {}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return RunInfo(
+        title="MotionGRPO, small",
+        summary="A diffusion prior guesses the body from the head's path, and is post-trained with GRPO under Perlin noise and a hybrid reward.",
+        command="mgrpo demo" if found.command is None else shlex.join(["mgrpo", *found.command[1:]]),
+        date=found.started.isoformat(timespec="seconds"),
+        seed=config.seed,
+        git_commit=str(git.get("commit") or ""),
+        git_dirty=bool(git.get("dirty")),
+        machine={
+            "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+            "memory": f"{memory:.0f} GiB",
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            "system": platform.platform(terse=True),
+        },
+        versions={name: str(version) for name, version in record.get("versions", {}).items()},
+        config={
+            "motion": {
+                "train": ", ".join(found.clip_names["train"]),
+                "validation": ", ".join(found.clip_names["validation"]),
+                "held out": ", ".join(found.clip_names["held_out"]),
+                "window": f"{config.data.length} frames",
+            },
+            "prior": {
+                "preset": config.prior.preset,
+                "optimiser steps": str(config.prior.iterations),
+                "batch": f"{config.prior.batch_size} windows",
+                "learning rate": f"{config.prior.learning_rate:g}",
+            },
+            "perceptual": {
+                "preset": config.perceptual.preset,
+                "optimiser steps": str(config.perceptual.iterations),
+                "candidates": f"1 recording, {config.perceptual.negatives_per_clip} samples",
+            },
+            "GRPO": {
+                "rollouts": str(config.grpo.iterations),
+                "groups": f"{config.grpo.conditions} of {config.grpo.group_size}",
+                "sampler": f"{config.grpo.sampler.kernel}, eta {config.grpo.sampler.eta:g}, {config.grpo.sampler.steps} steps",
+                "Perlin noise": f"{config.grpo.perlin.alpha:g} m",
+                "rewards": ", ".join(name.replace("_", " ") for name in config.grpo.rewards.active()),
+                "learning rate": f"{config.grpo.learning_rate:g}",
+            },
+        },
+    )

@@ -1,0 +1,303 @@
+"""Evaluation of a denoiser on fixed windows with fixed noise.
+
+The noise of a sample is a function of (seed, window, sample) alone, so two models that are evaluated on the same
+windows with the same seeds meet the same noise, whatever the chunk size, and their difference can be taken window by
+window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mgrpo.diffusion.sampler import NoiseKeys, sample
+from mgrpo.errors import InputError
+from mgrpo.models.conditioning import make_cond
+from mgrpo.models.motion import PredictedMotion, decode_motion
+from mgrpo.models.state import StateLayout
+
+from .metrics import (
+    METRICS,
+    fs_egoallo_m,
+    fs_mm_per_contact_frame,
+    gnd,
+    gp_mean_mm,
+    gp_sum_m,
+    group_diversity,
+    jitter_m_s3,
+    motion_metrics,
+)
+from .statistics import PairedDifference, Statistic, over_windows_and_seeds, paired_difference
+
+if TYPE_CHECKING:
+    from mgrpo.body import BodyModel
+    from mgrpo.data import MotionWindows
+    from mgrpo.diffusion.transition import Transitions
+    from mgrpo.models.denoiser import Denoiser
+    from mgrpo.models.perceptual import PerceptualModel
+
+FRAMES_PER_CHUNK = 16384
+"""Frames (windows x samples x length) that are sampled together when the caller doesn't choose; bounds the memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationResult:
+    """What a model scored on N windows with R seeds and S samples each. Every value is kept, on the CPU in float64."""
+
+    name: str
+    """Name of the model in tables."""
+    window_names: tuple[str, ...]
+    """Clip of each of the N windows."""
+    seeds: tuple[int, ...]
+    """The R seeds."""
+    samples: int
+    """Samples S per window and seed."""
+    values: dict[str, Tensor]
+    """Per sample ``(N, R, S)``: the measures of :data:`mgrpo.eval.metrics.METRICS`; with a perceptual model also score,
+    score_gap, accuracy."""
+    group_values: dict[str, Tensor]
+    """Per group of samples ``(N, R)``: diversity; empty for S = 1."""
+    mean_of_samples: dict[str, Tensor]
+    """Measures ``(N, R)`` of the mean motion of each group; empty for S = 1."""
+    ground_truth: dict[str, Tensor]
+    """Measures ``(N,)`` of the recorded motion itself: smoothness, floor, score."""
+    settings: dict[str, Any]
+    """How the samples were drawn: kernel, eta, steps, rotations projected or not, frames and their rate."""
+
+    @property
+    def windows(self) -> int:
+        """Number N of windows."""
+        return len(self.window_names)
+
+    def statistics(self) -> dict[str, Statistic]:
+        """Mean and standard error over windows and seeds of every measure, in table order; wrong_count derived from
+        accuracy."""
+        found = {name: over_windows_and_seeds(value) for name, value in (self.values | self.group_values).items()}
+        return _with_wrong_count(found, self.windows)
+
+    def mean_of_samples_statistics(self) -> dict[str, Statistic]:
+        """The same for the mean motion of each group."""
+        found = {name: over_windows_and_seeds(value) for name, value in self.mean_of_samples.items()}
+        return _with_wrong_count(found, self.windows)
+
+    def ground_truth_statistics(self) -> dict[str, Statistic]:
+        """The same for the recorded motion."""
+        return _ordered({name: over_windows_and_seeds(value[:, None]) for name, value in self.ground_truth.items()})
+
+    def means(self) -> dict[str, float]:
+        """The means of :meth:`statistics`; NaN where nothing could be scored."""
+        return {name: statistic.mean for name, statistic in self.statistics().items()}
+
+
+def _ordered(statistics: dict[str, Statistic]) -> dict[str, Statistic]:
+    return {name: statistics[name] for name in METRICS if name in statistics}
+
+
+def _with_wrong_count(statistics: dict[str, Statistic], windows: int) -> dict[str, Statistic]:
+    """Add the published Wrong Count: windows times the share of samples that the truth does not beat."""
+    accuracy = statistics.get("accuracy")
+    if accuracy is not None:
+        wrong = Statistic(
+            windows * (1 - accuracy.mean), windows * accuracy.standard_error, accuracy.windows, accuracy.seeds
+        )
+        statistics = statistics | {"wrong_count": wrong}
+    return _ordered(statistics)
+
+
+def compare(first: EvaluationResult, second: EvaluationResult) -> dict[str, PairedDifference]:
+    """Paired difference ``second - first`` of every measure both have.
+
+    Raises InputError unless both were evaluated on the same windows with the same seeds, samples and sampler.
+    """
+    for field in ("window_names", "seeds", "samples", "settings"):
+        ours, theirs = getattr(first, field), getattr(second, field)
+        if ours != theirs:
+            raise InputError(
+                f"compare(): {first.name!r} and {second.name!r} were evaluated with different "
+                f"{field.replace('_', ' ')} ({_short(ours)} and {_short(theirs)}); evaluate both on the same windows, "
+                "with the same seeds and sampler."
+            )
+    mine, others = first.values | first.group_values, second.values | second.group_values
+    return {name: paired_difference(mine[name], others[name]) for name in METRICS if name in mine and name in others}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@torch.no_grad()
+def evaluate(
+    denoiser: Denoiser,
+    windows: MotionWindows,
+    body: BodyModel,
+    transitions: Transitions,
+    *,
+    seeds: Sequence[int] = (0,),
+    samples: int = 1,
+    perceptual: PerceptualModel | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    name: str = "model",
+    project_rotations: bool = True,
+    fps: float = 30.0,
+    windows_per_chunk: int | None = None,
+) -> EvaluationResult:
+    """Sample every window ``samples`` times for each seed from its clean head trajectory, and measure.
+
+    Args:
+        denoiser: on the device where the work shall be done; its training mode is left as it was.
+        windows: N windows on any device; their mask is applied to every measure.
+        body: body with 21 joints, for forward kinematics.
+        transitions: the sampler's steps.
+        seeds: keys of the noise.
+        samples: samples S per window and seed, with independent initial noise; 2 or more give diversity and the mean of
+            samples.
+        perceptual: adds score, score_gap and accuracy.
+        progress: called with (windows done, windows in all), seeds counted separately.
+        name: the model's name in tables.
+        project_rotations: project the predicted rotations inside the sampler (EgoAllo's inference).
+        fps: frames per second of the windows.
+        windows_per_chunk: windows sampled together; None bounds the memory (:data:`FRAMES_PER_CHUNK`).
+
+    Raises:
+        InputError: no windows, no or repeated seeds, fewer than one sample.
+    """
+    count, frames = windows.mask.shape
+    seeds = tuple(int(seed) for seed in seeds)
+    if count == 0:
+        raise InputError("evaluate(): there are no windows; check the split of the clips and the window length.")
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise InputError(f"evaluate(): seeds must be different whole numbers, at least one, got {seeds}.")
+    if samples < 1:
+        raise InputError(f"evaluate(): samples must be at least 1, got {samples}.")
+    device = next(denoiser.parameters()).device
+    chunk = windows_per_chunk or max(1, FRAMES_PER_CHUNK // (frames * samples))
+    layout = StateLayout(include_hands=denoiser.config.include_hands)
+    body = body.to(device)
+    training = denoiser.training, perceptual.training if perceptual is not None else False
+    denoiser.eval()
+    if perceptual is not None:
+        perceptual.eval()
+    per_sample: list[dict[str, Tensor]] = []
+    per_group: list[dict[str, Tensor]] = []
+    of_mean: list[dict[str, Tensor]] = []
+    truth: list[dict[str, Tensor]] = []
+    try:
+        for start in range(0, count, chunk):
+            index = torch.arange(start, min(start + chunk, count))
+            part = windows.select(index).to(device)
+            truth.append(_truth_measures(part, perceptual, fps))
+            cond = make_cond(denoiser.config, part.T_world_cpf, part.T_cpf_tm1_cpf_t)
+            mask = None if bool(part.mask.all()) else part.mask
+            seed_values: dict[str, list[dict[str, Tensor]]] = {"sample": [], "group": [], "mean": []}
+            for number, seed in enumerate(seeds):
+                keys = NoiseKeys(
+                    seed=seed, iteration=0, condition=index.to(device), members=samples, share_initial=False
+                )
+                x0 = sample(
+                    denoiser, cond, transitions, keys, layout=layout, mask=mask, project_rotations=project_rotations
+                ).x0
+                motion = decode_motion(layout, x0, part.T_world_cpf[:, None], body)
+                seed_values["sample"].append(_sample_measures(motion, part, perceptual, truth[-1], fps))
+                if samples > 1:
+                    seed_values["group"].append(group_diversity(motion.joints22, part.mask))
+                    # The mean of the states, projected back to rotations, is the chordal mean of the samples'
+                    # rotations.
+                    average = decode_motion(layout, x0.mean(1, keepdim=True), part.T_world_cpf[:, None], body)
+                    measured = _sample_measures(average, part, perceptual, truth[-1], fps)
+                    seed_values["mean"].append({key: value[:, 0] for key, value in measured.items()})
+                if progress is not None:
+                    progress(start * len(seeds) + (number + 1) * len(index), count * len(seeds))
+            per_sample.append(_stack_seeds(seed_values["sample"]))
+            per_group.append(_stack_seeds(seed_values["group"]))
+            of_mean.append(_stack_seeds(seed_values["mean"]))
+    finally:
+        denoiser.train(training[0])
+        if perceptual is not None:
+            perceptual.train(training[1])
+    return EvaluationResult(
+        name=name,
+        window_names=tuple(windows.names),
+        seeds=seeds,
+        samples=samples,
+        values=_join(per_sample),
+        group_values=_join(per_group),
+        mean_of_samples=_join(of_mean),
+        ground_truth=_join(truth),
+        settings={
+            "kernel": transitions.kernel,
+            "eta": transitions.eta,
+            "steps": len(transitions),
+            "project_rotations": project_rotations,
+            "frames": frames,
+            "fps": fps,
+        },
+    )
+
+
+def _sample_measures(
+    motion: PredictedMotion,
+    windows: MotionWindows,
+    perceptual: PerceptualModel | None,
+    truth: dict[str, Tensor],
+    fps: float,
+) -> dict[str, Tensor]:
+    """All measures ``(B, S)`` of samples against their windows."""
+    measures = motion_metrics(motion, windows, fps=fps)
+    if perceptual is not None:
+        true_score = truth["score"].to(motion.joints22.device)[:, None]
+        score = score_samples(perceptual, motion, windows)
+        measures |= {
+            "score": score,
+            "score_gap": true_score - score,
+            "accuracy": (true_score > score).to(score.dtype),
+        }
+    return {name: value.double().cpu() for name, value in measures.items()}
+
+
+def _truth_measures(windows: MotionWindows, perceptual: PerceptualModel | None, fps: float) -> dict[str, Tensor]:
+    """Measures ``(B,)`` of the recorded motion itself."""
+    joints, mask = windows.joints, windows.mask
+    measures = {
+        "jitter_m_s3": jitter_m_s3(joints, mask, fps=fps),
+        "gp_mean_mm": gp_mean_mm(joints, mask),
+        "gp_sum_m": gp_sum_m(joints, mask),
+        "fs_mm_per_contact_frame": fs_mm_per_contact_frame(joints, mask),
+        "fs_egoallo_m": fs_egoallo_m(joints, mask),
+        "gnd": gnd(joints, mask),
+    }
+    if perceptual is not None:
+        measures["score"] = score_windows(perceptual, windows)
+    return {name: value.double().cpu() for name, value in measures.items()}
+
+
+def score_windows(perceptual: PerceptualModel, windows: MotionWindows) -> Tensor:
+    """Perceptual score ``(B,)`` of the recorded motion of B windows."""
+    return perceptual(windows.R_world_joint, windows.joints, windows.T_world_cpf, windows.mask)
+
+
+def score_samples(perceptual: PerceptualModel, motion: PredictedMotion, windows: MotionWindows) -> Tensor:
+    """Perceptual score ``(B, S)`` of S samples for each of B windows, beside the windows' own head trajectories."""
+    batch, samples = motion.joints22.shape[:2]
+    head = windows.T_world_cpf[:, None].expand(-1, samples, -1, -1).flatten(0, 1)
+    mask = windows.mask[:, None].expand(-1, samples, -1).flatten(0, 1)
+    score = perceptual(motion.R_world_joint22.flatten(0, 1), motion.joints22.flatten(0, 1), head, mask)
+    return score.view(batch, samples)
+
+
+def _stack_seeds(seeds: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Join the seeds' dictionaries of ``(B, …)`` into one of ``(B, R, …)``."""
+    return (
+        {name: torch.stack([values[name].double().cpu() for values in seeds], dim=1) for name in seeds[0]}
+        if seeds
+        else {}
+    )
+
+
+def _join(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Join the chunks' dictionaries along the windows."""
+    return {name: torch.cat([values[name] for values in chunks]) for name in chunks[0]}

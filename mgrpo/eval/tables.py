@@ -1,0 +1,406 @@
+"""Result tables for people and for papers: terminal, Markdown, LaTeX, CSV and JSON from the same cells."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mgrpo.errors import InputError, MgrpoError
+
+from .evaluate import EvaluationResult, compare
+from .metrics import METRICS, MetricInfo, metric_names
+from .statistics import PairedDifference, Statistic
+
+Family = Literal["standard", "paper", "all"]
+RowKind = Literal["truth", "model", "mean", "difference"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table, in the unit of its column as stored (not scaled for printing)."""
+
+    mean: float
+    """Mean over windows and seeds, or mean paired difference."""
+    standard_error: float
+    """Standard error of it; NaN where unknown."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table."""
+
+    name: str
+    """What the line is about."""
+    kind: RowKind
+    """``truth``: the recorded motion; ``model``: a model's samples; ``mean``: the mean motion of a model's samples
+    (shows how much of a gain averaging alone would give); ``difference``: paired difference of two models."""
+    cells: dict[str, Cell]
+    """Cells by name of the measure; absent where the measure has no meaning for the row."""
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """Columns and rows, ready to be written in any format."""
+
+    title: str
+    """Heading."""
+    columns: tuple[MetricInfo, ...]
+    """Measures in order."""
+    rows: tuple[Row, ...]
+    """Lines in order."""
+    notes: tuple[str, ...]
+    """Sentences under the table: how many windows, what the errors are, what the starred columns are."""
+
+    def best(self, column: str) -> int | None:
+        """Index of the ``model`` row with the best mean in a column; None with fewer than two models or no better
+        direction."""
+        info = METRICS[column]
+        models = [
+            (row.cells[column].mean, index)
+            for index, row in enumerate(self.rows)
+            if row.kind == "model" and column in row.cells and not math.isnan(row.cells[column].mean)
+        ]
+        if len(models) < 2 or info.better == "none":
+            return None
+        return (min(models) if info.better == "lower" else max(models, key=lambda entry: (entry[0], -entry[1])))[1]
+
+
+def result_table(
+    results: Sequence[EvaluationResult],
+    *,
+    family: Family = "standard",
+    metrics: Sequence[str] | None = None,
+    title: str | None = None,
+) -> ResultTable:
+    """Lay out results as a table: ground truth, then each model, the mean of its samples, and the paired difference to
+    the first model.
+
+    Args:
+        results: models evaluated on the same windows with the same settings; the first is what the others are compared
+            with.
+        family: which definitions to show, see :data:`mgrpo.eval.metrics.METRICS`.
+        metrics: names of measures to show instead, in this order.
+        title: heading.
+
+    Raises:
+        InputError: no results, two of one name, an unknown measure, or results that can't be compared.
+    """
+    if not results:
+        raise InputError("result_table() needs at least one evaluation result.")
+    names = [result.name for result in results]
+    if len(set(names)) != len(names):
+        raise InputError(f"result_table() needs a different name for each result, got {', '.join(names)}.")
+    if metrics is not None and (unknown := [name for name in metrics if name not in METRICS]):
+        raise InputError(f"There is no measure named {', '.join(unknown)}; choose among {', '.join(METRICS)}.")
+    first = results[0]
+    measured = {name for result in results for name in result.statistics()}
+    chosen = list(metrics) if metrics is not None else metric_names(family, measured)
+    rows = [Row("ground truth", "truth", _cells(first.ground_truth_statistics(), chosen))]
+    for result in results:
+        rows.append(Row(result.name, "model", _cells(result.statistics(), chosen)))
+        if result.samples > 1:
+            name = f"{result.name}, mean of {result.samples} samples"
+            rows.append(Row(name, "mean", _cells(result.mean_of_samples_statistics(), chosen)))
+    for result in results[1:]:
+        differences = compare(first, result)
+        rows.append(Row(f"{result.name} - {first.name}", "difference", _cells(differences, chosen)))
+    rows = [row for row in rows if row.cells]
+    columns = tuple(METRICS[name] for name in chosen)
+    return ResultTable(title or "Evaluation", columns, tuple(rows), _notes(first, columns))
+
+
+def _cells(found: dict[str, Statistic] | dict[str, PairedDifference], chosen: Sequence[str]) -> dict[str, Cell]:
+    return {name: Cell(found[name].mean, found[name].standard_error) for name in chosen if name in found}
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _notes(result: EvaluationResult, columns: Sequence[MetricInfo]) -> tuple[str, ...]:
+    settings = result.settings
+    eta = "" if settings["kernel"] == "ode" else f", eta {settings['eta']:g}"
+    drawn = (
+        f"{_plural(result.windows, 'window')} of {settings['frames']} frames, {_plural(len(result.seeds), 'seed')}, "
+        f"{_plural(result.samples, 'sample')} each; sampler {settings['kernel']}{eta}, "
+        f"{_plural(settings['steps'], 'step')}."
+    )
+    notes = [
+        drawn,
+        "± is the standard error over windows and seeds; differences are paired window by window, with the same noise.",
+    ]
+    if any(info.label.endswith("*") for info in columns):
+        notes.append(
+            "* as published for EgoAllo and MotionGRPO, to stand beside their numbers; not the usual definition."
+        )
+    return tuple(notes)
+
+
+def format_cell(cell: Cell | None, info: MetricInfo, *, signed: bool = False, plus_minus: str = " ± ") -> str:
+    """``mean ± standard error`` in the column's unit and digits; a dash for no value, the mean alone where the error is
+    unknown."""
+    if cell is None or math.isnan(cell.mean):
+        return "–"
+    digits = f"{'+' if signed else ''}.{info.decimals}f"
+    text = format(info.scale * cell.mean, digits)
+    if math.isnan(cell.standard_error):
+        return text
+    return f"{text}{plus_minus}{info.scale * cell.standard_error:.{info.decimals}f}"
+
+
+def to_rich(table: ResultTable) -> Table:
+    """The table for :class:`rich.console.Console`: best model bold, significant differences coloured, measures down,
+    models across.
+
+    A difference is coloured green or red where it is more than two standard errors from zero.
+    """
+    shown = Table(
+        title=table.title,
+        caption="\n".join(table.notes),
+        caption_justify="left",
+        header_style="bold",
+        title_justify="left",
+    )
+    shown.add_column("")
+    for row in table.rows:
+        shown.add_column(row.name, justify="right", style="dim" if row.kind in ("truth", "mean") else "")
+    for info in table.columns:
+        best = table.best(info.name)
+        line = [Text(info.heading + {"lower": " ↓", "higher": " ↑", "none": ""}[info.better])]
+        for index, row in enumerate(table.rows):
+            cell = row.cells.get(info.name)
+            text = Text(format_cell(cell, info, signed=row.kind == "difference"))
+            if index == best:
+                text.stylize("bold")
+            if row.kind == "difference" and (style := _difference_style(cell, info)):
+                text.stylize(style)
+            line.append(text)
+        shown.add_row(*line)
+    return shown
+
+
+def _difference_style(cell: Cell | None, info: MetricInfo) -> str:
+    if cell is None or info.better == "none" or not abs(cell.mean) > 2 * cell.standard_error:
+        return ""
+    return "green" if (cell.mean < 0) == (info.better == "lower") else "red"
+
+
+def print_table(table: ResultTable, console: Console | None = None) -> None:
+    """Print to the terminal (standard output unless a console is given)."""
+    (console or Console()).print(to_rich(table))
+
+
+def to_markdown(table: ResultTable) -> str:
+    """GitHub-flavoured Markdown, one line per row of the table, best model bold, notes below."""
+    lines = [f"### {table.title}", ""]
+    lines.append("| | " + " | ".join(_markdown(info.heading) for info in table.columns) + " |")
+    lines.append("|---|" + "--:|" * len(table.columns))
+    for index, row in enumerate(table.rows):
+        texts = []
+        for info in table.columns:
+            text = format_cell(row.cells.get(info.name), info, signed=row.kind == "difference")
+            texts.append(f"**{text}**" if table.best(info.name) == index else text)
+        lines.append(f"| {_markdown(row.name)} | " + " | ".join(texts) + " |")
+    return "\n".join([*lines, "", *(_markdown(note) for note in table.notes)]) + "\n"
+
+
+def _markdown(text: str) -> str:
+    for character in ("\\", "|", "*", "_", "`"):
+        text = text.replace(character, f"\\{character}")
+    return text
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "³": r"$^3$", "±": r"$\pm$", "–": "--",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def to_latex(table: ResultTable) -> str:
+    """A ``tabular`` with booktabs rules inside a ``table``; best model bold. Needs ``\\usepackage{booktabs}``."""
+    arrows = {"lower": r" $\downarrow$", "higher": r" $\uparrow$", "none": ""}
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_latex(table.title)}}}",
+        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+    ]
+    lines.append(r"\toprule")
+    lines.append(" & " + " & ".join(_latex(info.heading) + arrows[info.better] for info in table.columns) + r" \\")
+    lines.append(r"\midrule")
+    for index, row in enumerate(table.rows):
+        if index and row.kind == "difference" and table.rows[index - 1].kind != "difference":
+            lines.append(r"\midrule")
+        texts = []
+        for info in table.columns:
+            text = format_cell(row.cells.get(info.name), info, signed=row.kind == "difference", plus_minus=r" $\pm$ ")
+            # A plain hyphen would be set as a hyphen, not as a minus sign.
+            text = "--" if text == "–" else text.replace("-", "$-$")
+            texts.append(rf"\textbf{{{text}}}" if table.best(info.name) == index else text)
+        lines.append(f"{_latex(row.name)} & " + " & ".join(texts) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\par\smallskip\footnotesize {_latex(note)}" for note in table.notes]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def to_csv(table: ResultTable) -> str:
+    """One line per row and measure: row, kind, measure, unit, mean, standard error; plain numbers in the stored unit,
+    empty for NaN."""
+    return _csv_text(
+        ("row", "kind", "metric", "unit", "mean", "standard_error"),
+        [
+            (
+                row.name,
+                row.kind,
+                info.name,
+                _stored_unit(info),
+                _number(row.cells[info.name].mean),
+                _number(row.cells[info.name].standard_error),
+            )
+            for row in table.rows
+            for info in table.columns
+            if info.name in row.cells
+        ],
+    )
+
+
+def _stored_unit(info: MetricInfo) -> str:
+    return info.unit if info.scale == 1.0 else ""
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.9g}"
+
+
+def _csv_text(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def per_window_csv(results: Sequence[EvaluationResult]) -> str:
+    """Every single value: one line per model, window, seed and sample, measures as columns; empty where a measure can't
+    be scored.
+
+    Values of a whole group (diversity) are repeated on each of its samples.
+    """
+    names = [
+        name for name in METRICS if any(name in result.values or name in result.group_values for result in results)
+    ]
+    lines: list[list[Any]] = []
+    for result in results:
+        found = {name: value.tolist() for name, value in (result.values | result.group_values).items()}
+        for window, clip in enumerate(result.window_names):
+            for column, seed in enumerate(result.seeds):
+                for member in range(result.samples):
+                    cells = []
+                    for name in names:
+                        value = found[name][window][column] if name in found else math.nan
+                        cells.append(_number(value[member] if isinstance(value, list) else value))
+                    lines.append([result.name, window, clip, seed, member, *cells])
+    return _csv_text(("model", "window", "clip", "seed", "sample", *names), lines)
+
+
+def to_json(results: Sequence[EvaluationResult]) -> dict[str, Any]:
+    """Everything in numbers, ready for ``json.dumps``: settings, statistics of all measures of both families,
+    differences; NaN as None."""
+    first = results[0]
+    return {
+        "settings": dict(first.settings)
+        | {
+            "windows": first.windows,
+            "clips": sorted(set(first.window_names)),
+            "seeds": list(first.seeds),
+            "samples": first.samples,
+        },
+        "metrics": {
+            name: {
+                "label": info.label,
+                "unit": _stored_unit(info),
+                "family": info.family,
+                "better": info.better,
+                "meaning": info.doc,
+            }
+            for name, info in METRICS.items()
+        },
+        "ground_truth": _plain(first.ground_truth_statistics()),
+        "models": [
+            {
+                "name": result.name,
+                "statistics": _plain(result.statistics()),
+                "mean_of_samples": _plain(result.mean_of_samples_statistics()),
+            }
+            for result in results
+        ],
+        "differences": [
+            {"first": first.name, "second": result.name, "statistics": _plain(compare(first, result))}
+            for result in results[1:]
+        ],
+    }
+
+
+def _plain(found: dict[str, Any]) -> dict[str, dict[str, float | int | None]]:
+    return {
+        name: {
+            field: None if isinstance(value, float) and math.isnan(value) else value
+            for field, value in vars(statistic).items()
+        }
+        for name, statistic in found.items()
+    }
+
+
+def write_tables(
+    folder: str | Path, results: Sequence[EvaluationResult], *, family: Family = "standard", title: str | None = None
+) -> dict[str, Path]:
+    """Write ``evaluation.{md,tex,csv,json}`` (the table of ``family``; the JSON holds both) and
+    ``evaluation_windows.csv`` into ``folder``.
+
+    Each file appears whole or not at all. Returns the paths by kind: markdown, latex, csv, json, windows. Raises
+    MgrpoError when the disk refuses.
+    """
+    folder = Path(folder).expanduser()
+    table = result_table(results, family=family, title=title)
+    contents = {
+        "markdown": ("evaluation.md", to_markdown(table)),
+        "latex": ("evaluation.tex", to_latex(table)),
+        "csv": ("evaluation.csv", to_csv(table)),
+        "json": ("evaluation.json", json.dumps(to_json(results), indent=2, allow_nan=False) + "\n"),
+        "windows": ("evaluation_windows.csv", per_window_csv(results)),
+    }
+    paths = {}
+    for kind, (name, text) in contents.items():
+        paths[kind] = folder / name
+        _write_whole(folder / name, text)
+    return paths
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise MgrpoError(
+            f"could not write {path}: {error.strerror or error}. Free some space there, or choose another folder."
+        ) from error

@@ -1,0 +1,499 @@
+"""What a report tells, as plain numbers: the input of ``write_report`` and the content of ``report.json``.
+
+Every class is a frozen dataclass of Python and numpy values. ``ReportData.to_json`` / ``from_json`` lose nothing:
+floats keep their digits, NaN and infinities are written as strings (JSON has none), motion arrays as base64 of
+little-endian float32.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mgrpo.errors import InputError
+from mgrpo.viz.comparison import MotionComparison, SkeletonTrack
+
+FORMAT = "mgrpo-report-1"
+
+Better = Literal["lower", "higher", "one", "none"]
+"""Which way a metric improves; "one": nearer to 1 is better; "none": neither way (shown without a verdict)."""
+
+Family = Literal["both", "standard", "paper"]
+"""Metric family: the usual definition, exactly as in the published evaluation, or both where the two agree."""
+
+Tone = Literal["good", "bad", "neutral", "warning"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its standard error, in the unit of whoever holds it. NaN means not available."""
+
+    mean: float
+    se: float = math.nan
+    """Standard error of the mean."""
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Post-trained minus prior, taken window by window (same windows, same noise), so that easy and hard windows cancel
+    out."""
+
+    mean: float
+    se: float = math.nan
+    """Standard error of the mean difference."""
+    ci_low: float = math.nan
+    """Lower end of the 95 % confidence interval; NaN: taken as mean - 1.96 se."""
+    ci_high: float = math.nan
+    """Upper end of the 95 % confidence interval; NaN: taken as mean + 1.96 se."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval."""
+        low = self.ci_low if math.isfinite(self.ci_low) else self.mean - 1.96 * self.se
+        high = self.ci_high if math.isfinite(self.ci_high) else self.mean + 1.96 * self.se
+        return low, high
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One line of the results table."""
+
+    key: str
+    """Identifier, such as ``mpjpe_mm``; standard texts of the glossary are found by it."""
+    label: str
+    unit: str
+    better: Better
+    prior: Estimate
+    post_trained: Estimate
+    difference: PairedDifference
+    family: Family = "standard"
+    prior_mean_of_samples: Estimate | None = None
+    """The prior's samples averaged to one motion: how low the error gets by losing variance alone."""
+    ground_truth: Estimate | None = None
+    """The same metric on the recorded motion, where that says something (jitter, skating)."""
+    decimals: int = 1
+    description: str = ""
+    """For the glossary, where it has no text of its own for this key."""
+    headline: bool = False
+    """Whether this row may become a key figure at the top of the page."""
+
+    def __post_init__(self) -> None:
+        if self.better not in ("lower", "higher", "one", "none"):
+            raise InputError(f"MetricRow '{self.key}': better must be lower, higher, one or none, got '{self.better}'")
+        if self.family not in ("both", "standard", "paper"):
+            raise InputError(f"MetricRow '{self.key}': family must be both, standard or paper, got '{self.family}'")
+
+
+def paired_row(
+    key: str,
+    label: str,
+    unit: str,
+    better: Better,
+    prior: object,
+    post_trained: object,
+    **more: Any,
+) -> MetricRow:
+    """A row from the values of each window: ``prior`` and ``post_trained`` (N,) in the same order, paired.
+
+    Means, standard errors over windows, and Student's 95 % interval of the mean difference; pairs with a NaN on either
+    side are left out. For windows x seeds average over seeds first: seeds of one window aren't independent windows.
+    ``more`` goes to MetricRow.
+    """
+    before, after = np.asarray(prior, dtype=np.float64).ravel(), np.asarray(post_trained, dtype=np.float64).ravel()
+    if before.shape != after.shape:
+        raise InputError(
+            f"paired_row '{key}': prior and post_trained must hold the same windows, got {before.size} and {after.size}"
+        )
+    good = np.isfinite(before) & np.isfinite(after)
+    before, after = before[good], after[good]
+    gap = mean_and_se(after - before)
+    reach = student_t_975(before.size - 1) * gap.se
+    return MetricRow(
+        key=key,
+        label=label,
+        unit=unit,
+        better=better,
+        prior=mean_and_se(before),
+        post_trained=mean_and_se(after),
+        difference=PairedDifference(gap.mean, gap.se, gap.mean - reach, gap.mean + reach),
+        **more,
+    )
+
+
+def mean_and_se(values: object) -> Estimate:
+    """Mean and standard error (unbiased) of the finite numbers among ``values``; NaN where there are too few."""
+    numbers = np.asarray(values, dtype=np.float64).ravel()
+    numbers = numbers[np.isfinite(numbers)]
+    if numbers.size == 0:
+        return Estimate(math.nan, math.nan)
+    se = float(numbers.std(ddof=1) / math.sqrt(numbers.size)) if numbers.size > 1 else math.nan
+    return Estimate(float(numbers.mean()), se)
+
+
+def student_t_975(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t, from its expansion in 1/degrees (within 0.5 % from 3 degrees on); NaN below 1
+    degree."""
+    exact = {1: 12.7062, 2: 4.3027, 3: 3.1824}
+    if degrees < 1:
+        return math.nan
+    if degrees in exact:
+        return exact[degrees]
+    z = 1.959964
+    n = float(degrees)
+    return (
+        z
+        + (z**3 + z) / (4 * n)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Numbers over iterations. NaN entries are gaps."""
+
+    label: str
+    x: tuple[float, ...]
+    """Iteration (or step) of each number."""
+    y: tuple[float, ...]
+    spread: tuple[float, ...] = ()
+    """Optional half-width of a band around y, such as the standard deviation inside groups."""
+    color: str = "accent"
+    """Role of the colour: ground_truth, prior, post_trained, accent or muted."""
+
+    def __post_init__(self) -> None:
+        for name in ("x", "y", "spread"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        if len(self.x) != len(self.y):
+            raise InputError(
+                f"Curve '{self.label}': x and y must have the same length, got {len(self.x)} and {len(self.y)}"
+            )
+        if self.spread and len(self.spread) != len(self.y):
+            raise InputError(
+                f"Curve '{self.label}': spread must be empty or as long as y, got {len(self.spread)} and {len(self.y)}"
+            )
+        if self.color not in ("ground_truth", "prior", "post_trained", "accent", "muted"):
+            raise InputError(f"Curve '{self.label}': color must name a role of the palette, got '{self.color}'")
+
+    @classmethod
+    def of(cls, label: str, y: Sequence[float], *, spread: Sequence[float] = (), color: str = "accent") -> Curve:
+        """A curve over iterations 0, 1, 2, …"""
+        return cls(label, tuple(range(len(y))), tuple(y), tuple(spread), color)
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: Sequence[Mapping[str, Any]],
+        key: str,
+        label: str,
+        *,
+        x: str = "step",
+        spread: str | None = None,
+        color: str = "accent",
+    ) -> Curve:
+        """A curve out of logged rows (dicts, one a step): those that hold ``key``; without any, an empty curve."""
+        chosen = [row for row in rows if row.get(key) is not None and row.get(x) is not None]
+        bands = () if spread is None else tuple(float(row.get(spread, math.nan)) for row in chosen)
+        return cls(
+            label, tuple(float(row[x]) for row in chosen), tuple(float(row[key]) for row in chosen), bands, color
+        )
+
+    def tenths(self) -> tuple[Estimate, Estimate]:
+        """Mean and standard error of the first and of the last tenth of the numbers (at least one each)."""
+        count = max(1, round(len(self.y) / 10))
+        return mean_and_se(self.y[:count]), mean_and_se(self.y[-count:])
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart: curves that share axes."""
+
+    title: str
+    curves: tuple[Curve, ...]
+    unit: str = ""
+    note: str = ""
+    """What to look for, one or two sentences."""
+    log: bool = False
+    """Logarithmic y axis (used only if all numbers are above zero)."""
+    low: float = math.nan
+    """Lower end of the y axis; NaN: from the numbers."""
+    high: float = math.nan
+    """Upper end of the y axis; NaN: from the numbers."""
+    reference: float = math.nan
+    """A level to draw as a thin line; NaN: none."""
+    reference_label: str = ""
+    x_label: str = "iteration"
+    key: str = ""
+    """What the chart holds, for findings that look at it: ``dead_groups`` or ``clip_fraction`` (shares 0 to 1); else
+    empty."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "curves", tuple(self.curves))
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar with its standard error."""
+
+    label: str
+    mean: float
+    se: float = math.nan
+    value: float = math.nan
+    """The number behind the label (such as alpha), by which findings order the bars; NaN: none."""
+    rise: float = math.nan
+    """Mean paired difference to the bar before (by value), where both were measured on the same windows; NaN: unknown,
+    the means are compared instead."""
+    rise_se: float = math.nan
+    """Standard error of ``rise``."""
+
+
+@dataclass(frozen=True)
+class BarGroup:
+    """Bars of one quantity, such as diversity for each noise strength."""
+
+    title: str
+    unit: str
+    bars: tuple[Bar, ...]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bars", tuple(self.bars))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the run and what it took."""
+
+    name: str
+    seconds: float
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Where, when and how the numbers were made."""
+
+    title: str
+    command: str
+    """The command line that makes this report again."""
+    date: str
+    """Start of the run, ISO 8601."""
+    seed: int
+    summary: str = ""
+    """One or two sentences under the title."""
+    git_commit: str = ""
+    git_dirty: bool = False
+    machine: Mapping[str, str] = field(default_factory=dict)
+    """Processor, memory, accelerator, operating system: name to text."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Package to version."""
+    config: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Settings worth knowing, by section (prior, perceptual, GRPO, evaluation): name to text with unit."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence that the numbers support, with its tone."""
+
+    tone: Tone
+    text: str
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything a report shows. Any part may be empty: its section is then left out or says so."""
+
+    run: RunInfo
+    stages: tuple[Stage, ...] = ()
+    metrics: tuple[MetricRow, ...] = ()
+    rewards: tuple[Curve, ...] = ()
+    """Reward curves over GRPO iterations: the total first, then each reward; spread = standard deviation inside
+    groups."""
+    prior_training: tuple[Panel, ...] = ()
+    """Loss of the prior."""
+    perceptual_training: tuple[Panel, ...] = ()
+    """Loss and held-out accuracy of the perceptual model."""
+    perceptual_accuracy: Estimate | None = None
+    """Share (0 to 1) of comparisons on held-out windows in which the perceptual model scores the recording above the
+    generated motion."""
+    health: tuple[Panel, ...] = ()
+    """Group health: dead groups, ratio, clip fraction, KL, gradient norm, advantage size."""
+    diversity: tuple[BarGroup, ...] = ()
+    """Diversity inside groups for each strength of the Perlin noise (Bar.value = alpha in metres)."""
+    motions: tuple[MotionComparison, ...] = ()
+    """Clips for the player; the film shows the first ones, the film strip the very first."""
+    findings: tuple[Finding, ...] = ()
+    """Sentences of the caller's own, shown after those computed from the numbers."""
+    evaluation_note: str = ""
+    """What was evaluated: how many windows, clips, seeds, samples; which sampler."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, list):
+                object.__setattr__(self, item.name, tuple(value))
+
+    def to_json(self) -> dict[str, Any]:
+        """A tree of dicts, lists, strings and finite numbers that ``json`` writes as strict JSON."""
+        return {"format": FORMAT, **_encode(self)}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> ReportData:
+        """Back from ``to_json``'s tree. InputError if it isn't one."""
+        if not isinstance(tree, Mapping) or tree.get("format") != FORMAT:
+            found = tree.get("format") if isinstance(tree, Mapping) else type(tree).__name__
+            raise InputError(
+                f"expected the JSON of a report (format {FORMAT}), got {found!r}: use a report.json written by mgrpo"
+            )
+        try:
+            return _report_from(tree)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"this report JSON is damaged ({type(error).__name__}: {error}): write the report again"
+            ) from error
+
+    def save(self, path: Path) -> None:
+        """Write ``to_json`` to a file. OSError if that fails."""
+        path.write_text(json.dumps(self.to_json(), allow_nan=False, ensure_ascii=False, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> ReportData:
+        """Read a file written by ``save``. InputError with the path if it can't be read."""
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"can't read the report {path}: {error}") from error
+        return cls.from_json(tree)
+
+
+def _encode(value: Any) -> Any:
+    """A dataclass tree as JSON types."""
+    if isinstance(value, np.ndarray):
+        little = np.ascontiguousarray(value, dtype="<f4")
+        return {"shape": list(little.shape), "float32": base64.b64encode(little.tobytes()).decode("ascii")}
+    if hasattr(value, "__dataclass_fields__"):
+        return {item.name: _encode(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item) for item in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return (
+            float(value)
+            if math.isfinite(value)
+            else {math.inf: "Infinity", -math.inf: "-Infinity"}.get(float(value), "NaN")
+        )
+    if value is None or isinstance(value, str):
+        return value
+    raise InputError(f"a report holds numbers, texts and arrays only, got {type(value).__name__}")
+
+
+def _number(value: Any) -> float:
+    """A float from JSON; "NaN", "Infinity" and "-Infinity" are understood."""
+    return float(value)
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """An array from its JSON form, or None."""
+    if value is None:
+        return None
+    raw = base64.b64decode(value["float32"], validate=True)
+    return np.frombuffer(raw, dtype="<f4").astype(np.float32).reshape(value["shape"])
+
+
+def _estimate(tree: Any) -> Estimate | None:
+    return None if tree is None else Estimate(_number(tree["mean"]), _number(tree["se"]))
+
+
+def _curve(tree: Mapping[str, Any]) -> Curve:
+    return Curve(
+        tree["label"],
+        tuple(map(_number, tree["x"])),
+        tuple(map(_number, tree["y"])),
+        tuple(map(_number, tree["spread"])),
+        tree["color"],
+    )
+
+
+def _panel(tree: Mapping[str, Any]) -> Panel:
+    numbers = {name: _number(tree[name]) for name in ("low", "high", "reference")}
+    texts = {name: tree[name] for name in ("title", "unit", "note", "log", "reference_label", "x_label", "key")}
+    return Panel(curves=tuple(map(_curve, tree["curves"])), **texts, **numbers)
+
+
+def _bar_group(tree: Mapping[str, Any]) -> BarGroup:
+    bars = tuple(
+        Bar(bar["label"], *(_number(bar[name]) for name in ("mean", "se", "value", "rise", "rise_se")))
+        for bar in tree["bars"]
+    )
+    return BarGroup(tree["title"], tree["unit"], bars, tree["note"])
+
+
+def _track(tree: Any) -> SkeletonTrack | None:
+    if tree is None:
+        return None
+    joints = _array(tree["joints"])
+    if joints is None:
+        raise ValueError("a track without joints")
+    return SkeletonTrack(joints, _array(tree["contacts"]), _array(tree["error_mm"]))
+
+
+def _motion(tree: Mapping[str, Any]) -> MotionComparison:
+    truth = _track(tree["ground_truth"])
+    if truth is None:
+        raise ValueError("a motion without ground truth")
+    return MotionComparison(
+        name=tree["name"],
+        fps=_number(tree["fps"]),
+        ground_truth=truth,
+        prior=_track(tree["prior"]),
+        post_trained=_track(tree["post_trained"]),
+        T_world_cpf=_array(tree["T_world_cpf"]),
+        parents=tuple(tree["parents"]),
+        caption=tree["caption"],
+    )
+
+
+def _metric(tree: Mapping[str, Any]) -> MetricRow:
+    gap = tree["difference"]
+    plain = ("key", "label", "unit", "better", "family", "decimals", "description", "headline")
+    prior, post_trained = _estimate(tree["prior"]), _estimate(tree["post_trained"])
+    if prior is None or post_trained is None:
+        raise ValueError("a metric without prior or post-trained value")
+    return MetricRow(
+        **{name: tree[name] for name in plain},
+        prior=prior,
+        post_trained=post_trained,
+        difference=PairedDifference(*(_number(gap[name]) for name in ("mean", "se", "ci_low", "ci_high"))),
+        prior_mean_of_samples=_estimate(tree["prior_mean_of_samples"]),
+        ground_truth=_estimate(tree["ground_truth"]),
+    )
+
+
+def _report_from(tree: Mapping[str, Any]) -> ReportData:
+    """ReportData from its JSON tree; any missing or ill-typed part raises a plain exception."""
+    return ReportData(
+        run=RunInfo(**tree["run"]),
+        stages=tuple(Stage(stage["name"], _number(stage["seconds"]), stage["detail"]) for stage in tree["stages"]),
+        metrics=tuple(map(_metric, tree["metrics"])),
+        rewards=tuple(map(_curve, tree["rewards"])),
+        prior_training=tuple(map(_panel, tree["prior_training"])),
+        perceptual_training=tuple(map(_panel, tree["perceptual_training"])),
+        perceptual_accuracy=_estimate(tree["perceptual_accuracy"]),
+        health=tuple(map(_panel, tree["health"])),
+        diversity=tuple(map(_bar_group, tree["diversity"])),
+        motions=tuple(map(_motion, tree["motions"])),
+        findings=tuple(Finding(finding["tone"], finding["text"]) for finding in tree["findings"]),
+        evaluation_note=tree["evaluation_note"],
+    )

@@ -1,0 +1,407 @@
+"""The HTML page of a report: one file without any reference to the network. Every text from outside is escaped."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from string import Template
+from typing import Any
+
+from mgrpo.report.charts import bar_chart, change_glyph, change_percent, change_scale, line_chart
+from mgrpo.report.data import Estimate, MetricRow, Panel, ReportData
+from mgrpo.report.findings import (
+    compute_findings,
+    difference_text,
+    headline_sentence,
+    reward_change,
+    verdict,
+)
+from mgrpo.report.glossary import METRIC_TEXTS, TERMS
+from mgrpo.report.motion_pack import pack_clips
+from mgrpo.report.numbers import fixed, seconds, short, signed
+from mgrpo.report.pipeline import pipeline_svg
+from mgrpo.viz.comparison import ROLE_LABELS
+from mgrpo.viz.palette import DARK, LIGHT
+
+_MARKS = {"good": "✓", "bad": "✗", "neutral": "–", "warning": "!"}
+_TONES = {"good": "good", "bad": "bad", "neutral": "neutral", "warning": "warning"}
+_VERDICTS = {
+    "better": "✓ better",
+    "worse": "✗ worse",
+    "unclear": "no clear change",
+    "changed": "changed",
+    "same": "no clear change",
+    "missing": "–",
+}
+
+
+def _asset(name: str) -> str:
+    """Text of a file that ships beside this module."""
+    return resources.files("mgrpo.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _script_json(value: Any) -> str:
+    """JSON that can stand inside a script element: nothing in it can close the element."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
+
+
+def _paragraph(text: str, kind: str = "intro") -> str:
+    return f'<p class="{kind}">{escape(text)}</p>' if text else ""
+
+
+def _section(anchor: str, title: str, body: str, intro: str = "") -> str:
+    heading = f'<h2 id="{anchor}-title">{escape(title)}</h2>'
+    return f'<section id="{anchor}" aria-labelledby="{anchor}-title">{heading}{_paragraph(intro)}{body}</section>'
+
+
+def _estimate(estimate: Estimate | None, decimals: int) -> str:
+    """A table cell's text: mean ± standard error."""
+    if estimate is None or not math.isfinite(estimate.mean):
+        return "–"
+    se = f' <span class="se">± {fixed(estimate.se, decimals)}</span>' if math.isfinite(estimate.se) else ""
+    return fixed(estimate.mean, decimals) + se
+
+
+# ---- top of the page
+
+
+def _figure(name: str, big: str, sub: str) -> str:
+    name, sub = f'<span class="name">{escape(name)}</span>', f'<span class="sub">{escape(sub)}</span>'
+    return f'<li>{name}<span class="big">{big}</span>{sub}</li>'
+
+
+def _key_figures(data: ReportData) -> str:
+    """Up to four cards: the headline metrics, the reward, the perceptual model, diversity."""
+    cards = []
+    for row in [row for row in data.metrics if row.headline and row.family != "paper"][:2]:
+        big = (
+            f'<span class="before">{fixed(row.prior.mean, row.decimals)}</span><span class="arrow" role="img" '
+            'aria-label="to">→</span>'
+            f'<span class="after">{fixed(row.post_trained.mean, row.decimals)}</span><small>{escape(row.unit)}</small>'
+        )
+        found = verdict(row)
+        text = {
+            "better": "better",
+            "worse": "worse",
+            "unclear": "no clear change",
+            "same": "no clear change",
+            "changed": "changed",
+            "missing": "",
+        }[found]
+        sub = f"{difference_text(row)}, paired" + (f": {text}" if text else "")
+        cards.append(_figure(f"{row.label}, held-out", big, sub))
+    if data.rewards and data.rewards[0].y:
+        first, last = data.rewards[0].tenths()
+        change, se = reward_change(data.rewards[0])
+        if math.isfinite(change):
+            big = (
+                f'<span class="before">{short(first.mean)}</span><span class="arrow" role="img" '
+                'aria-label="to">→</span>'
+                f'<span class="after">{short(last.mean)}</span>'
+            )
+            sub = f"{signed(change, 3)}" + (f" ± {fixed(se, 3)}" if math.isfinite(se) else "") + ", first to last tenth"
+            cards.append(_figure("Mean total reward", big, sub))
+    if data.perceptual_accuracy is not None and math.isfinite(data.perceptual_accuracy.mean):
+        share = data.perceptual_accuracy
+        sub = "prefers the recording to a sample" + (
+            f"; ± {fixed(100 * share.se, 1)}" if math.isfinite(share.se) else ""
+        )
+        cards.append(
+            _figure(
+                "Perceptual model, held-out",
+                f'<span class="plain">{fixed(100 * share.mean, 1)}</span><small>%</small>',
+                sub,
+            )
+        )
+    for group in data.diversity[:1]:
+        bars = sorted(
+            (bar for bar in group.bars if math.isfinite(bar.value) and math.isfinite(bar.mean)),
+            key=lambda bar: bar.value,
+        )
+        if len(bars) >= 2 and bars[0].mean > 0 and len(cards) < 4:
+            factor = bars[-1].mean / bars[0].mean
+            big = f'<span class="plain">× {fixed(factor, 2)}</span>'
+            cards.append(_figure("Diversity inside groups", big, f"{bars[-1].label} against {bars[0].label}"))
+    return f'<ul class="figures">{"".join(cards[:4])}</ul>' if cards else ""
+
+
+def _findings(data: ReportData) -> str:
+    items = "".join(
+        f'<li class="{_TONES.get(finding.tone, "neutral")}"><span class="mark" '
+        f'aria-hidden="true">{_MARKS.get(finding.tone, "–")}</span>'
+        f"<span>{escape(finding.text)}</span></li>"
+        for finding in compute_findings(data)
+    )
+    return f'<ul class="findings">{items}</ul>' if items else ""
+
+
+# ---- sections
+
+
+def _player(data: ReportData, filmstrip: bytes | None) -> str:
+    options = "".join(f'<option value="{i}">{escape(motion.name)}</option>' for i, motion in enumerate(data.motions))
+    speeds = "".join(
+        f'<option value="{speed}"{" selected" if speed == 1 else ""}>{text}</option>'
+        for speed, text in ((0.25, "¼×"), (0.5, "½×"), (1, "1×"), (2, "2×"))
+    )
+    player = Template(_asset("player.html")).substitute(options=options, speeds=speeds)
+    if filmstrip is None:
+        return player
+    rows = ", ".join(ROLE_LABELS[role].lower() for role in data.motions[0].tracks())
+    described = escape(f"Key frames of the clip {data.motions[0].name}: {rows}", quote=True)
+    source = f"data:image/png;base64,{base64.b64encode(filmstrip).decode('ascii')}"
+    picture = f'<img class="filmstrip" alt="{described}" src="{source}">'
+    return f"{player}<details><summary>The first clip as a film strip</summary>{picture}</details>"
+
+
+def _metric_name(row: MetricRow) -> str:
+    arrow = {"lower": "↓", "higher": "↑", "one": "→ 1", "none": ""}[row.better]
+    spoken = {"lower": "lower is better", "higher": "higher is better", "one": "nearer to 1 is better", "none": ""}[
+        row.better
+    ]
+    mark = f' <small title="{spoken}">{arrow}</small>' if arrow else ""
+    unit = f" <small>{escape(row.unit)}</small>" if row.unit else ""
+    return f"{escape(row.label)}{unit}{mark}"
+
+
+def _table(rows: Sequence[MetricRow], caption: str) -> str:
+    """The results of one family of metrics."""
+    scale = change_scale(rows)
+    head = "".join(
+        f'<th scope="col" class="{kind}">{text}</th>'
+        for kind, text in (
+            ("metric", "Metric"),
+            ("prior", "Prior"),
+            ("post", "Post-trained"),
+            ("difference", "Paired difference"),
+            ("middle", f"Change, axis ±{scale:g} %"),
+            ("verdict", ""),
+        )
+    )
+    body = []
+    for row in rows:
+        found = verdict(row)
+        percent = change_percent(row)[0]
+        difference = "–"
+        if math.isfinite(row.difference.mean):
+            difference = signed(row.difference.mean, row.decimals)
+            if math.isfinite(row.difference.se):
+                difference += f' <span class="se">± {fixed(row.difference.se, row.decimals)}</span>'
+        low, high = row.difference.interval
+        hint = (
+            f"95 % interval {signed(low, row.decimals)} to {signed(high, row.decimals)}"
+            if math.isfinite(low) and math.isfinite(high)
+            else ""
+        )
+        text = f"{signed(percent, 1)} %" if math.isfinite(percent) else ""
+        notes = ""
+        if row.ground_truth is not None:
+            notes += f'<span class="also">recording itself: {_estimate(row.ground_truth, row.decimals)}</span>'
+        if row.prior_mean_of_samples is not None and row.headline:
+            averaged = _estimate(row.prior_mean_of_samples, row.decimals)
+            notes += f'<span class="also">prior’s samples averaged: {averaged}</span>'
+        cells = [
+            f'<th scope="row">{_metric_name(row)}{notes}</th>',
+            f"<td>{_estimate(row.prior, row.decimals)}</td>",
+            f"<td>{_estimate(row.post_trained, row.decimals)}</td>",
+            f'<td title="{escape(hint, quote=True)}">{difference}</td>',
+            f'<td class="middle {found}">{change_glyph(row, scale, found)}</td>',
+            f'<td class="verdict {found}"><span>{text} {_VERDICTS[found]}</span></td>',
+        ]
+        body.append(f'<tr data-metric="{escape(row.key, quote=True)}">{"".join(cells)}</tr>')
+    return (
+        f'<div class="table-box card" tabindex="0" role="region" aria-label="{escape(caption, quote=True)}"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _results(data: ReportData) -> str:
+    standard = [row for row in data.metrics if row.family != "paper"]
+    paper = [row for row in data.metrics if row.family == "paper"]
+    parts = []
+    if standard:
+        parts.append(_table(standard, "Results, standard metrics"))
+    if paper:
+        parts.append(
+            f"<details{'' if standard else ' open'}><summary>As in the published "
+            f"evaluation</summary>{_table(paper, 'Results, metrics as published')}</details>"
+        )
+    parts.append(
+        '<p class="under">± is one standard error. The dot is the paired change in percent of the prior, the line '
+        "its 95 % interval; "
+        "a metric counts as changed only if that excludes zero. One training run: the errors cover windows and "
+        "sampling, not the luck of training.</p>"
+    )
+    if any(row.prior_mean_of_samples is not None and row.headline for row in data.metrics):
+        parts.append(
+            '<p class="under">The prior’s samples averaged: an error can fall simply because samples vary less. '
+            "Averaging the untuned model’s samples to one motion shows how far that alone would go.</p>"
+        )
+    return "".join(parts)
+
+
+def _charts(panels: Sequence[Panel], prefix: str, kind: str = "") -> str:
+    return (
+        f'<div class="charts {kind}">'
+        + "".join(line_chart(panel, chart_id=f"{prefix}-{i}") for i, panel in enumerate(panels))
+        + "</div>"
+    )
+
+
+def _rewards(data: ReportData) -> str:
+    total, *others = data.rewards
+    panel = Panel(
+        total.label, (total,), note="Pale: each iteration; line: running mean; band: standard deviation inside groups."
+    )
+    # one drawing for wide screens and one for phones, so that its letters have a readable size on both
+    feature = line_chart(panel, width=1060, height=260, chart_id="reward-total").replace(
+        'class="chart', 'class="chart feature wide-only', 1
+    )
+    feature += line_chart(panel, chart_id="reward-total-small").replace('class="chart', 'class="chart narrow-only', 1)
+    rest = "".join(line_chart(Panel(curve.label, (curve,)), chart_id=f"reward-{i}") for i, curve in enumerate(others))
+    return f'<div class="charts">{feature}{rest}</div>'
+
+
+def _pairs(items: Mapping[str, str]) -> str:
+    rows = "".join(
+        f"<div><dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd></div>" for name, value in items.items()
+    )
+    return f'<dl class="pairs">{rows}</dl>'
+
+
+def _what_was_run(data: ReportData) -> str:
+    settings = "".join(
+        f"<div><h3>{escape(str(title))}</h3>{_pairs(items)}</div>" for title, items in data.run.config.items()
+    )
+    settings = f'<div class="settings">{settings}</div>' if settings else ""
+    return f'<div class="pipeline card">{pipeline_svg()}</div>{settings}'
+
+
+def _timings(data: ReportData) -> str:
+    finite = [stage.seconds for stage in data.stages if math.isfinite(stage.seconds)]
+    total, longest = sum(finite), max(finite, default=0.0)
+    rows = []
+    for stage in data.stages:
+        share = stage.seconds / longest if longest > 0 and math.isfinite(stage.seconds) else 0.0
+        detail = f" <small>{escape(stage.detail)}</small>" if stage.detail else ""
+        rows.append(
+            f'<tr><th scope="row">{escape(stage.name)}{detail}</th><td class="share" aria-hidden="true"><span '
+            f'class="meter" style="width:{100 * share:.1f}%"></span></td>'
+            f"<td>{seconds(stage.seconds)}</td></tr>"
+        )
+    rows.append(f'<tr><th scope="row">Together</th><td></td><td><b>{seconds(total)}</b></td></tr>')
+    return f'<div class="table-box card stages"><table><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _reproduce(data: ReportData) -> str:
+    run = data.run
+    state: dict[str, str] = {"Seed": str(run.seed), "Date": run.date}
+    if run.git_commit:
+        state["Commit"] = run.git_commit[:12] + (" with local changes" if run.git_dirty else "")
+    groups = [("Run", state), ("Machine", run.machine), ("Versions", run.versions)]
+    blocks = "".join(f"<div><h3>{title}</h3>{_pairs(items)}</div>" for title, items in groups if items)
+    return (
+        f'<div class="command card"><pre id="command">{escape(run.command)}</pre>'
+        f'<button type="button" data-copy="command" hidden>Copy</button></div><div class="settings">{blocks}</div>'
+    )
+
+
+def _glossary(data: ReportData) -> str:
+    families = {"both": "both families", "standard": "standard", "paper": "as published"}
+    entries = []
+    for row in data.metrics:
+        text = METRIC_TEXTS.get(row.key, row.description)
+        if text:
+            about = ", ".join(part for part in (row.unit, families[row.family]) if part)
+            entries.append((row.label, about, text))
+    entries += [(term, "", text) for term, text in TERMS.items()]
+    items = []
+    for term, about, text in entries:
+        small = f" <small>{escape(about)}</small>" if about else ""
+        items.append(f"<div><dt>{escape(term)}{small}</dt><dd>{escape(text)}</dd></div>")
+    return f'<dl class="glossary">{"".join(items)}</dl>'
+
+
+def render_page(data: ReportData, *, filmstrip: bytes | None = None) -> str:
+    """The whole page as text. ``filmstrip`` is a PNG that is shown in print and on demand."""
+    sections: list[tuple[str, str, str]] = []
+
+    def add(anchor: str, name: str, title: str, body: str, intro: str = "") -> None:
+        sections.append((anchor, name, _section(anchor, title, body, intro)))
+
+    if data.motions:
+        add(
+            "motion",
+            "Motion",
+            "See for yourself",
+            _player(data, filmstrip),
+            "The same clip three times: as recorded, as the prior recovers it from the head’s path alone, and after "
+            "post-training.",
+        )
+    findings = _findings(data)
+    if findings:
+        add("findings", "Findings", "What the numbers say", findings)
+    if data.metrics:
+        add("results", "Results", "Prior against post-trained", _results(data), data.evaluation_note)
+    add("run", "Method", "What was run", _what_was_run(data))
+    if data.rewards:
+        add(
+            "rewards",
+            "Rewards",
+            "Rewards during post-training",
+            _rewards(data),
+            "Each reward lies between 0 and its largest value and rises as the error falls; advantages are taken "
+            "reward by reward inside each group.",
+        )
+    if data.diversity:
+        add(
+            "diversity",
+            "Diversity",
+            "Diversity with and without Perlin noise",
+            '<div class="charts wide">' + "".join(bar_chart(group) for group in data.diversity) + "</div>",
+            "GRPO learns from differences inside a group. Smooth noise on the head’s path is meant to widen them.",
+        )
+    if data.health:
+        add(
+            "health",
+            "Group health",
+            "Group health",
+            _charts(data.health, "health"),
+            "Whether the groups still teach anything, and whether the update stays small.",
+        )
+    if data.prior_training or data.perceptual_training:
+        add(
+            "training",
+            "Training",
+            "Training the prior and the perceptual model",
+            _charts((*data.prior_training, *data.perceptual_training), "training"),
+        )
+    if data.stages:
+        add("timings", "Timings", "Where the time went", _timings(data))
+    add("reproduce", "Reproduce", "How to make this again", _reproduce(data))
+    add("glossary", "Glossary", "Glossary", _glossary(data))
+
+    run = data.run
+    lead = "".join(f'<p class="lead">{escape(text)}</p>' for text in (headline_sentence(data), run.summary) if text)
+    commit = f", commit {run.git_commit[:12]}{' with local changes' if run.git_dirty else ''}" if run.git_commit else ""
+    return Template(_asset("page.html")).substitute(
+        title=escape(run.title),
+        date=escape(run.date.replace("T", " ")[:16]),
+        light=LIGHT.css_variables(),
+        dark=DARK.css_variables(),
+        css=_asset("page.css"),
+        lead=lead,
+        key_figures=_key_figures(data),
+        navigation="".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name, _ in sections),
+        sections="\n".join(body for _, _, body in sections),
+        provenance=escape(f"{run.title}, seed {run.seed}, {run.date}{commit}."),
+        motion=_script_json(pack_clips(data.motions)),
+        script=_asset("page.js"),
+    )

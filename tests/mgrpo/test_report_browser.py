@@ -1,0 +1,388 @@
+"""The report's page in a real browser: it loads from file:// without an error or a request, and its player moves.
+
+Chromium is driven over its debugging pipe (no driver program, no package). Skips where no Chromium or Chrome is
+installed; ``MGRPO_CHROMIUM`` names one.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mgrpo.report import ReportData
+from mgrpo.report.data import Curve, Estimate, Panel, RunInfo, Stage, paired_row
+from mgrpo.report.page import render_page
+from mgrpo.viz.comparison import MotionComparison, SkeletonTrack, frame_errors_mm
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+def _find_chromium() -> str | None:
+    explicit = os.environ.get("MGRPO_CHROMIUM")
+    if explicit:
+        return explicit if os.access(explicit, os.X_OK) else None
+    return next((found for name in _NAMES if (found := shutil.which(name))), None)
+
+
+class Chromium:
+    """A headless browser on its debugging pipe: JSON messages that end with a zero byte."""
+
+    def __init__(self, executable: str, profile: Path) -> None:
+        to_browser, self._write = os.pipe()
+        self._read, from_browser = os.pipe()
+        # the browser expects the pipe on descriptors 3 and 4; a launcher puts them there
+        launcher = (
+            "import fcntl, os, sys; ends = [fcntl.fcntl(int(n), fcntl.F_DUPFD, 10) for n in sys.argv[1:3]]; "
+            "os.dup2(ends[0], 3); os.dup2(ends[1], 4); [os.close(n) for n in ends]; os.execv(sys.argv[3], sys.argv[3:])"
+        )
+        self._process = subprocess.Popen(
+            [
+                sys.executable, "-c", launcher, str(to_browser), str(from_browser), executable,
+                "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-first-run",
+                "--disable-background-networking", "--disable-component-update", "--disable-sync", "--mute-audio",
+                "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank",
+            ],
+            pass_fds=(to_browser, from_browser),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        os.close(to_browser)
+        os.close(from_browser)
+        self._pending = b""
+        self._next_id = 0
+        self.events: list[dict[str, Any]] = []
+        self._session: str | None = None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """Send a command and return its result; events that arrive meanwhile are kept in ``events``."""
+        self._next_id += 1
+        message: dict[str, Any] = {"id": self._next_id, "method": method, "params": params}
+        if self._session and not method.startswith("Target."):
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        deadline = time.monotonic() + 120
+        while True:
+            answer = self._receive(deadline)
+            if answer.get("id") == self._next_id:
+                if "error" in answer:
+                    raise RuntimeError(f"{method}: {answer['error']}")
+                return answer.get("result", {})
+            self.events.append(answer)
+
+    def _receive(self, deadline: float) -> dict[str, Any]:
+        while b"\0" not in self._pending:
+            ready, _, _ = select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))
+            chunk = os.read(self._read, 1 << 20) if ready else b""
+            if not chunk:
+                raise RuntimeError("the browser didn't answer (it ended, or took over two minutes)")
+            self._pending += chunk
+        message, self._pending = self._pending.split(b"\0", 1)
+        return json.loads(message)
+
+    def evaluate(self, expression: str) -> Any:
+        """Value of a JavaScript expression (promises are awaited)."""
+        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
+        return answer["result"].get("value")
+
+    def wait_for(self, expression: str, seconds: float = 60) -> None:
+        """Wait until a JavaScript expression is true."""
+        deadline = time.monotonic() + seconds
+        while not self.evaluate(expression):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"never became true in the browser: {expression}; {self.troubles()}")
+            time.sleep(0.05)
+
+    def open(self, page: Path, *, width: int = 1200, height: int = 900, dark: bool = False, still: bool = True) -> None:
+        """Load a file in a window of the given size; ``still`` asks the page for reduced motion, so that nothing starts
+        by itself."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        features = [
+            {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
+            {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"},
+        ]
+        self.call("Emulation.setEmulatedMedia", features=features)
+        self.events.clear()
+        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.wait_for(f"document.readyState === 'complete' && location.href === {json.dumps(page.resolve().as_uri())}")
+
+    def settle(self) -> None:
+        """Let the page draw what it has asked for."""
+        self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def key(self, key: str, code: str) -> None:
+        """Press and release a key."""
+        for kind in ("keyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=code,
+                windowsVirtualKeyCode={"ArrowRight": 39, "Home": 36}.get(key, 0),
+            )
+
+    def mouse(self, kind: str, x: float, y: float, buttons: int = 0) -> None:
+        """A mouse event at page coordinates of the window."""
+        extra = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, buttons=buttons, **extra)
+
+    def screenshot(self) -> bytes:
+        """The window as PNG."""
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+
+    def troubles(self) -> list[str]:
+        """Exceptions, console errors and requests to anywhere but the page's own file since the page was opened."""
+        found = []
+        for event in self.events:
+            method, params = event.get("method"), event.get("params", {})
+            if method == "Runtime.exceptionThrown":
+                found.append(str(params["exceptionDetails"]))
+            elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
+                found.append(str(params["args"]))
+            elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+                found.append(params["entry"]["text"])
+            elif method == "Network.requestWillBeSent" and not params["request"]["url"].startswith(
+                ("file:", "data:", "about:")
+            ):
+                found.append("request to " + params["request"]["url"])
+        return found
+
+    def close(self) -> None:
+        """End the browser and the processes it started."""
+        os.close(self._write)
+        os.close(self._read)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=3)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(timeout=10)
+
+
+def _motion(frames: int, seed: int, samples: int = 2) -> MotionComparison:
+    """A body that walks along x and waves, and two noisy copies of it."""
+    rest = np.array(
+        [
+            (0, 0, 0.95), (0, 0.09, 0.87), (0, -0.09, 0.87), (0, 0, 1.06), (0, 0.1, 0.48), (0, -0.1, 0.48),
+            (0, 0, 1.19),
+            (-0.02, 0.1, 0.08), (-0.02, -0.1, 0.08), (0, 0, 1.25), (0.1, 0.1, 0.03), (0.1, -0.1, 0.03), (0, 0, 1.46),
+            (0, 0.08, 1.37), (0, -0.08, 1.37), (0.02, 0, 1.55),
+            (0, 0.18, 1.4), (0, -0.18, 1.4), (0, 0.42, 1.38), (0, -0.42, 1.38), (0, 0.66, 1.36), (0, -0.66, 1.36),
+        ],
+        dtype=np.float32,
+    )  # fmt: skip
+    time_axis = np.arange(frames, dtype=np.float32)[:, None]
+    joints = np.broadcast_to(rest, (frames, 22, 3)).copy()
+    joints[:, :, 0] += 0.03 * time_axis
+    joints[:, 18:, 2] += 0.25 * np.sin(0.4 * time_axis)
+    rng = np.random.default_rng(seed)
+    contacts = np.zeros((frames, 21), np.float32)
+    contacts[:, [6, 7, 9, 10]] = 1
+
+    def track(size: float) -> SkeletonTrack:
+        noisy = joints + rng.normal(size=(samples, 1, 22, 3)) * size
+        return SkeletonTrack(noisy, contacts, frame_errors_mm(noisy[0], joints))
+
+    head = np.concatenate((np.tile([0.5, 0.5, 0.5, 0.5], (frames, 1)), joints[:, 15] + [0.1, 0, 0.08]), axis=1)
+    return MotionComparison(
+        f"clip {seed}", 30.0, SkeletonTrack(joints, contacts), track(0.12), track(0.04), T_world_cpf=head
+    )
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    steps = range(60)
+    before = rng.normal(140, 20, 30)
+    data = ReportData(
+        run=RunInfo("Browser <test>", "mgrpo demo --seed 0", "2026-01-02T03:04:05", 0),
+        stages=(Stage("Train", 12.0),),
+        metrics=(
+            paired_row("mpjpe_mm", "MPJPE", "mm", "lower", before, before - rng.normal(12, 3, 30), headline=True),
+        ),
+        rewards=(
+            Curve("Total", tuple(steps), tuple(4 + 0.01 * i for i in steps), tuple(0.1 for _ in steps), "post_trained"),
+        ),
+        health=(Panel("Ratio", (Curve.of("mean", [1.0] * 60),)),),
+        perceptual_accuracy=Estimate(0.9, 0.02),
+        motions=(_motion(40, 1), _motion(25, 2)),
+    )
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(render_page(data), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    executable = _find_chromium()
+    if executable is None:
+        pytest.skip("no Chromium or Chrome found (apt-get install chromium, or set MGRPO_CHROMIUM)")
+    session = Chromium(executable, tmp_path_factory.mktemp("profile"))
+    yield session
+    session.close()
+
+
+PICTURE = "document.querySelector('#player canvas').toDataURL()"
+FRAME = "Number(document.getElementById('player').dataset.frame)"
+
+
+def _open_player(browser: Chromium, page: Path, **options: Any) -> None:
+    """Load the page and wait until the player stands."""
+    browser.open(page, **options)
+    browser.wait_for("document.getElementById('player')?.dataset.ready === 'true'")
+
+
+def _click(browser: Chromium, part: str) -> None:
+    """Click a control of the player."""
+    browser.evaluate(f"document.querySelector('#player [data-part={part}]').click()")
+    browser.settle()
+
+
+def _choose(browser: Chromium, part: str, value: str, event: str) -> None:
+    """Give a control of the player a value as if by hand."""
+    browser.evaluate(
+        f"(() => {{ const control = document.querySelector('#player [data-part={part}]'); control.value = '{value}'; "
+        f"control.dispatchEvent(new Event('{event}', {{bubbles: true}})); }})()"
+    )
+    browser.settle()
+
+
+def _bring(browser: Chromium, selector: str) -> tuple[float, float, float, float]:
+    """Scroll an element to the middle of the window and return its left, top, width and height there."""
+    element = f"document.querySelector({json.dumps(selector)})"
+    browser.evaluate(f"{element}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+    browser.settle()
+    box = browser.evaluate(
+        f"(() => {{ const b = {element}.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]; }})()"
+    )
+    return tuple(box)
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, True)])
+def test_page_loads_without_errors_requests_or_sideways_scroll(
+    browser: Chromium, page: Path, width: int, dark: bool
+) -> None:
+    _open_player(browser, page, width=width, dark=dark)
+    for step in range(12):
+        browser.evaluate(f"window.scrollTo(0, {step} * 600)")
+        browser.settle()
+    assert browser.troubles() == []
+    assert browser.evaluate("document.title") == "Browser <test>"
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(int(part) for part in background[4:-1].split(",")) < 200) == dark
+
+
+def test_slider_changes_the_picture_and_comes_back(browser: Chromium, page: Path) -> None:
+    _open_player(browser, page)
+    pictures = []
+    for frame in (5, 25, 5):
+        _choose(browser, "time", str(frame), "input")
+        assert browser.evaluate(FRAME) == frame
+        pictures.append(browser.evaluate(PICTURE))
+    assert pictures[0] != pictures[1]
+    assert pictures[0] == pictures[2]
+    assert browser.troubles() == []
+
+
+def test_play_advances_and_pause_holds(browser: Chromium, page: Path) -> None:
+    _open_player(browser, page)
+    _bring(browser, "#player canvas")
+    assert browser.evaluate(FRAME) == 0
+    _click(browser, "play")
+    browser.wait_for(f"{FRAME} >= 3")
+    assert browser.evaluate("document.querySelector('#player .play').getAttribute('aria-label')") == "Pause"
+    _click(browser, "play")
+    held, picture = browser.evaluate(FRAME), browser.evaluate(PICTURE)
+    time.sleep(0.2)
+    assert browser.evaluate(FRAME) == held
+    assert browser.evaluate(PICTURE) == picture
+    assert browser.troubles() == []
+
+
+def test_motion_starts_by_itself_only_if_the_reader_allows_it(browser: Chromium, page: Path) -> None:
+    _open_player(browser, page, still=False)
+    _bring(browser, "#player canvas")
+    browser.wait_for(f"{FRAME} >= 2")
+    _open_player(browser, page, still=True)
+    _bring(browser, "#player canvas")
+    time.sleep(0.3)
+    assert browser.evaluate(FRAME) == 0
+
+
+def test_keys_step_through_the_frames(browser: Chromium, page: Path) -> None:
+    _open_player(browser, page)
+    browser.evaluate("document.querySelector('#player canvas').focus()")
+    browser.key("ArrowRight", "ArrowRight")
+    browser.key("ArrowRight", "ArrowRight")
+    browser.settle()
+    assert browser.evaluate(FRAME) == 2
+    browser.key("Home", "Home")
+    browser.settle()
+    assert browser.evaluate(FRAME) == 0
+
+
+def test_dragging_and_every_option_change_the_picture(browser: Chromium, page: Path) -> None:
+    _open_player(browser, page)
+    _choose(browser, "time", "20", "input")
+    left, top, width, height = _bring(browser, "#player canvas")
+    before = browser.evaluate(PICTURE)
+    x, y = left + width / 2, top + height / 2
+    browser.mouse("mouseMoved", x, y)
+    browser.mouse("mousePressed", x, y, 1)
+    browser.mouse("mouseMoved", x + 80, y + 20, 1)
+    browser.mouse("mouseReleased", x + 80, y + 20)
+    browser.settle()
+    unchanged = []
+    for part in ("drag", "nearer", "farther", "samples", "truth", "trail", "contacts", "follow", "overlay", "reset"):
+        if part != "drag":
+            _click(browser, part)
+        after = browser.evaluate(PICTURE)
+        if after == before:
+            unchanged.append(part)
+        before = after
+    assert unchanged == []
+    assert browser.troubles() == []
+
+
+def test_choosing_another_clip_shows_it_from_its_start(browser: Chromium, page: Path) -> None:
+    _open_player(browser, page)
+    _choose(browser, "time", "20", "input")
+    _choose(browser, "clip", "1", "change")
+    assert browser.evaluate(FRAME) == 0
+    assert browser.evaluate("document.querySelector('#player input[type=range]').max") == "24"
+    assert "clip 2" in browser.evaluate("document.querySelector('#player .captions').textContent")
+    assert browser.troubles() == []
+
+
+def test_charts_tell_the_number_under_the_pointer(browser: Chromium, page: Path) -> None:
+    _open_player(browser, page)
+    left, top, width, height = _bring(browser, "#rewards svg.plot")
+    browser.mouse("mouseMoved", left + 0.5 * width, top + 0.5 * height)
+    browser.wait_for("!document.querySelector('.tip').hidden")
+    shown = browser.evaluate("document.querySelector('.tip').textContent")
+    assert shown.startswith("iteration ") and "Total" in shown and "4." in shown
+    assert browser.evaluate("document.querySelectorAll('#rewards .hover circle').length") == 1
+    browser.mouse("mouseMoved", 2, 2)
+    browser.wait_for("document.querySelector('.tip').hidden")
+    assert browser.troubles() == []

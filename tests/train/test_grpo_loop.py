@@ -1,0 +1,279 @@
+"""The GRPO loop: its ratio starts at one, it repeats itself, survives being killed, and says what is wrong with its input."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mgrpo.errors import InputError, MgrpoError
+from mgrpo.diffusion.config import SamplerConfig
+from mgrpo.grpo.perturbation import PerlinConfig
+from mgrpo.grpo.update import PolicyLossConfig, RatioCheckError
+from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+from mgrpo.train import grpo
+from mgrpo.train.checkpoints import load_model, step_folders
+from mgrpo.train.grpo import GrpoConfig, RewardWeights, train_grpo
+from mgrpo.train.metric_log import read_metrics
+from mgrpo.train.motion_data import MotionDataConfig
+
+_spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
+files = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(files)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grpo")
+    files.write_clips(folder / "clips")
+    files.write_prior(folder / "prior")
+    files.write_perceptual(folder / "perceptual")
+    return folder
+
+
+@pytest.fixture
+def base(folder, tmp_path):
+    return GrpoConfig(
+        prior=folder / "prior",
+        perceptual=folder / "perceptual",
+        output=tmp_path / "run",
+        data=MotionDataConfig(motion=str(folder / "clips"), length=8, validation=("made_up_3",), held_out=("made_up_4",)),
+        iterations=3,
+        conditions=3,
+        group_size=4,
+        learning_rate=1e-4,
+        sampler=SamplerConfig(steps=6),
+        validate_every=2,
+        checkpoint_every=1,
+        device="cpu",
+    )
+
+
+def weights(path):
+    return load_model(path, Denoiser, DenoiserConfig, prefer="last")[0].state_dict()
+
+
+def rows(folder):
+    return read_metrics(folder / "metrics.jsonl")
+
+
+def timeless(folder):
+    return [{key: value for key, value in row.items() if "time" not in key} for row in rows(folder)]
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+VARIANTS = {
+    "default": {},
+    "paper": {
+        "sampler": SamplerConfig(steps=6, project=False),
+        "loss": PolicyLossConfig(channels="all"),
+        "rotation_error": "axis_angle",
+        "alignment": "egoallo",
+    },
+    "one condition per member": {"perlin": PerlinConfig(per_member=True), "share_initial_noise": False},
+    "two optimiser steps, kl, ema": {"optimizer_steps": 2, "ema": 0.9, "loss": PolicyLossConfig(kl_coef=0.1, step_weight="inv_snr", timestep_fraction=0.7)},
+    "without the perceptual model": {"rewards": RewardWeights(visual=0, foot_skate=1, jitter=1), "perceptual": None},
+    "a pool of windows": {"train_windows": 6, "schedule": "cosine", "warmup": 2, "loss": PolicyLossConfig(trained_steps=2)},
+    "another sampler": {"sampler": SamplerConfig(kernel="dance", eta=0.3, steps=6)},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_three_iterations(base, name):
+    config = replace(base, **VARIANTS[name])
+    before = weights(config.prior)
+    after = weights(train_grpo(config))
+    log = rows(config.output)
+    assert [row["step"] for row in log] == [1, 2, 3]
+    for row in log:
+        assert all(math.isfinite(value) for key, value in row.items() if value is not None and not key.startswith("validation")), row
+        assert row["ratio/first_log_max"] == 0.0
+        assert row["grad_norm"] > 0
+    assert "validation/mpjpe_mm" in log[1] and "validation/mpjpe_mm" not in log[0]
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved and not any(key.startswith("latent_from_cond") for key in moved)
+
+
+def test_rewards_and_their_weights_are_logged_under_their_names(base):
+    train_grpo(replace(base, iterations=1, rewards=RewardWeights(visual=2, position=0)))
+    row = rows(base.output)[0]
+    names = {key.split("/")[1] for key in row if key.startswith("rewards/")}
+    assert names == {"visual", "aligned_position", "rotation", "velocity"}
+    total = 2 * row["rewards/visual/mean"] + sum(row[f"rewards/{name}/mean"] for name in names - {"visual"})
+    assert row["reward"] == pytest.approx(total, rel=1e-5)
+
+
+def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(base, tmp_path):
+    config = replace(base, ema=0.5, optimizer_steps=2)
+    whole = train_grpo(config)
+    parts = replace(config, output=tmp_path / "parts", resume=True)
+    for iterations in (1, 2, 3):
+        resumed = train_grpo(replace(parts, iterations=iterations, validate_every=0))
+    assert same(weights(whole), weights(resumed))
+
+
+def test_groups_do_not_depend_on_their_neighbours(base):
+    """A condition's samples are the same alone and in a batch: noise is keyed, never streamed."""
+    from mgrpo.diffusion.schedule import CosineSchedule
+    from mgrpo.train.motion_data import load_motion_data
+
+    data = load_motion_data(base.data, seed=0)
+    policy = load_model(base.prior, Denoiser, DenoiserConfig)[0]
+    transitions = base.sampler.transitions(CosineSchedule.make())
+    windows = data.train.batch(0, 3)
+    both = grpo.sample_groups(policy, windows, base, transitions, policy.layout, 5)
+    first = grpo.sample_groups(policy, windows.select(slice(0, 1)), base, transitions, policy.layout, 5)
+    torch.testing.assert_close(both.x0[:1], first.x0, atol=1e-5, rtol=1e-4)
+    per_member = replace(base, perlin=PerlinConfig(alpha=0.0, per_member=True))
+    shared = replace(base, perlin=PerlinConfig(alpha=0.0))
+    a = grpo.sample_groups(policy, windows, per_member, transitions, policy.layout, 5)
+    b = grpo.sample_groups(policy, windows, shared, transitions, policy.layout, 5)
+    torch.testing.assert_close(a.x0, b.x0, atol=1e-5, rtol=1e-4)
+
+
+def test_perlin_noise_reaches_the_policy_but_not_the_rewards(base, monkeypatch):
+    seen = []
+    real = grpo.Scorer.score
+
+    def spy(self, x0, windows):
+        seen.append(windows.T_world_cpf.clone())
+        return real(self, x0, windows)
+
+    monkeypatch.setattr(grpo.Scorer, "score", spy)
+    loud, quiet = replace(base, iterations=1, perlin=PerlinConfig(alpha=0.5)), replace(base, iterations=1, perlin=PerlinConfig(alpha=0.0))
+    train_grpo(loud)
+    noisy = rows(base.output)[0]["reward"]
+    train_grpo(replace(quiet, output=base.output.with_name("quiet")))
+    assert torch.equal(seen[0], seen[1])
+    assert noisy != rows(base.output.with_name("quiet"))[0]["reward"]
+
+
+def test_a_policy_that_differs_between_rollout_and_update_is_caught(base, monkeypatch):
+    real = grpo.sample_groups
+
+    def disturbed(policy, *args):
+        rollout = real(policy, *args)
+        with torch.no_grad():
+            policy.decoders["body_rotmats"][-1].bias.add_(1e-2)
+        return rollout
+
+    monkeypatch.setattr(grpo, "sample_groups", disturbed)
+    with pytest.raises(RatioCheckError, match="before any update the ratio must be 1"):
+        train_grpo(base)
+
+
+def test_samples_that_cannot_be_scored_are_left_out(base, monkeypatch):
+    real = grpo.Scorer.score
+
+    def broken(self, x0, windows):
+        rewards, motion = real(self, x0, windows)
+        rewards[0, 0] = math.nan
+        return rewards, motion
+
+    monkeypatch.setattr(grpo.Scorer, "score", broken)
+    train_grpo(replace(base, iterations=1, validate_every=0))
+    row = rows(base.output)[0]
+    assert row["unscored_samples"] == 1 and math.isfinite(row["grad_norm"]) and row["grad_norm"] > 0
+    assert math.isfinite(row["reward"])
+
+
+def test_a_rollout_without_any_score_ends_the_run_and_keeps_the_checkpoint(base, monkeypatch):
+    real = grpo.Scorer.score
+    calls = []
+
+    def broken(self, x0, windows):
+        rewards, motion = real(self, x0, windows)
+        calls.append(1)
+        return (torch.full_like(rewards, math.nan) if len(calls) == 3 else rewards), motion
+
+    monkeypatch.setattr(grpo.Scorer, "score", broken)
+    with pytest.raises(MgrpoError, match="no sample of iteration 3 could be scored"):
+        train_grpo(base)
+    assert load_model(base.output, Denoiser, DenoiserConfig, prefer="last")[2].step == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group_size": 1}, "--group-size must be at least 2"),
+        ({"optimizer_steps": 9}, r"--optimizer-steps \(9\) can't exceed --conditions \(3\)"),
+        ({"train_windows": 7}, r"--train-windows \(7\) must be a multiple of --conditions \(3\)"),
+        ({"ema": 1.0}, r"--ema must be in \[0, 1\)"),
+        ({"rewards": RewardWeights(0, 0, 0, 0, 0)}, "every weight is 0"),
+    ],
+)
+def test_options_out_of_range(base, options, message):
+    with pytest.raises(InputError, match=message):
+        replace(base, **options)
+
+
+def test_missing_models_are_explained(base, tmp_path):
+    with pytest.raises(InputError, match="no perceptual model is given"):
+        train_grpo(replace(base, perceptual=None))
+    with pytest.raises(InputError, match="does not exist"):
+        train_grpo(replace(base, prior=tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="holds a PerceptualModel, but a Denoiser is needed"):
+        train_grpo(replace(base, prior=base.perceptual))
+    with pytest.raises(MgrpoError, match="no stochastic step"):
+        train_grpo(replace(base, sampler=SamplerConfig(kernel="ode", steps=6)))
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from mgrpo.diffusion.config import SamplerConfig
+from mgrpo.train.grpo import GrpoConfig, train_grpo
+from mgrpo.train.motion_data import MotionDataConfig
+root, out = Path(sys.argv[1]), Path(sys.argv[2])
+train_grpo(GrpoConfig(prior=root / "prior", perceptual=root / "perceptual", output=out, iterations=12, conditions=2, group_size=3,
+    data=MotionDataConfig(motion=str(root / "clips"), length=8, validation=("made_up_3",), held_out=("made_up_4",)),
+    learning_rate=1e-3, sampler=SamplerConfig(steps=6), validate_every=3, checkpoint_every=2, device="cpu", resume=True))
+"""
+
+
+def test_killed_at_random_moments_and_resumed_it_ends_in_the_same_weights(folder, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    def start(out):
+        return subprocess.Popen([sys.executable, str(script), str(folder), str(out)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    whole = start(tmp_path / "whole")
+    begun = time.monotonic()
+    assert whole.wait(timeout=300) == 0, whole.stderr.read()
+    length = time.monotonic() - begun
+    chance = random.Random(7)
+    kills = 0
+    while kills < 10:
+        process = start(tmp_path / "killed")
+        try:
+            process.wait(timeout=length * chance.uniform(0.4, 0.95))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL if kills % 2 else signal.SIGTERM)
+            process.wait(timeout=60)
+            kills += 1
+        else:
+            break
+        for checkpoint in step_folders(tmp_path / "killed" / "checkpoints").values():
+            load_model(checkpoint, Denoiser, DenoiserConfig)
+    last = start(tmp_path / "killed")
+    assert last.wait(timeout=300) == 0, last.stderr.read()
+    assert kills >= 1
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "killed")
