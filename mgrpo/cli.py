@@ -11,6 +11,7 @@ adds the traceback), 130 and 143 stopped by Ctrl-C and by SIGTERM, 141 the reade
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import errno
 import importlib
@@ -209,6 +210,8 @@ def _parse(command: Command, module: Any, words: list[str]) -> Any:
     import tyro
 
     config_class = getattr(module, command.config)
+    if any(option.name == "data" for option in dataclasses.fields(config_class)):
+        words = [f"--data.{word[2:]}" if _is_motion(word) else word for word in words]
     name = " ".join(command.words)
     presets = getattr(module, command.presets) if command.presets else {}
     default: dict[str, Any] = {}
@@ -226,6 +229,11 @@ def _parse(command: Command, module: Any, words: list[str]) -> Any:
             words = words[1:]
     description = inspect.cleandoc(config_class.__doc__ or command.summary) + note
     return tyro.cli(config_class, args=words, prog=f"mgrpo {name}", description=description, **default)
+
+
+def _is_motion(word: str) -> bool:
+    """Whether a word is the short spelling of --data.motion."""
+    return word == "--motion" or word.startswith("--motion=")
 
 
 def _explained(error: Exception) -> str | None:

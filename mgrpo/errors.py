@@ -1,4 +1,5 @@
-"""Errors that speak to a user: what was expected, what came, how to mend it. The command line prints them without a traceback."""
+"""Errors that speak to a user: what was expected, what came, how to mend it. The command line prints them without a
+traceback."""
 
 from __future__ import annotations
 

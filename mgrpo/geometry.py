@@ -1,8 +1,11 @@
 """Rotations and rigid transforms as plain torch functions.
 
-Conventions, everywhere in mgrpo: quaternions are **wxyz**; a rigid transform ``T_a_b`` is a 7-vector ``(w, x, y, z, tx, ty, tz)`` that
-maps points from frame b to frame a; angles are radians, lengths metres; column vectors. Leading axes broadcast; float32 and float64
-are kept. Nothing here normalises silently unless the docstring says so (facts: the base model's fact sheet, section A.2).
+Conventions, everywhere in mgrpo: quaternions are **wxyz**; a rigid transform ``T_a_b`` is a 7-vector ``(w, x, y, z, tx,
+ty, tz)`` that maps points from frame b to frame a; angles are radians, lengths metres; column vectors. Leading axes
+broadcast; float32
+and float64 are kept. Nothing here normalises silently unless the docstring says so (facts: the base model's fact sheet,
+section
+A.2).
 """
 
 from __future__ import annotations
@@ -53,7 +56,8 @@ def quat_apply(quat: Tensor, points: Tensor) -> Tensor:
 
 
 def quat_to_rotmat(quat: Tensor) -> Tensor:
-    """Rotation matrices ``(…, 3, 3)`` of wxyz quaternions ``(…, 4)``; divides by ``|q|²``, so any non-zero length gives a rotation."""
+    """Rotation matrices ``(…, 3, 3)`` of wxyz quaternions ``(…, 4)``; divides by ``|q|²``, so any non-zero length gives
+    a rotation."""
     w, x, y, z = quat.unbind(-1)
     two = 2.0 / (quat * quat).sum(-1)
     rows = (
@@ -67,8 +71,9 @@ def quat_to_rotmat(quat: Tensor) -> Tensor:
 def rotmat_to_quat(rotmat: Tensor) -> Tensor:
     """Quaternions wxyz ``(…, 4)`` of rotation matrices ``(…, 3, 3)``, by the four-case branch on the largest component.
 
-    Does not normalise: matrices that are slightly off give slightly non-unit quaternions; improper ones give numbers without meaning,
-    so project first where that can happen. The sign is that of the branch (compare q and -q with :func:`geodesic_angle`).
+    Does not normalise: matrices that are slightly off give slightly non-unit quaternions; improper ones give numbers
+    without meaning, so project first where that can happen. The sign is that of the branch (compare q and -q with
+    :func:`geodesic_angle`).
     """
     m = rotmat.reshape(*rotmat.shape[:-2], 9)
     m00, m01, m02, m10, m11, m12, m20, m21, m22 = m.unbind(-1)
@@ -98,7 +103,8 @@ def axis_angle_to_quat(axis_angle: Tensor) -> Tensor:
 
 
 def quat_to_axis_angle(quat: Tensor) -> Tensor:
-    """Logarithm: unit wxyz quaternions ``(…, 4)`` to rotation vectors ``(…, 3)``, the short way, so q and -q agree (angle ≤ π)."""
+    """Logarithm: unit wxyz quaternions ``(…, 4)`` to rotation vectors ``(…, 3)``, the short way, so q and -q agree
+    (angle ≤ π)."""
     w, xyz = quat[..., :1], quat[..., 1:]
     square = (xyz * xyz).sum(-1, keepdim=True)
     tiny = square < _small(quat.dtype)
@@ -127,8 +133,8 @@ def rotmat_to_rot6d(rotmat: Tensor) -> Tensor:
 
 
 def rot6d_to_rotmat(rot6d: Tensor) -> Tensor:
-    """Gram-Schmidt of two column vectors ``(…, 6)`` to rotation matrices ``(…, 3, 3)``. Parallel or zero columns have no answer (NaN-free
-    but arbitrary)."""
+    """Gram-Schmidt of two column vectors ``(…, 6)`` to rotation matrices ``(…, 3, 3)``. Parallel or zero columns have
+    no answer (NaN-free but arbitrary)."""
     eps = torch.finfo(rot6d.dtype).tiny
     a, b = rot6d[..., :3], rot6d[..., 3:]
     first = a / a.norm(dim=-1, keepdim=True).clamp_min(eps)
@@ -138,9 +144,11 @@ def rot6d_to_rotmat(rot6d: Tensor) -> Tensor:
 
 
 def geodesic_angle(rotmat_a: Tensor, rotmat_b: Tensor) -> Tensor:
-    """Angle in radians ``(…)`` of the rotation between ``(…, 3, 3)`` rotation matrices (paper equation 19), accurate also near 0 and π.
+    """Angle in radians ``(…)`` of the rotation between ``(…, 3, 3)`` rotation matrices (paper equation 19), accurate
+    also near 0 and π.
 
-    The arc cosine of the trace loses half of the digits near zero; this uses ``atan2`` of the sine (from the antisymmetric part) and cosine.
+    The arc cosine of the trace loses half of the digits near zero; this uses ``atan2`` of the sine (from the
+    antisymmetric part) and cosine.
     """
     relative = rotmat_a.transpose(-1, -2) @ rotmat_b
     axial = torch.stack(
@@ -162,7 +170,8 @@ def yaw_rotation(angle: Tensor) -> Tensor:
 
 
 def se3(quat: Tensor, translation: Tensor) -> Tensor:
-    """Join wxyz quaternions ``(…, 4)`` and translations ``(…, 3)`` in metres into transforms ``(…, 7)``; leading axes broadcast."""
+    """Join wxyz quaternions ``(…, 4)`` and translations ``(…, 3)`` in metres into transforms ``(…, 7)``; leading axes
+    broadcast."""
     shape = torch.broadcast_shapes(quat.shape[:-1], translation.shape[:-1])
     return torch.cat((quat.expand(*shape, 4), translation.expand(*shape, 3)), dim=-1)
 

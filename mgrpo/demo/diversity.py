@@ -47,8 +47,8 @@ def diversity_by_alpha(
 ) -> list[DiversityAt]:
     """Sample the groups of ``config`` at each amplitude, with the same windows and the same sampler noise throughout.
 
-    ``sharing`` says for which kinds of noise: False, shared by the group (the paper's reading: any rise is the policy's own uncertainty);
-    True, drawn for each member. ``progress`` is called with (rollouts done, rollouts in all).
+    ``sharing`` says for which kinds of noise: False, shared by the group (the paper's reading: any rise is the policy's
+    own uncertainty); True, drawn for each member. ``progress`` is called with (rollouts done, rollouts in all).
     """
     found = []
     cases = [(per_member, alpha) for per_member in sharing for alpha in alphas]
@@ -62,5 +62,7 @@ def diversity_by_alpha(
                 measured.setdefault(name, []).append(value)
             if progress is not None:
                 progress(number * draws + draw + 1, len(cases) * draws)
-        found.append(DiversityAt(per_member, alpha, {name: torch.stack(values, 1) for name, values in measured.items()}))
+        found.append(
+            DiversityAt(per_member, alpha, {name: torch.stack(values, 1) for name, values in measured.items()})
+        )
     return found

@@ -37,28 +37,39 @@ from mgrpo.train.prior import PriorConfig, train_prior
 from mgrpo.train.progress import Progress, notice
 
 _SAMPLER = SamplerConfig(steps=10)
-"""A third of EgoAllo's steps: on motion this small it is as accurate, and three times as many groups fit into the time."""
+"""A third of EgoAllo's steps: on motion this small it is as accurate, and three times as many groups fit into the
+time."""
 
 
 def _demo_data() -> MotionDataConfig:
-    return MotionDataConfig(length=32, stride=4, augment=AugmentConfig(mirror_prob=0.5, betas_std=0.5, speed=0.1), evaluate_mirrored=True)
+    return MotionDataConfig(
+        length=32,
+        stride=4,
+        augment=AugmentConfig(mirror_prob=0.5, betas_std=0.5, speed=0.1, weighting="clips"),
+        evaluate_mirrored=True,
+    )
 
 
 def _demo_prior() -> PriorConfig:
-    return PriorConfig(iterations=900, learning_rate=1e-3, warmup=50, schedule="cosine", validate_every=150, checkpoint_every=150)
+    return PriorConfig(
+        iterations=900, learning_rate=1e-3, warmup=50, schedule="cosine", validate_every=150, checkpoint_every=150
+    )
 
 
 def _demo_perceptual() -> PerceptualTrainingConfig:
-    return replace(PERCEPTUAL_TRAINING_PRESETS["tiny"], sampler=_SAMPLER, iterations=160, validate_every=40, checkpoint_every=40)
+    return replace(
+        PERCEPTUAL_TRAINING_PRESETS["tiny"], sampler=_SAMPLER, iterations=160, validate_every=40, checkpoint_every=40
+    )
 
 
 def _demo_grpo() -> GrpoConfig:
     return GrpoConfig(
         iterations=60,
-        # every rollout sees the same windows under new Perlin noise: at this size the gradient is too noisy to follow new ones each time
-        train_windows=16,
-        conditions=16,
-        group_size=16,
+        # Every rollout sees the same windows under new Perlin noise: at this size the gradient is too noisy to follow
+        # new ones each time.
+        train_windows=32,
+        conditions=32,
+        group_size=8,
         learning_rate=1e-5,
         warmup=5,
         sampler=_SAMPLER,
@@ -102,13 +113,28 @@ class DemoConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.evaluation_samples < 2:
-            raise InputError(f"--evaluation-samples must be at least 2 (diversity needs two), got {self.evaluation_samples}")
+            raise InputError(
+                f"--evaluation-samples must be at least 2 (diversity needs two), got {self.evaluation_samples}"
+            )
         if any(alpha < 0 for alpha in self.alphas):
             raise InputError(f"--alphas must be 0 or more metres, got {self.alphas}")
 
 
 def stage_configs(config: DemoConfig) -> tuple[PriorConfig, PerceptualTrainingConfig, GrpoConfig]:
-    """The stages' configurations with the demo's folder, motion, seed and device put in."""
+    """The stages' configurations with the demo's folder, motion, seed and device put in.
+
+    Raises InputError where one of these was set for a single stage.
+    """
+    for stage, owned in _OWNED.items():
+        given = getattr(config, stage)
+        usual = type(given)()
+        for name in owned:
+            if getattr(given, name) != getattr(usual, name):
+                option = name.replace("_", "-")
+                hint = f"give --{option} to the demo instead" if name in _SHARED else "the demo chooses it"
+                raise InputError(
+                    f"--{stage}.{option}: the stages of a demo share it, so it can't be set for one; {hint}"
+                )
     shared = {"data": config.data, "seed": config.seed, "device": config.device, "resume": True}
     prior, perceptual = config.output / "prior", config.output / "perceptual"
     return (
@@ -116,6 +142,15 @@ def stage_configs(config: DemoConfig) -> tuple[PriorConfig, PerceptualTrainingCo
         replace(config.perceptual, output=perceptual, prior=prior / "last", **shared),
         replace(config.grpo, output=config.output / "grpo", prior=prior / "last", perceptual=perceptual, **shared),
     )
+
+
+_SHARED = ("data", "seed", "device", "output")
+_OWNED = {
+    "prior": (*_SHARED, "resume", "resume_from"),
+    "perceptual": (*_SHARED, "resume", "resume_from", "prior"),
+    "grpo": (*_SHARED, "resume", "resume_from", "prior", "perceptual"),
+}
+"""Options of the stages that the demo sets itself."""
 
 
 class StageClock:
@@ -152,7 +187,9 @@ def run_demo(config: DemoConfig, *, command: list[str] | None = None) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         clock = StageClock(out / "stages.json")
     except OSError as error:
-        raise InputError(f"--output {out}: can't be used ({error.strerror or error}); choose a folder that can be written") from error
+        raise InputError(
+            f"--output {out}: can't be used ({error.strerror or error}); choose a folder that can be written"
+        ) from error
     device = resolve_device(config.device)
     prior_config, perceptual_config, grpo_config = stage_configs(config)
 
@@ -176,22 +213,43 @@ def run_demo(config: DemoConfig, *, command: list[str] | None = None) -> Path:
     perceptual = load_model(find_checkpoint(perceptual_config.output), PerceptualModel, PerceptualConfig)[0].to(device)
     transitions = grpo_config.sampler.transitions(CosineSchedule.make(models["prior"].config.max_t))
     results = []
-    with clock.stage("evaluation"), Progress("evaluation", len(models) * len(windows) * config.evaluation_seeds, "window") as progress:
+    with (
+        clock.stage("evaluation"),
+        Progress("evaluation", len(models) * len(windows) * config.evaluation_seeds, "window") as progress,
+    ):
         for name, model in models.items():
             results.append(
                 evaluate(
-                    model, windows, body, transitions, seeds=range(config.evaluation_seeds), samples=config.evaluation_samples,
-                    perceptual=perceptual, progress=_increments(progress), name=name, project_rotations=grpo_config.sampler.project,
+                    model,
+                    windows,
+                    body,
+                    transitions,
+                    seeds=range(config.evaluation_seeds),
+                    samples=config.evaluation_samples,
+                    perceptual=perceptual,
+                    progress=_increments(progress),
+                    name=name,
+                    project_rotations=grpo_config.sampler.project,
                 )
-            )  # fmt: skip
+            )
     print_table(result_table(results, title=f"Held-out clips: {', '.join(data.clip_names['held_out'])}"))
     write_tables(out / "report", results, title="Demo: held-out clips")
 
     _say(5, "diversity inside groups, with and without Perlin noise")
     measured = data.train.batch(1 << 20, 32).to(device)
-    with clock.stage("diversity"), Progress("diversity", 2 * len(config.alphas) * config.diversity_draws, "rollout") as progress:
+    with (
+        clock.stage("diversity"),
+        Progress("diversity", 2 * len(config.alphas) * config.diversity_draws, "rollout") as progress,
+    ):
         diversity = diversity_by_alpha(
-            models["prior"], measured, body, transitions, grpo_config, alphas=config.alphas, draws=config.diversity_draws, progress=_increments(progress)
+            models["prior"],
+            measured,
+            body,
+            transitions,
+            grpo_config,
+            alphas=config.alphas,
+            draws=config.diversity_draws,
+            progress=_increments(progress),
         )
     notice(printed_diversity(diversity))
 
@@ -199,10 +257,17 @@ def run_demo(config: DemoConfig, *, command: list[str] | None = None) -> Path:
     with clock.stage("report"), Progress("report", unit="part") as progress:
         samples = _samples_for_player(models, windows, transitions, body, grpo_config)
         found = DemoResults(
-            started=started, command=command, config=config, results=results, diversity=diversity, windows=windows, samples=samples,
-            clip_names=data.clip_names, stages=tuple(Stage(name, seconds) for name, seconds in clock.seconds.items()),
+            started=started,
+            command=command,
+            config=config,
+            results=results,
+            diversity=diversity,
+            windows=windows,
+            samples=samples,
+            clip_names=data.clip_names,
+            stages=tuple(Stage(name, seconds) for name, seconds in clock.seconds.items()),
             folders={"prior": prior_config.output, "perceptual": perceptual_config.output, "grpo": grpo_config.output},
-        )  # fmt: skip
+        )
         files = write_report(demo_report(found), out / "report", progress=lambda text: progress.update(part=text))
     notice(f"report: {files.html}")
     return files.html
@@ -210,7 +275,8 @@ def run_demo(config: DemoConfig, *, command: list[str] | None = None) -> Path:
 
 @torch.no_grad()
 def _samples_for_player(models, windows, transitions, body, config: GrpoConfig) -> dict:
-    """A few samples of every held-out window from each model, with the same noise: ``{name: PredictedMotion (N, S, T, …)}``."""
+    """A few samples of every held-out window from each model, with the same noise: ``{name: PredictedMotion (N, S, T,
+    …)}``."""
     from mgrpo.diffusion.sampler import NoiseKeys, sample
     from mgrpo.models.conditioning import make_cond
     from mgrpo.models.motion import decode_motion

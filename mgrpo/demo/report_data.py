@@ -73,7 +73,9 @@ class DemoResults:
 
 def demo_report(found: DemoResults) -> ReportData:
     """The report of a demo."""
-    prior_log, perceptual_log, grpo_log = (read_metrics(found.folders[name] / "metrics.jsonl") for name in ("prior", "perceptual", "grpo"))
+    prior_log, perceptual_log, grpo_log = (
+        read_metrics(found.folders[name] / "metrics.jsonl") for name in ("prior", "perceptual", "grpo")
+    )
     prior, post = found.results
     accuracy = prior_accuracy(prior)
     windows, config = len(found.windows), found.config
@@ -89,9 +91,12 @@ def demo_report(found: DemoResults) -> ReportData:
         diversity=diversity_bars(found.diversity),
         motions=comparisons(found),
         evaluation_note=(
-            f"{windows} windows of {config.data.length} frames from the clips {', '.join(found.clip_names['held_out'])} (and their mirror images) "
-            f"that no stage has trained on; {config.evaluation_seeds} noise seeds with {config.evaluation_samples} samples each; the same sampler "
-            f"({config.grpo.sampler.kernel}, {config.grpo.sampler.steps} steps) and the same noise for both models. Windows of one clip overlap, "
+            f"{windows} windows of {config.data.length} frames from the clips "
+            f"{', '.join(found.clip_names['held_out'])} (and their mirror images) "
+            f"that no stage has trained on; {config.evaluation_seeds} noise seeds with {config.evaluation_samples} "
+            "samples each; the same sampler "
+            f"({config.grpo.sampler.kernel}, {config.grpo.sampler.steps} steps) and the same noise for both models. "
+            "Windows of one clip overlap, "
             "so the standard errors are on the small side."
         ),
     )
@@ -166,12 +171,18 @@ def _perceptual_panels(log: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
     return (
         Panel(
             "InfoNCE loss",
-            (Curve.from_rows(log, "loss", "training", color="muted"), Curve.from_rows(log, "validation/loss", "validation clips")),
+            (
+                Curve.from_rows(log, "loss", "training", color="muted"),
+                Curve.from_rows(log, "validation/loss", "validation clips"),
+            ),
             note="How surely the recording is told from the prior's samples; lower is surer.",
         ),
         Panel(
             "Accuracy",
-            (Curve.from_rows(log, "accuracy", "training", color="muted"), Curve.from_rows(log, "validation/accuracy", "validation clips")),
+            (
+                Curve.from_rows(log, "accuracy", "training", color="muted"),
+                Curve.from_rows(log, "validation/accuracy", "validation clips"),
+            ),
             note="Share of pairs in which the recording scores higher; guessing gives one half.",
             low=0.0,
             high=1.0,
@@ -185,17 +196,46 @@ def health_panels(log: Sequence[Mapping[str, Any]], config: DemoConfig) -> tuple
     """Whether groups teach anything, and whether the policy moves gently."""
     curve = Curve.from_rows
     panels = [
-        Panel("Dead groups", (curve(log, "frac_reward_zero_std", "share of group and reward pairs"),), low=0.0, high=1.0, key="dead_groups",
-              note="A group without spread in a reward has nothing to say about it."),
-        Panel("Diversity in groups", (curve(log, "diversity/diversity_joint_std_mm", "joint spread"),), unit="mm",
-              note="Standard deviation of the joints over the members of a group, during training."),
-        Panel("Advantage", (curve(log, "advantage/abs_mean", "mean size"),), note="Summed over rewards, after normalisation in the group."),
-        Panel("Gradient norm", (curve(log, "grad_norm", "before clipping"),), reference=config.grpo.gradient_clip, reference_label="clip"),
-        Panel("Ratio before the update", (curve(log, "ratio/first_log_max", "largest |log ratio|"),),
-              note="Must be zero: rollout and update compute the same policy."),
-        Panel("Held-back clips", (curve(log, "validation/mpjpe_mm", "MPJPE"), curve(log, "validation/pa_mpjpe_mm", "PA-MPJPE", color="prior")), unit="mm",
-              note="On the validation clips, clean head path, fixed noise; no gradient comes from here."),
-    ]  # fmt: skip
+        Panel(
+            "Dead groups",
+            (curve(log, "frac_reward_zero_std", "share of group and reward pairs"),),
+            low=0.0,
+            high=1.0,
+            key="dead_groups",
+            note="A group without spread in a reward has nothing to say about it.",
+        ),
+        Panel(
+            "Diversity in groups",
+            (curve(log, "diversity/diversity_joint_std_mm", "joint spread"),),
+            unit="mm",
+            note="Standard deviation of the joints over the members of a group, during training.",
+        ),
+        Panel(
+            "Advantage",
+            (curve(log, "advantage/abs_mean", "mean size"),),
+            note="Summed over rewards, after normalisation in the group.",
+        ),
+        Panel(
+            "Gradient norm",
+            (curve(log, "grad_norm", "before clipping"),),
+            reference=config.grpo.gradient_clip,
+            reference_label="clip",
+        ),
+        Panel(
+            "Ratio before the update",
+            (curve(log, "ratio/first_log_max", "largest |log ratio|"),),
+            note="Must be zero: rollout and update compute the same policy.",
+        ),
+        Panel(
+            "Held-back clips",
+            (
+                curve(log, "validation/mpjpe_mm", "MPJPE"),
+                curve(log, "validation/pa_mpjpe_mm", "PA-MPJPE", color="prior"),
+            ),
+            unit="mm",
+            note="On the validation clips, clean head path, fixed noise; no gradient comes from here.",
+        ),
+    ]
     return tuple(panel for panel in panels if any(len(line.y) for line in panel.curves))
 
 
@@ -211,7 +251,12 @@ def diversity_bars(diversity: Sequence[DiversityAt]) -> tuple[BarGroup, ...]:
                 continue
             statistic = over_windows_and_seeds(entry.values[name])
             bars.append(
-                Bar(f"{entry.alpha:g} m", info.scale * statistic.mean, info.scale * statistic.standard_error, value=entry.alpha)
+                Bar(
+                    f"{entry.alpha:g} m",
+                    info.scale * statistic.mean,
+                    info.scale * statistic.standard_error,
+                    value=entry.alpha,
+                )
             )
         whose = "each member its own noise" if per_member else "the group shares the noise"
         if bars:
@@ -229,7 +274,8 @@ def printed_diversity(diversity: Sequence[DiversityAt]) -> str:
 
 
 def comparisons(found: DemoResults, count: int = 6) -> tuple[MotionComparison, ...]:
-    """Clips for the player: one window of each held-out clip first, the one with the median error of the prior, then others by name."""
+    """Clips for the player: one window of each held-out clip first, the one with the median error of the prior, then
+    others by name."""
     truth = found.windows.joints
     errors = {
         name: ((motion.joints22[:, 0] - truth).norm(dim=-1).mean(-1) * 1000) for name, motion in found.samples.items()
@@ -271,7 +317,10 @@ def _run_info(found: DemoResults) -> RunInfo:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return RunInfo(
         title="MotionGRPO, small",
-        summary="A diffusion prior guesses the body from the head's path, and is post-trained with GRPO under Perlin noise and a hybrid reward.",
+        summary=(
+            "A diffusion prior guesses the body from the head's path, and is post-trained with GRPO under Perlin "
+            "noise and a hybrid reward."
+        ),
         command="mgrpo demo" if found.command is None else shlex.join(["mgrpo", *found.command[1:]]),
         date=found.started.isoformat(timespec="seconds"),
         seed=config.seed,
@@ -305,7 +354,8 @@ def _run_info(found: DemoResults) -> RunInfo:
             "GRPO": {
                 "rollouts": str(config.grpo.iterations),
                 "groups": f"{config.grpo.conditions} of {config.grpo.group_size}",
-                "sampler": f"{config.grpo.sampler.kernel}, eta {config.grpo.sampler.eta:g}, {config.grpo.sampler.steps} steps",
+                "sampler": f"{config.grpo.sampler.kernel}, eta {config.grpo.sampler.eta:g}, "
+                "{config.grpo.sampler.steps} steps",
                 "Perlin noise": f"{config.grpo.perlin.alpha:g} m",
                 "rewards": ", ".join(name.replace("_", " ") for name in config.grpo.rewards.active()),
                 "learning rate": f"{config.grpo.learning_rate:g}",

@@ -19,7 +19,8 @@ class SamplerConfig:
     steps: int = 30
     """Denoising steps."""
     project: bool = True
-    """Project the predicted body rotations to SO(3) inside every step (EgoAllo's inference; the paper's early code: off)."""
+    """Project the predicted body rotations to SO(3) inside every step (EgoAllo's inference; the paper's early code:
+    off)."""
 
     def transitions(self, schedule: CosineSchedule) -> Transitions:
         """The three scalars of each step. Raises InputError for options out of range."""

@@ -11,20 +11,27 @@ from .update import UpdateStatistics
 
 
 def _spread(values: Tensor, dim: int) -> Tensor:
-    """Unbiased standard deviation along an axis over the entries that are not NaN; NaN where there are fewer than two."""
+    """Unbiased standard deviation along an axis over the entries that are not NaN; NaN where there are fewer than
+    two."""
     count = (~values.isnan()).sum(dim)
     squares = (values - values.nanmean(dim, keepdim=True)).square().nansum(dim)
     return torch.where(count > 1, squares / (count - 1), torch.nan).sqrt()
 
 
 def reward_metrics(rewards: Tensor, weights: Tensor, names: tuple[str, ...]) -> dict[str, float]:
-    """Means and spreads of rewards ``(B, G, K)``: in total (weighted sum) and each, inside and between groups. NaN rewards don't count.
+    """Means and spreads of rewards ``(B, G, K)``: in total (weighted sum) and each, inside and between groups. NaN
+    rewards don't count.
 
     ``signal`` is the variance inside groups over all variance: what GRPO can learn from.
     """
     total = (rewards * weights).sum(-1)
     scored = total[~total.isnan()]
-    metrics = {"reward": scored.mean(), "reward_std": _spread(total, 1).nanmean(), "reward_min": scored.min(), "reward_max": scored.max()}
+    metrics = {
+        "reward": scored.mean(),
+        "reward_std": _spread(total, 1).nanmean(),
+        "reward_min": scored.min(),
+        "reward_max": scored.max(),
+    }
     for index, name in enumerate(names):
         reward = rewards[..., index]
         within = _spread(reward, 1).nanmean()
@@ -37,7 +44,8 @@ def reward_metrics(rewards: Tensor, weights: Tensor, names: tuple[str, ...]) -> 
 
 
 def advantage_metrics(result: GroupAdvantages, names: tuple[str, ...], clamp: float | None) -> dict[str, float]:
-    """Dead groups per reward, size of the advantages, how often the clamp acted, and how the rewards' advantages correlate."""
+    """Dead groups per reward, size of the advantages, how often the clamp acted, and how the rewards' advantages
+    correlate."""
     advantages, per_reward, dead = result.advantages, result.per_reward, result.dead
     metrics = {
         "frac_reward_zero_std": dead.float().mean(),
@@ -59,10 +67,21 @@ def advantage_metrics(result: GroupAdvantages, names: tuple[str, ...], clamp: fl
 
 
 def update_metrics(statistics: list[UpdateStatistics]) -> dict[str, float]:
-    """Ratio, clipping and divergence over all passes of an iteration; the spread over the sampler's steps in three thirds."""
+    """Ratio, clipping and divergence over all passes of an iteration; the spread over the sampler's steps in three
+    thirds."""
     joined = {
         name: torch.cat([getattr(part, name) for part in statistics])
-        for name in ("loss", "ratio_mean", "ratio_min", "ratio_max", "clip_low", "clip_high", "approx_kl", "kl_reference", "log_ratio_max")
+        for name in (
+            "loss",
+            "ratio_mean",
+            "ratio_min",
+            "ratio_max",
+            "clip_low",
+            "clip_high",
+            "approx_kl",
+            "kl_reference",
+            "log_ratio_max",
+        )
     }
     metrics = {
         "loss": joined["loss"].sum(),

@@ -14,7 +14,8 @@ from mgrpo.kernels import perlin_noise
 
 @dataclass(frozen=True)
 class PerlinConfig:
-    """Smooth noise on the head translation that the policy sees. Rewards and evaluation always use the clean trajectory."""
+    """Smooth noise on the head translation that the policy sees. Rewards and evaluation always use the clean
+    trajectory."""
 
     alpha: float = 0.1
     """Amplitude of the noise, metres; 0 switches it off."""
@@ -23,7 +24,8 @@ class PerlinConfig:
     octaves: int = 1
     """Octaves of noise, each twice as fast and half as strong as the one before."""
     per_member: bool = False
-    """Draw the noise for every member of a group, instead of once per condition (shared by the group, the paper's reading)."""
+    """Draw the noise for every member of a group, instead of once per condition (shared by the group, the paper's
+    reading)."""
 
     def __post_init__(self) -> None:
         if self.alpha < 0:
@@ -39,9 +41,10 @@ def perturbed_head(
 ) -> tuple[Tensor, Tensor]:
     """The trajectory that the policy sees: ``T_world_cpf`` and ``T_cpf_tm1_cpf_t``, both ``(B, M, T, 7)``.
 
-    M is 1 when the group shares the noise and ``members`` when each member has its own. The noise moves the T + 1 head positions that a
-    window's relative poses are made of; rotations stay untouched. ``condition (B,)`` are the ids that key the noise, so that a condition
-    sees the same noise whatever else is in the batch.
+    M is 1 when the group shares the noise and ``members`` when each member has its own. The noise moves the T + 1 head
+    positions that a window's relative poses are made of; rotations stay untouched. ``condition (B,)`` are the ids that
+    key the noise, so
+    that a condition sees the same noise whatever else is in the batch.
     """
     relative = windows.T_cpf_tm1_cpf_t
     before = se3_multiply(windows.T_world_cpf[:, :1], se3_inverse(relative[:, :1]))

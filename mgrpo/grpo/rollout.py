@@ -37,15 +37,25 @@ class Rollout:
 
 @torch.no_grad()
 def roll_out(
-    policy: Policy, cond: Tensor, transitions: Transitions, keys: NoiseKeys, layout: StateLayout, *, group_size: int, project_rotations: bool
+    policy: Policy,
+    cond: Tensor,
+    transitions: Transitions,
+    keys: NoiseKeys,
+    layout: StateLayout,
+    *,
+    group_size: int,
+    project_rotations: bool,
 ) -> Rollout:
-    """Draw a group of samples for each condition. ``cond`` is ``(B, 1 or G, T, d_cond)``: shared by the group or one per member."""
+    """Draw a group of samples for each condition. ``cond`` is ``(B, 1 or G, T, d_cond)``: shared by the group or one
+    per member."""
     conditions, encodings = cond.shape[:2]
     if encodings not in (1, group_size):
         raise ValueError(f"roll_out(): cond must have shape (B, 1 or {group_size}, T, d_cond), got {tuple(cond.shape)}")
     flat = cond.flatten(0, 1)
     row_keys = keys if encodings == 1 else keys.one_row_per_member()
-    result = sample(policy, flat, transitions, row_keys, layout=layout, project_rotations=project_rotations, record="all")
+    result = sample(
+        policy, flat, transitions, row_keys, layout=layout, project_rotations=project_rotations, record="all"
+    )
     frames, channels = result.x0.shape[-2:]
     return Rollout(
         cond=flat,

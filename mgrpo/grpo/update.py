@@ -25,8 +25,8 @@ class PolicyLossConfig:
     clip_range: float = 1e-4
     """PPO clip on the ratio of mean-reduced log-probs, dimensionless."""
     step_weight: Literal["none", "inv_snr", "noise"] = "none"
-    """Weight of each step: `none` (paper: almost all gradient comes from the last steps), `inv_snr` (equal gradient per change of the
-    prediction), `noise` (proportional to the step's noise)."""
+    """Weight of each step: `none` (paper: almost all gradient comes from the last steps), `inv_snr` (equal gradient per
+    change of the prediction), `noise` (proportional to the step's noise)."""
     timestep_fraction: float = 1.0
     """Share of the trainable steps trained in an iteration, drawn anew each time."""
     trained_steps: int = 0
@@ -34,7 +34,8 @@ class PolicyLossConfig:
     channels: Literal["rewarded", "all"] = "rewarded"
     """Channels of the state that enter the log-prob: those that a reward can see, or all of them (paper)."""
     ratio_shift_correction: bool = False
-    """Leave the quadratic term out of the log-ratio, whose bias pushes every ratio below one when several updates share a rollout."""
+    """Leave the quadratic term out of the log-ratio, whose bias pushes every ratio below one when several updates share
+    a rollout."""
     kl_coef: float = 0.0
     """Weight of the KL divergence to the frozen prior, in closed form (paper: 0)."""
 
@@ -76,12 +77,14 @@ class UpdateStatistics:
 
 
 def channel_weights(layout: StateLayout, channels: Literal["rewarded", "all"]) -> Tensor:
-    """Weight (D,) of each channel in the log-prob: contacts and hands are left out unless all channels are asked for."""
+    """Weight (D,) of each channel in the log-prob: contacts and hands are left out unless all channels are asked
+    for."""
     return layout.channel_weights(contacts=1.0, hand_rotmats=1.0) if channels == "all" else layout.channel_weights()
 
 
 def choose_steps(transitions: Transitions, config: PolicyLossConfig, generator: torch.Generator) -> Tensor:
-    """Indices of the steps to train, ascending: the noisiest ``trained_steps``, and of those a random ``timestep_fraction``, at least one.
+    """Indices of the steps to train, ascending: the noisiest ``trained_steps``, and of those a random
+    ``timestep_fraction``, at least one.
 
     Raises MgrpoError when the sampler is deterministic: without noise there is no action.
     """
@@ -90,7 +93,10 @@ def choose_steps(transitions: Transitions, config: PolicyLossConfig, generator: 
         noisiest = transitions.s[trainable].argsort(descending=True)[: config.trained_steps]
         trainable = trainable[noisiest.sort().values]
     if not len(trainable):
-        raise MgrpoError(f"sampler kernel {transitions.kernel!r} (eta {transitions.eta}) has no stochastic step, so there is no action to train")
+        raise MgrpoError(
+            f"sampler kernel {transitions.kernel!r} (eta {transitions.eta}) has no stochastic step, so there is no "
+            "action to train"
+        )
     count = max(1, round(config.timestep_fraction * len(trainable)))
     order = torch.randperm(len(trainable), generator=generator)[:count]
     return trainable[order].sort().values
@@ -109,9 +115,10 @@ def accumulate_gradients(
 ) -> UpdateStatistics:
     """Add the gradient of the clipped loss of some conditions at some steps to the policy's parameters.
 
-    ``advantages (R, M)`` has the rollout's row layout, ``rows`` selects conditions, ``denominator`` is the number of living samples times
-    steps of the whole optimiser step, so that pieces add up to one mean. The network runs at the rollout's shapes, so that the ratio is
-    exactly one until a weight changes (facts: GRPO, section 3.5).
+    ``advantages (R, M)`` has the rollout's row layout, ``rows`` selects conditions, ``denominator`` is the number of
+    living samples times steps of the whole optimiser step, so that pieces add up to one mean. The network runs at the
+    rollout's shapes, so
+    that the ratio is exactly one until a weight changes (facts: GRPO, section 3.5).
     """
     cond, advantages = rollout.cond[rows], advantages[rows]
     members = advantages.shape[1]
@@ -133,7 +140,9 @@ def accumulate_gradients(
             return prediction.flatten(0, 1)
 
         x0_pred, old, noise = predict(policy), old.flatten(0, 1), noise.flatten(0, 1)
-        log_ratio = sde_log_ratio(x0_pred, old, noise, scale, deviation, drop_quadratic=config.ratio_shift_correction, **options)
+        log_ratio = sde_log_ratio(
+            x0_pred, old, noise, scale, deviation, drop_quadratic=config.ratio_shift_correction, **options
+        )
         kl_reference = torch.zeros_like(log_ratio)
         if reference is not None:
             with torch.no_grad():
@@ -153,9 +162,18 @@ def accumulate_gradients(
             ratio = result.ratio
             moved = sde_kl(x0_pred, old, scale, deviation, **options).mean()
             seen.append(
-                [result.loss.detach(), ratio.mean(), ratio.min(), ratio.max(), result.clip_fraction_low, result.clip_fraction_high,
-                 moved, kl_reference.mean(), log_ratio.abs().max()]
-            )  # fmt: skip
+                [
+                    result.loss.detach(),
+                    ratio.mean(),
+                    ratio.min(),
+                    ratio.max(),
+                    result.clip_fraction_low,
+                    result.clip_fraction_high,
+                    moved,
+                    kl_reference.mean(),
+                    log_ratio.abs().max(),
+                ]
+            )
     columns = [torch.stack([row[i].float() for row in seen]) for i in range(9)]
     return UpdateStatistics(steps, *columns)
 
@@ -166,7 +184,9 @@ def check_ratio_is_one(statistics: UpdateStatistics, config: PolicyLossConfig) -
     if not worst <= 0.1 * config.clip_range:
         step = int(statistics.steps[int(statistics.log_ratio_max.argmax())])
         raise RatioCheckError(
-            f"before any update the ratio must be 1, but |log ratio| is {worst:.3g} at sampler step {step} (allowed: a tenth of the clip range "
-            f"{config.clip_range:g}). Rollout and update compute different networks: dropout, mixed precision, compilation of only one of the "
+            f"before any update the ratio must be 1, but |log ratio| is {worst:.3g} at sampler step {step} (allowed: "
+            "a tenth of the clip range "
+            f"{config.clip_range:g}). Rollout and update compute different networks: dropout, mixed precision, "
+            "compilation of only one of the "
             "two, or other batch shapes do this. Run both in float32 with the same shapes."
         )

@@ -16,7 +16,7 @@ from itertools import pairwise
 from mgrpo.report.data import BarGroup, Curve, MetricRow, Panel
 from mgrpo.report.numbers import fixed, log_ticks, nice_ticks, running_mean, short
 
-_MOST_POINTS = 600
+_MOST_POINTS = 1000
 """More numbers than this are averaged in equal stretches before drawing."""
 
 Point = tuple[float, float]
@@ -191,26 +191,43 @@ def _empty_chart(title: str, unit: str, note: str) -> str:
     return f'<figure class="chart chart-empty">{_heading(title, unit)}{text}{_note(note)}</figure>'
 
 
-def _range_of_y(panel: Panel, series: Sequence[_Series], log: bool) -> tuple[float, float]:
-    """Ends of the y axis: all numbers, bands and the reference inside, a little room, the panel's own ends kept."""
-    values = [value for s in series for x, value in zip(s.x, s.y) if math.isfinite(value) and math.isfinite(x)]
+def y_range(panel: Panel) -> tuple[float, float, bool]:
+    """Ends of a panel's y axis and whether it is logarithmic: all numbers and bands inside, a little room, the panel's
+    own ends kept. The panel must hold a finite number.
+
+    The reference is inside too, unless it lies so far away that the curves would become flat lines.
+    """
+    pairs = [(m, s) for curve in panel.curves for m, s in zip(curve.y, curve.spread or (0.0,) * len(curve.y))]
+    values = [m for m, _ in pairs if math.isfinite(m)]
+    log = panel.log and min(values) > 0
     if not log:
-        for s in series:
-            values += [m + sign * w for m, w in zip(s.smooth, s.spread) for sign in (1, -1) if math.isfinite(m + w)]
-    if math.isfinite(panel.reference) and (not log or panel.reference > 0):
-        values.append(panel.reference)
-    low, high = min(values), max(values)
+        values += [m + sign * s for m, s in pairs for sign in (1, -1) if math.isfinite(m + s)]
     keep_low = math.isfinite(panel.low) and not (log and panel.low <= 0)
     keep_high = math.isfinite(panel.high)
-    low, high = panel.low if keep_low else low, panel.high if keep_high else high
+    low = panel.low if keep_low else min(values)
+    high = panel.high if keep_high else max(values)
+    if math.isfinite(panel.reference) and _is_near(panel.reference, low, high, log):
+        low, high = low if keep_low else min(low, panel.reference), high if keep_high else max(high, panel.reference)
     if high <= low:
         pad = abs(low) * 0.05 or 0.5
-        return (low / 1.5, low * 1.5) if log else (low - pad, low + pad)
+        return (low / 1.5, low * 1.5, log) if log else (low - pad, low + pad, log)
     if log:
         room = (high / low) ** 0.06
-        return low if keep_low else low / room, high if keep_high else high * room
+        return low if keep_low else low / room, high if keep_high else high * room, log
     room = 0.06 * (high - low)
-    return low if keep_low else low - room, high if keep_high else high + room
+    return low if keep_low else low - room, high if keep_high else high + room, log
+
+
+def _is_near(reference: float, low: float, high: float, log: bool) -> bool:
+    """Whether a level is at most three spans away from an interval (spans in decades on a logarithmic axis)."""
+    if log:
+        if reference <= 0:
+            return False
+        reference, low, high = math.log10(reference), math.log10(low), math.log10(high)
+        span = max(high - low, 0.3)
+    else:
+        span = max(high - low, 0.02 * max(abs(low), abs(high)))
+    return max(low - reference, reference - high) <= 3 * span
 
 
 def _drawn(series: _Series, axes: _Axes, dash: int) -> str:
@@ -308,11 +325,10 @@ def line_chart(panel: Panel, *, width: float = 350, height: float = 200, chart_i
     drawable = [(x, y) for s in series for x, y in zip(s.x, s.y) if math.isfinite(x) and math.isfinite(y)]
     if not drawable:
         return _empty_chart(panel.title, panel.unit, panel.note)
-    log = panel.log and min(y for _, y in drawable) > 0
     x_low, x_high = min(x for x, _ in drawable), max(x for x, _ in drawable)
     if x_high <= x_low:
         x_low, x_high = x_low - 0.5, x_high + 0.5
-    y_low, y_high = _range_of_y(panel, series, log)
+    y_low, y_high, log = y_range(panel)
     longest = max(len(curve.label) for curve in panel.curves)
     named_at_end = len(panel.curves) >= 3 and longest <= 18
     right = 18 + 6.2 * longest if named_at_end else 12
@@ -323,7 +339,11 @@ def line_chart(panel: Panel, *, width: float = 350, height: float = 200, chart_i
     legend = _legend(series) if len(series) > 1 and not named_at_end else ""
     stretch = max(s.stretch for s in series)
     note = panel.note + (f" Each point is the mean of {stretch} steps." if stretch > 1 else "")
-    reference = _reference(axes, panel) if math.isfinite(panel.reference) else ""
+    reference = ""
+    if y_low <= panel.reference <= y_high:
+        reference = _reference(axes, panel)
+    elif math.isfinite(panel.reference) and panel.reference_label:
+        note += f" Outside the picture: {panel.reference_label} at {short(panel.reference)}."
     clip = (
         f'<clipPath id="{chart_id}-clip"><rect x="{axes.left:g}" y="{axes.top - 3:g}" width="{axes.plot_width:g}" '
         f'height="{axes.plot_height + 6:g}"/></clipPath>'
@@ -334,7 +354,7 @@ def line_chart(panel: Panel, *, width: float = 350, height: float = 200, chart_i
         f'aria-label="{escape(_spoken(panel), quote=True)}" data-chart="{_readout(panel, series, axes)}">'
         f"<defs>{clip}</defs>{_y_ticks(axes)}{_x_ticks(axes, panel.x_label)}{reference}"
         f'<g clip-path="url(#{chart_id}-clip)">{lines}</g>{names}<g class="hover"></g></svg>'
-        f"{legend}{_note(note)}</figure>"
+        f"{legend}{_note(note.strip())}</figure>"
     )
 
 
@@ -387,16 +407,21 @@ def change_percent(row: MetricRow) -> tuple[float, float, float]:
 
 
 def change_scale(rows: Sequence[MetricRow]) -> float:
-    """Half-width in percent of the axis that the rows of one table share, rounded up, at most 100."""
-    reach = [abs(value) for row in rows for value in change_percent(row) if math.isfinite(value)]
-    largest = min(max(reach, default=10.0), 100.0)
+    """Half-width in percent of the axis that the rows of one table share: wide enough for 70 % of the intervals, so
+    that one large change doesn't squeeze the others into a dot each; at most 100."""
+    reach = sorted(
+        max(abs(value) for value in change_percent(row) if math.isfinite(value))
+        for row in rows
+        if math.isfinite(change_percent(row)[0])
+    )
+    largest = reach[round(0.7 * (len(reach) - 1))] if reach else 10.0
     return next((step for step in (2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 75.0, 100.0) if step >= largest), 100.0)
 
 
 def change_glyph(row: MetricRow, scale: float, verdict: str) -> str:
     """A small picture for a table row: zero in the middle, the change as a dot, its 95 % interval as a line.
 
-    What lies beyond the axis sits at its end.
+    A change beyond the axis is an arrowhead at its end.
     """
     middle, low, high = change_percent(row)
     if not math.isfinite(middle):
@@ -406,6 +431,11 @@ def change_glyph(row: MetricRow, scale: float, verdict: str) -> str:
     def place(value: float) -> str:
         return f"{width / 2 + max(-1.0, min(1.0, value / scale)) * (width / 2 - 8):.1f}"
 
+    mark = f'<circle cx="{place(middle)}" cy="10" r="4.2"/>'
+    if abs(middle) > scale:
+        side = math.copysign(1, middle)
+        tip, base = width / 2 + side * (width / 2 - 1), width / 2 + side * (width / 2 - 11)
+        mark = f'<path class="beyond" d="M{tip:g} 10L{base:g} 4.5L{base:g} 15.5Z"/>'
     whisker = ""
     if math.isfinite(low) and math.isfinite(high):
         whisker = f'<line class="ci" x1="{place(low)}" x2="{place(high)}" y1="10" y2="10"/>'
@@ -413,5 +443,5 @@ def change_glyph(row: MetricRow, scale: float, verdict: str) -> str:
         f'<svg class="change {escape(verdict)}" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
         f'height="{height:g}" aria-hidden="true"><line class="axis" x1="8" x2="{width - 8:g}" y1="10" y2="10"/>'
         f'<line class="zero" x1="{width / 2:g}" x2="{width / 2:g}" y1="2" y2="18"/>{whisker}'
-        f'<circle cx="{place(middle)}" cy="10" r="4.2"/></svg>'
+        f"{mark}</svg>"
     )

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mgrpo.report.charts import change_percent, change_scale
+from mgrpo.report.charts import change_percent, change_scale, y_range
 from mgrpo.report.data import BarGroup, Curve, Panel, ReportData
 from mgrpo.report.findings import verdict, with_unit
 from mgrpo.report.numbers import fixed, log_ticks, running_mean, short, signed
@@ -97,16 +97,14 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
             markersize=3,
             label=curve.label,
         )
-    if panel.log and min(finite) > 0:
+    low, high, log = y_range(panel)
+    if log:
         axes.set_yscale("log")
-        ticks = log_ticks(min(finite), max(finite))
+        ticks = log_ticks(low, high)
         axes.set_yticks(ticks, [short(tick) for tick in ticks])
         axes.set_yticks([], minor=True)
-    if math.isfinite(panel.low):
-        axes.set_ylim(bottom=panel.low)
-    if math.isfinite(panel.high):
-        axes.set_ylim(top=panel.high)
-    if math.isfinite(panel.reference):
+    axes.set_ylim(low, high)
+    if low <= panel.reference <= high:
         axes.axhline(panel.reference, color=LIGHT.muted, linewidth=0.8, linestyle=(0, (3, 3)))
         if panel.reference_label:
             axes.annotate(
@@ -198,7 +196,9 @@ def results_figure(data: ReportData) -> Figure | None:
         axes.axhline(y, color=LIGHT.line, linewidth=0.6, zorder=0)
         if math.isfinite(low) and math.isfinite(high):
             axes.plot((low, high), (y, y), color=color, linewidth=2, solid_capstyle="round")
-        axes.plot(middle, y, "o", color=color, markersize=6)
+        beyond = abs(change_percent(row)[0]) > scale
+        marker = ("<" if middle < 0 else ">") if beyond else "o"
+        axes.plot(middle, y, marker, color=color, markersize=6, clip_on=False)
         values = (
             f"{fixed(row.prior.mean, row.decimals)} → {with_unit(fixed(row.post_trained.mean, row.decimals), row.unit)}"
         )

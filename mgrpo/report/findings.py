@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -19,11 +20,14 @@ Verdict = Literal["better", "worse", "unclear", "changed", "same", "missing"]
 
 
 def verdict(row: MetricRow) -> Verdict:
-    """Whether post-training changed a metric, judged by the 95 % interval of the paired difference."""
+    """Whether post-training changed a metric, judged by the 95 % interval of the paired difference.
+
+    A difference that the row's decimals round to zero is no change, however sure.
+    """
     low, high = row.difference.interval
     if not (math.isfinite(row.difference.mean) and math.isfinite(low) and math.isfinite(high)):
         return "missing"
-    clear = low > 0 or high < 0
+    clear = (low > 0 or high < 0) and not _rounds_to_zero(row)
     if row.better == "none":
         return "changed" if clear else "same"
     if not clear:
@@ -39,6 +43,11 @@ def with_unit(text: str, unit: str) -> str:
     if not unit:
         return text
     return f"{text}{unit}" if unit == "%" else f"{text} {unit}"
+
+
+def _rounds_to_zero(row: MetricRow) -> bool:
+    """Whether a difference is too small to show in the decimals of its row."""
+    return abs(row.difference.mean) < 0.5 * 10.0**-row.decimals
 
 
 def listed(names: Sequence[str]) -> str:
@@ -64,9 +73,8 @@ def metric_sentence(row: MetricRow) -> Finding:
             "neutral", f"{row.label} can't be compared: no paired difference with a standard error was recorded."
         )
     if found in ("unclear", "same"):
-        return Finding(
-            "neutral", f"{row.label} shows no clear change: it went {moved}, and the 95 % interval includes zero."
-        )
+        reason = "the difference rounds to zero" if _rounds_to_zero(row) else "the 95 % interval includes zero"
+        return Finding("neutral", f"{row.label} shows no clear change: it went {moved}; {reason}.")
     verb = "lowered" if row.difference.mean < 0 else "raised"
     if found == "changed":
         return Finding("neutral", f"Post-training {verb} {row.label} {moved}.")
@@ -126,30 +134,56 @@ def _metric_findings(data: ReportData) -> list[Finding]:
     return found
 
 
-def reward_change(curve: Curve) -> tuple[float, float]:
-    """Last tenth minus first tenth of a curve and the standard error of that, from the iterations' scatter."""
+@dataclass(frozen=True)
+class RewardChange:
+    """How a reward curve ends against how it began."""
+
+    first: float
+    """Mean of the first tenth of the iterations."""
+    last: float
+    """Mean of the last tenth."""
+    se: float
+    """Standard error of last - first, from the scatter of the iterations; NaN with too few of them."""
+
+    @property
+    def difference(self) -> float:
+        """Last minus first."""
+        return self.last - self.first
+
+    @property
+    def decimals(self) -> int:
+        """Decimals that show two digits of the difference."""
+        size = abs(self.difference)
+        return min(6, max(1, 1 - math.floor(math.log10(size)))) if math.isfinite(size) and size > 0 else 3
+
+    @property
+    def difference_text(self) -> str:
+        """The difference with its standard error."""
+        error = f" ± {fixed(self.se, self.decimals + 1)}" if math.isfinite(self.se) else ""
+        return signed(self.difference, self.decimals + 1) + error
+
+
+def reward_change(curve: Curve) -> RewardChange:
+    """Means of a curve's first and last tenth."""
     first, last = curve.tenths()
-    return last.mean - first.mean, math.hypot(first.se, last.se)
+    return RewardChange(first.mean, last.mean, math.hypot(first.se, last.se))
 
 
 def _reward_findings(data: ReportData) -> list[Finding]:
     if not data.rewards or not data.rewards[0].y:
         return []
-    total = data.rewards[0]
-    first, last = total.tenths()
-    change, se = reward_change(total)
-    if not math.isfinite(change):
+    change = reward_change(data.rewards[0])
+    if not math.isfinite(change.difference):
         return [Finding("warning", "The total reward can't be judged: its first or last tenth holds no numbers.")]
-    error = f" ± {fixed(se, 4)}" if math.isfinite(se) else ""
     numbers = (
-        f"{short(first.mean)} in the first tenth of the iterations, {short(last.mean)} in the last "
-        f"(difference {signed(change, 4)}{error})"
+        f"{fixed(change.first, change.decimals)} in the first tenth of the iterations, "
+        f"{fixed(change.last, change.decimals)} in the last (difference {change.difference_text})"
     )
-    if not math.isfinite(se):
+    if not math.isfinite(change.se):
         return [Finding("neutral", f"Mean total reward: {numbers}; too few iterations for a standard error.")]
-    if change > 2 * se:
+    if change.difference > 2 * change.se:
         return [Finding("good", f"The mean total reward rose: {numbers}.")]
-    if change < -2 * se:
+    if change.difference < -2 * change.se:
         return [Finding("bad", f"The mean total reward fell: {numbers}.")]
     return [Finding("neutral", f"The mean total reward shows no clear change: {numbers}.")]
 

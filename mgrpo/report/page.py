@@ -22,7 +22,7 @@ from mgrpo.report.findings import (
 )
 from mgrpo.report.glossary import METRIC_TEXTS, TERMS
 from mgrpo.report.motion_pack import pack_clips
-from mgrpo.report.numbers import fixed, seconds, short, signed
+from mgrpo.report.numbers import fixed, seconds, signed
 from mgrpo.report.pipeline import pipeline_svg
 from mgrpo.viz.comparison import ROLE_LABELS
 from mgrpo.viz.palette import DARK, LIGHT
@@ -73,41 +73,35 @@ def _estimate(estimate: Estimate | None, decimals: int) -> str:
 
 
 def _figure(name: str, big: str, sub: str) -> str:
-    name, sub = f'<span class="name">{escape(name)}</span>', f'<span class="sub">{escape(sub)}</span>'
-    return f'<li>{name}<span class="big">{big}</span>{sub}</li>'
+    """A card; ``name`` is text, ``big`` and ``sub`` are HTML."""
+    return (
+        f'<li><span class="name">{escape(name)}</span><span class="big">{big}</span><span class="sub">{sub}</span></li>'
+    )
+
+
+def _before_and_after(before: str, after: str) -> str:
+    return (
+        f'<span class="before">{before}</span><span class="arrow" role="img" aria-label="to">→</span>'
+        f'<span class="after">{after}</span>'
+    )
 
 
 def _key_figures(data: ReportData) -> str:
     """Up to four cards: the headline metrics, the reward, the perceptual model, diversity."""
     cards = []
     for row in [row for row in data.metrics if row.headline and row.family != "paper"][:2]:
-        big = (
-            f'<span class="before">{fixed(row.prior.mean, row.decimals)}</span><span class="arrow" role="img" '
-            'aria-label="to">→</span>'
-            f'<span class="after">{fixed(row.post_trained.mean, row.decimals)}</span><small>{escape(row.unit)}</small>'
-        )
+        big = _before_and_after(fixed(row.prior.mean, row.decimals), fixed(row.post_trained.mean, row.decimals))
         found = verdict(row)
-        text = {
-            "better": "better",
-            "worse": "worse",
-            "unclear": "no clear change",
-            "same": "no clear change",
-            "changed": "changed",
-            "missing": "",
-        }[found]
-        sub = f"{difference_text(row)}, paired" + (f": {text}" if text else "")
-        cards.append(_figure(f"{row.label}, held-out", big, sub))
+        word = {"better": "better", "worse": "worse", "unclear": "no clear change", "same": "no clear change"}.get(
+            found
+        )
+        sub = f"{escape(difference_text(row))}, paired" + (f': <b class="{found}">{word}</b>' if word else "")
+        cards.append(_figure(f"{row.label}, held-out", f"{big}<small>{escape(row.unit)}</small>", sub))
     if data.rewards and data.rewards[0].y:
-        first, last = data.rewards[0].tenths()
-        change, se = reward_change(data.rewards[0])
-        if math.isfinite(change):
-            big = (
-                f'<span class="before">{short(first.mean)}</span><span class="arrow" role="img" '
-                'aria-label="to">→</span>'
-                f'<span class="after">{short(last.mean)}</span>'
-            )
-            sub = f"{signed(change, 3)}" + (f" ± {fixed(se, 3)}" if math.isfinite(se) else "") + ", first to last tenth"
-            cards.append(_figure("Mean total reward", big, sub))
+        change = reward_change(data.rewards[0])
+        if math.isfinite(change.difference):
+            big = _before_and_after(fixed(change.first, change.decimals), fixed(change.last, change.decimals))
+            cards.append(_figure("Mean total reward", big, f"{change.difference_text}, first to last tenth"))
     if data.perceptual_accuracy is not None and math.isfinite(data.perceptual_accuracy.mean):
         share = data.perceptual_accuracy
         sub = "prefers the recording to a sample" + (
@@ -128,7 +122,9 @@ def _key_figures(data: ReportData) -> str:
         if len(bars) >= 2 and bars[0].mean > 0 and len(cards) < 4:
             factor = bars[-1].mean / bars[0].mean
             big = f'<span class="plain">× {fixed(factor, 2)}</span>'
-            cards.append(_figure("Diversity inside groups", big, f"{bars[-1].label} against {bars[0].label}"))
+            cards.append(
+                _figure("Diversity inside groups", big, f"{escape(bars[-1].label)} against {escape(bars[0].label)}")
+            )
     return f'<ul class="figures">{"".join(cards[:4])}</ul>' if cards else ""
 
 

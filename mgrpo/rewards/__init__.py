@@ -35,7 +35,8 @@ REWARDS: Mapping[str, Callable[[RewardBatch], Tensor]] = {
 
 
 def compute_rewards(batch: RewardBatch, names: tuple[str, ...]) -> Tensor:
-    """The named rewards of a batch, ``(B, G, K)`` in the order of ``names``. Raises ValueError for a name that is not in REWARDS."""
+    """The named rewards of a batch, ``(B, G, K)`` in the order of ``names``. Raises ValueError for a name that is not
+    in REWARDS."""
     unknown = [name for name in names if name not in REWARDS]
     if unknown:
         raise ValueError(f"unknown reward {', '.join(unknown)}; the known ones are {', '.join(REWARDS)}")

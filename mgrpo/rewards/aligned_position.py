@@ -13,8 +13,9 @@ from .batch import RewardBatch, mean_over_frames
 def aligned_position_error(batch: RewardBatch) -> Tensor:
     """Mean distance of the 22 joints after per-frame similarity alignment, metres; ``(B, G)``.
 
-    ``standard`` aligns the prediction onto the recorded joints. ``egoallo`` aligns the *recorded* joints onto the prediction and measures
-    how far they moved, which is what the published tables contain (facts: the base model's section 0, item 1).
+    ``standard`` aligns the prediction onto the recorded joints. ``egoallo`` aligns the *recorded* joints onto the
+    prediction and measures how far they moved, which is what the published tables contain (facts: the base model's
+    section 0, item 1).
     """
     prediction = batch.prediction.joints22
     target = batch.target.joints[:, None].expand_as(prediction)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RewardScales:
-    """Slopes of the exponentials: a reward is ``exp(-slope * error)``. Per-reward normalisation cancels them to first order
-    (`docs/conventions.md`), so the relative importance of rewards is set by their weights, not here."""
+    """Slopes of the exponentials: a reward is ``exp(-slope * error)``. Per-reward normalisation cancels them to first
+    order (`docs/conventions.md`), so the relative importance of rewards is set by their weights, not here."""
 
     position: float = 1.0
     """Slope of the joint position reward, per metre."""
@@ -47,8 +47,8 @@ class RewardScales:
 class RewardBatch:
     """B conditions with G samples each, and what was really recorded.
 
-    The prediction is placed by the **clean** head trajectory (the policy alone sees the perturbed one), so that no sample is charged for
-    the noise that was put on its condition.
+    The prediction is placed by the **clean** head trajectory (the policy alone sees the perturbed one), so that no
+    sample is charged for the noise that was put on its condition.
     """
 
     prediction: PredictedMotion
@@ -61,7 +61,8 @@ class RewardBatch:
     rotation_error: Literal["geodesic", "axis_angle", "frobenius"] = "geodesic"
     """Which rotation error the rotation reward uses; `axis_angle` is the paper preset (facts: method, section 3)."""
     alignment: Literal["standard", "egoallo"] = "standard"
-    """Which aligned error: `standard` aligns the prediction to the ground truth, `egoallo` is the published defect (label to label)."""
+    """Which aligned error: `standard` aligns the prediction to the ground truth, `egoallo` is the published defect
+    (label to label)."""
     perceptual: PerceptualModel | None = None
     """The trained perceptual model, needed by the visual reward only."""
 

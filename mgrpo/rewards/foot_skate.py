@@ -13,8 +13,8 @@ from .batch import RewardBatch, mean_over_frames
 def foot_skate_error(batch: RewardBatch) -> Tensor:
     """Mean horizontal speed of the ankles and toes, weighted by how near the ground they are, m/s; ``(B, G)``.
 
-    The weight is EgoAllo's ``2 - 2^(z/H)`` below the contact height H and 0 above it (facts: the base model's section G), here with the
-    true floor at z = 0 and averaged over frames and feet, so that long and short sequences compare.
+    The weight is EgoAllo's ``2 - 2^(z/H)`` below the contact height H and 0 above it (facts: the base model's section
+    G), here with the true floor at z = 0 and averaged over frames and feet, so that long and short sequences compare.
     """
     feet = batch.prediction.joints22[..., [1 + joint for joint in FOOT_JOINTS], :]
     height = feet[..., 1:, :, 2]

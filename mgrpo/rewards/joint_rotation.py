@@ -15,8 +15,9 @@ from .batch import RewardBatch, mean_over_frames
 def rotation_error(batch: RewardBatch) -> Tensor:
     """Mean difference of the 21 local joint rotations; ``(B, G)``.
 
-    ``geodesic``: angle between the two, radians. ``axis_angle``: mean absolute difference of the wrapped rotation-vector components,
-    radians (the paper's first author's early code). ``frobenius``: norm of the difference of the matrices.
+    ``geodesic``: angle between the two, radians. ``axis_angle``: mean absolute difference of the wrapped
+    rotation-vector components, radians (the paper's first author's early code). ``frobenius``: norm of the difference
+    of the matrices.
     """
     prediction, target = batch.prediction.body_rotmats, batch.target.body_rotmats[:, None]
     if batch.rotation_error == "geodesic":

@@ -9,7 +9,8 @@ from .batch import RewardBatch, mean_over_frames
 
 
 def velocity_error(batch: RewardBatch) -> Tensor:
-    """Mean norm of the velocity difference of the 22 joints, m/s; ``(B, G)``. Both frames of a difference must be valid."""
+    """Mean norm of the velocity difference of the 22 joints, m/s; ``(B, G)``. Both frames of a difference must be
+    valid."""
     difference = batch.prediction.joints22 - batch.target.joints[:, None]
     speed = difference.diff(dim=-3).norm(dim=-1).mean(-1) * batch.fps
     mask = batch.frame_mask

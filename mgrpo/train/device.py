@@ -8,7 +8,8 @@ from mgrpo.errors import InputError
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device where there is one, else the CPU. Raises InputError for a device that isn't there."""
+    """`auto` is the first CUDA device where there is one, else the CPU. Raises InputError for a device that isn't
+    there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -16,5 +17,8 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise InputError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: this torch ({torch.__version__}) finds no CUDA device; use --device cpu, or see mgrpo doctor")
+        raise InputError(
+            f"--device {name}: this torch ({torch.__version__}) finds no CUDA device; use --device cpu, or see mgrpo "
+            "doctor"
+        )
     return device

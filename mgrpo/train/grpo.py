@@ -1,4 +1,5 @@
-"""Post-training the prior with GRPO: sample groups, score them, push the policy towards the better members (paper section 3)."""
+"""Post-training the prior with GRPO: sample groups, score them, push the policy towards the better members (paper
+section 3)."""
 
 from __future__ import annotations
 
@@ -35,8 +36,8 @@ from mgrpo.rewards import REWARDS, RewardBatch, RewardScales, compute_rewards
 
 from .checkpoints import load_model
 from .device import resolve_device
-from .learning_rate import learning_rate_at, set_learning_rate
 from .interrupt import graceful_interrupt
+from .learning_rate import learning_rate_at, set_learning_rate
 from .motion_data import MotionDataConfig, load_motion_data
 from .progress import Progress
 from .run_dir import RunDir
@@ -75,12 +76,15 @@ class RewardWeights:
 class AdvantageConfig:
     """How rewards become advantages."""
 
-    scheme: Literal["normalize_then_sum", "sum_then_normalize", "gdpo", "center_only", "batch_std"] = "normalize_then_sum"
+    scheme: Literal["normalize_then_sum", "sum_then_normalize", "gdpo", "center_only", "batch_std"] = (
+        "normalize_then_sum"
+    )
     """Each reward normalised in its group and then summed (paper), or the other schemes of docs/conventions.md."""
     eps: float = 1e-8
     """Added to the standard deviation."""
     std_floor_ratio: float = 0.05
-    """Floor of a group's standard deviation as a share of the batch's, so that rounding is not blown up to unit advantages (paper: 0)."""
+    """Floor of a group's standard deviation as a share of the batch's, so that rounding is not blown up to unit
+    advantages (paper: 0)."""
     clamp: float = 5.0
     """Largest absolute advantage after the sum."""
 
@@ -119,7 +123,8 @@ class GrpoConfig:
     freeze_condition_projection: bool = True
     """Keep the network's first layer on the condition fixed."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, which is then what is saved as the model; 0: none (paper)."""
+    """Decay of an exponential moving average of the weights, which is then what is saved as the model; 0: none
+    (paper)."""
     share_initial_noise: bool = True
     """Give all members of a group the same initial noise (paper)."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -142,17 +147,27 @@ class GrpoConfig:
     """Iterations between checkpoints."""
     resume: bool = False
     """Go on from the last checkpoint of the run folder."""
+    resume_from: str = "last"
+    """Where --resume goes on: last, best, a step, or the path of one of the run's checkpoints. What came after it is
+    forgotten."""
 
     def __post_init__(self) -> None:
         for name in ("iterations", "conditions", "optimizer_steps", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.group_size < 2:
-            raise InputError(f"--group-size must be at least 2 (a group of one has no spread to learn from), got {self.group_size}")
+            raise InputError(
+                f"--group-size must be at least 2 (a group of one has no spread to learn from), got {self.group_size}"
+            )
         if self.optimizer_steps > self.conditions:
-            raise InputError(f"--optimizer-steps ({self.optimizer_steps}) can't exceed --conditions ({self.conditions}): each step needs a condition")
+            raise InputError(
+                f"--optimizer-steps ({self.optimizer_steps}) can't exceed --conditions ({self.conditions}): each step "
+                "needs a condition"
+            )
         if self.train_windows and self.train_windows % self.conditions:
-            raise InputError(f"--train-windows ({self.train_windows}) must be a multiple of --conditions ({self.conditions}), or 0")
+            raise InputError(
+                f"--train-windows ({self.train_windows}) must be a multiple of --conditions ({self.conditions}), or 0"
+            )
         if not self.rewards.active():
             raise InputError("--rewards: every weight is 0; give at least one reward a weight")
         if not 0 <= self.ema < 1:
@@ -170,7 +185,8 @@ class Scorer:
 
     @torch.no_grad()
     def score(self, x0: Tensor, windows: MotionWindows) -> tuple[Tensor, PredictedMotion]:
-        """Rewards ``(B, G, K)`` of samples ``x0 (B, G, T, D)``, and the motion that they are, placed by the clean head trajectory."""
+        """Rewards ``(B, G, K)`` of samples ``x0 (B, G, T, D)``, and the motion that they are, placed by the clean head
+        trajectory."""
         motion = decode_motion(self.layout, x0, windows.T_world_cpf[:, None], self.body)
         batch = RewardBatch(
             prediction=motion,
@@ -183,7 +199,9 @@ class Scorer:
         return compute_rewards(batch, tuple(self.config.rewards.active())), motion
 
 
-def training_windows(sampler: WindowSampler, pool: MotionWindows | None, config: GrpoConfig, iteration: int) -> MotionWindows:
+def training_windows(
+    sampler: WindowSampler, pool: MotionWindows | None, config: GrpoConfig, iteration: int
+) -> MotionWindows:
     """The windows of one rollout: fresh ones, or the next part of a fixed pool."""
     if pool is None:
         return sampler.batch(iteration, config.conditions)
@@ -192,7 +210,12 @@ def training_windows(sampler: WindowSampler, pool: MotionWindows | None, config:
 
 
 def sample_groups(
-    policy: Denoiser, windows: MotionWindows, config: GrpoConfig, transitions: Transitions, layout: StateLayout, iteration: int
+    policy: Denoiser,
+    windows: MotionWindows,
+    config: GrpoConfig,
+    transitions: Transitions,
+    layout: StateLayout,
+    iteration: int,
 ) -> Rollout:
     """One rollout: perturb the head, encode the condition, sample a group for each."""
     condition = torch.arange(len(windows), device=windows.mask.device)
@@ -200,26 +223,36 @@ def sample_groups(
         windows, config.perlin, seed=config.seed, iteration=iteration, condition=condition, members=config.group_size
     )
     rows, frames = T_world_cpf.shape[:2], T_world_cpf.shape[2]
-    cond = make_cond(policy.config, T_world_cpf.reshape(-1, frames, 7), relative.reshape(-1, frames, 7)).view(*rows, frames, -1)
+    cond = make_cond(policy.config, T_world_cpf.reshape(-1, frames, 7), relative.reshape(-1, frames, 7)).view(
+        *rows, frames, -1
+    )
     keys = NoiseKeys(config.seed, iteration, condition, config.group_size, share_initial=config.share_initial_noise)
-    return roll_out(policy, cond, transitions, keys, layout, group_size=config.group_size, project_rotations=config.sampler.project)
+    return roll_out(
+        policy, cond, transitions, keys, layout, group_size=config.group_size, project_rotations=config.sampler.project
+    )
 
 
 def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:
     """Post-train until ``config.iterations`` and return the last checkpoint.
 
-    Raises InputError for what a user can mend, :class:`mgrpo.grpo.update.RatioCheckError` when rollout and update disagree.
+    Raises InputError for what a user can mend, :class:`mgrpo.grpo.update.RatioCheckError` when rollout and update
+    disagree.
     """
     device = resolve_device(config.device)
     names = tuple(config.rewards.active())
     weights = torch.tensor([config.rewards.active()[name] for name in names], device=device)
     if "visual" in names and config.perceptual is None:
-        raise InputError("--perceptual: the visual reward has a weight but no perceptual model is given; train one, or set --rewards.visual 0")
+        raise InputError(
+            "--perceptual: the visual reward has a weight but no perceptual model is given; train one, or set "
+            "--rewards.visual 0"
+        )
     data = load_motion_data(config.data, seed=config.seed)
     policy = load_model(config.prior, Denoiser, DenoiserConfig)[0].to(device)
     perceptual = None
     if "visual" in names:
-        perceptual = load_model(config.perceptual, PerceptualModel, PerceptualConfig)[0].to(device).requires_grad_(False)
+        perceptual = (
+            load_model(config.perceptual, PerceptualModel, PerceptualConfig)[0].to(device).requires_grad_(False)
+        )
     layout = StateLayout(include_hands=policy.config.include_hands)
     transitions = config.sampler.transitions(CosineSchedule.make(policy.config.max_t))
     if config.freeze_condition_projection:
@@ -233,15 +266,23 @@ def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:
     validation = data.validation.to(device)
     pool = data.train.batch(0, config.train_windows) if config.train_windows else None
 
-    may_change = ("iterations",) if config.schedule == "constant" else ()
-    run = RunDir.create(config.output, config, command=command, resume=config.resume, may_change=may_change)
+    may_change = ("iterations", "validate_every") if config.schedule == "constant" else ("validate_every",)
+    run = RunDir.create(
+        config.output,
+        config,
+        command=command,
+        resume=config.resume and (config.resume_from == "last" or config.resume_from),
+        may_change=may_change,
+    )
     start = 0
     if config.resume and (checkpoint := run.load("last")) is not None:
         if average is None:
             checkpoint.restore(policy, optimizer)
         else:
             checkpoint.restore(average, optimizer)
-            policy.load_state_dict({name.removeprefix("policy."): tensor for name, tensor in checkpoint.tensors.items()})
+            policy.load_state_dict(
+                {name.removeprefix("policy."): tensor for name, tensor in checkpoint.tensors.items()}
+            )
         start = checkpoint.step
     best = average if average is not None else policy
 
@@ -249,14 +290,19 @@ def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:
         for iteration in range(start, config.iterations):
             clock = time.perf_counter()
             windows = training_windows(data.train, pool, config, iteration).to(device)
-            rate = learning_rate_at(iteration, config.iterations, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule)
+            rate = learning_rate_at(
+                iteration, config.iterations, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule
+            )
             set_learning_rate(optimizer, rate)
             rollout = sample_groups(policy, windows, config, transitions, layout, iteration)
             rolled = time.perf_counter()
             rewards, motion = scorer.score(rollout.x0, windows)
             bad = torch.nonzero(~torch.isfinite(rewards).all(-1))
             if len(bad) == rewards.shape[0] * rewards.shape[1]:
-                raise MgrpoError(f"grpo: no sample of iteration {iteration + 1} could be scored (all rewards are NaN); the last checkpoint is intact")
+                raise MgrpoError(
+                    f"grpo: no sample of iteration {iteration + 1} could be scored (all rewards are NaN); the last "
+                    "checkpoint is intact"
+                )
             result = group_advantages(
                 rewards,
                 scheme=config.advantage.scheme,
@@ -266,7 +312,9 @@ def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:
                 clamp=config.advantage.clamp,
             )
             scored = time.perf_counter()
-            statistics, norms, moved = update(policy, rollout, result.advantages, result.alive, config, optimizer, trained, reference, iteration)
+            statistics, norms, moved = update(
+                policy, rollout, result.advantages, result.alive, config, optimizer, trained, reference, iteration
+            )
             if iteration == start:
                 check_ratio_is_one(statistics[0], config.loss)
             if average is not None:
@@ -274,7 +322,11 @@ def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:
                     target.lerp_(source.detach(), 1 - config.ema)
             updated = time.perf_counter()
 
-            metrics = reward_metrics(rewards, weights, names) | advantage_metrics(result, names, config.advantage.clamp) | update_metrics(statistics)
+            metrics = (
+                reward_metrics(rewards, weights, names)
+                | advantage_metrics(result, names, config.advantage.clamp)
+                | update_metrics(statistics)
+            )
             metrics |= {
                 "grad_norm": sum(norms) / len(norms),
                 "grad_clipped": sum(norm > config.gradient_clip for norm in norms) / len(norms),
@@ -286,21 +338,38 @@ def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:
                 "time/reward": scored - rolled,
                 "time/update": updated - scored,
             }
-            metrics |= {f"diversity/{name}": float(value.nanmean()) for name, value in group_diversity(motion.joints22, windows.mask).items()}
+            metrics |= {
+                f"diversity/{name}": float(value.nanmean())
+                for name, value in group_diversity(motion.joints22, windows.mask).items()
+            }
             done = iteration + 1
             finished, stopping = done == config.iterations, stop.requested
-            # Not when stopping early: an extra measurement could make another checkpoint the best than without the stop.
+            # Not when stopping early: an extra measurement could make another checkpoint the best than without the
+            # stop.
             if config.validate_every and (done % config.validate_every == 0 or finished):
                 gold = validate(best, validation, body, config, transitions)
                 metrics |= {f"validation/{name}": value for name, value in gold.items()}
             run.log(done, metrics)
             progress.update(reward=metrics["reward"])
             if not math.isfinite(metrics["grad_norm"]):
-                raise MgrpoError(f"grpo: the gradient became {metrics['grad_norm']} in iteration {done}; the last checkpoint is intact. Lower --learning-rate")
+                raise MgrpoError(
+                    f"grpo: the gradient became {metrics['grad_norm']} in iteration {done}; the last checkpoint is "
+                    "intact. Lower --learning-rate"
+                )
             if done % config.checkpoint_every == 0 or finished or stopping:
-                extra = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()} if average is not None else None
+                extra = (
+                    {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
+                    if average is not None
+                    else None
+                )
                 run.save(
-                    done, model=best, model_config=policy.config, optimizer=optimizer, tensors=extra, metric=metrics.get("validation/mpjpe_mm"), better="min"
+                    done,
+                    model=best,
+                    model_config=policy.config,
+                    optimizer=optimizer,
+                    tensors=extra,
+                    metric=metrics.get("validation/mpjpe_mm"),
+                    better="min",
                 )
             if stopping:
                 break
@@ -350,7 +419,11 @@ def update(
     return statistics, norms, parameter_distance(before, trained)
 
 
-def validate(policy: Denoiser, windows: MotionWindows, body: BodyModel, config: GrpoConfig, transitions: Transitions) -> dict[str, float]:
+def validate(
+    policy: Denoiser, windows: MotionWindows, body: BodyModel, config: GrpoConfig, transitions: Transitions
+) -> dict[str, float]:
     """Metrics on the validation clips, clean trajectory and the same noise every time; none of them is a reward."""
-    result = evaluate(policy, windows, body, transitions, seeds=(config.seed,), samples=1, project_rotations=config.sampler.project)
+    result = evaluate(
+        policy, windows, body, transitions, seeds=(config.seed,), samples=1, project_rotations=config.sampler.project
+    )
     return {name: value for name, value in result.means().items() if math.isfinite(value)}

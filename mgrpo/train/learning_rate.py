@@ -11,8 +11,8 @@ Schedule = Literal["constant", "cosine"]
 
 
 def learning_rate_at(iteration: int, iterations: int, *, peak: float, warmup: int, schedule: Schedule) -> float:
-    """Learning rate of optimiser step ``iteration`` (from 0): a linear rise over ``warmup`` steps, then constant, or a cosine that reaches
-    zero at ``iterations``."""
+    """Learning rate of optimiser step ``iteration`` (from 0): a linear rise over ``warmup`` steps, then constant, or a
+    cosine that reaches zero at ``iterations``."""
     warm = min(1.0, (iteration + 1) / max(1, warmup))
     if schedule == "constant":
         return peak * warm

@@ -29,7 +29,8 @@ class MotionDataConfig:
     """Motion, body and windows."""
 
     motion: str = "demo"
-    """Motion to load: `demo` (15 clips that ship with the package), a pack or clip npz, or a folder of them."""
+    """Motion to load (`--motion` for short): `demo` (15 clips that ship with the package), a pack or clip npz, or a
+    folder of them."""
     body: str = "default"
     """Body model: `default` (ships with the package), `smplh` (searched for), or the path of an SMPL-H npz."""
     length: int = 32
@@ -37,8 +38,8 @@ class MotionDataConfig:
     stride: int = 0
     """Frames between the starts of evaluation windows; 0 means half a window."""
     validation: tuple[str, ...] = ()
-    """Clip names (or patterns such as walk_*) for validation; with neither this nor held-out given, the demo motion has its own split and
-    other motion gives a tenth of its clips to each, chosen by a hash of their names."""
+    """Clip names (or patterns such as walk_*) for validation; with neither this nor held-out given, the demo motion has
+    its own split and other motion gives a tenth of its clips to each, chosen by a hash of their names."""
     held_out: tuple[str, ...] = ()
     """Clip names (or patterns) kept for the final evaluation, never trained on."""
     short_clips: Literal["error", "drop"] = "error"
@@ -49,14 +50,15 @@ class MotionDataConfig:
 
     def __post_init__(self) -> None:
         if self.length < 4:
-            raise InputError(f"--motion.length must be at least 4 frames (jerk needs four), got {self.length}")
+            raise InputError(f"--data.length must be at least 4 frames (jerk needs four), got {self.length}")
         if self.stride < 0:
-            raise InputError(f"--motion.stride must be 0 or more frames, got {self.stride}")
+            raise InputError(f"--data.stride must be 0 or more frames, got {self.stride}")
 
 
 @dataclass(frozen=True)
 class MotionData:
-    """What a loop draws from: a sampler over the training clips, and fixed windows of the validation and held-out clips."""
+    """What a loop draws from: a sampler over the training clips, and fixed windows of the validation and held-out
+    clips."""
 
     body: BodyModel
     """Body with 21 joints, as the networks use it."""
@@ -68,25 +70,32 @@ class MotionData:
 
 
 def load_motion_data(config: MotionDataConfig, *, seed: int) -> MotionData:
-    """Load, split by clip, and cut. Raises InputError for motion that can't be read, is too short, or can't be split."""
+    """Load, split by clip, and cut. Raises InputError for motion that can't be read, is too short, or can't be
+    split."""
     body = resolve_body(config.body).body_only()
     clips = load_motion(config.motion, body)
     if config.short_clips == "drop":
         clips, _ = drop_short(clips, config.length)
         if not clips:
-            raise InputError(f"--data.motion {config.motion}: no clip is long enough for windows of {config.length} frames; lower --data.length")
+            raise InputError(
+                f"--data.motion {config.motion}: no clip is long enough for windows of {config.length} frames; lower "
+                "--data.length"
+            )
     split = split_motion(clips, config)
     stride = config.stride or max(1, config.length // 2)
 
     def windows(part: list[MotionClip]) -> MotionWindows:
         mirrored = [mirror(clip, body) for clip in part] if config.evaluate_mirrored else []
         return cut_windows([*part, *mirrored], body, config.length, stride)
+
     return MotionData(
         body=body,
         train=WindowSampler(split.train, body, config.length, seed, config.augment),
         validation=windows(split.validation),
         held_out=windows(split.held_out),
-        clip_names={part: tuple(clip.name for clip in getattr(split, part)) for part in ("train", "validation", "held_out")},
+        clip_names={
+            part: tuple(clip.name for clip in getattr(split, part)) for part in ("train", "validation", "held_out")
+        },
     )
 
 
@@ -96,7 +105,9 @@ def split_motion(clips: list[MotionClip], config: MotionDataConfig) -> ClipSplit
         split = split_clips(clips, validation=config.validation, held_out=config.held_out)
         for part in ("validation", "held_out"):
             if not getattr(split, part):
-                raise InputError(f"--data.{part.replace('_', '-')} is empty while the other part is named: name clips for both")
+                raise InputError(
+                    f"--data.{part.replace('_', '-')} is empty while the other part is named: name clips for both"
+                )
         return split
     if config.motion == "demo":
         return split_clips(clips, validation=DEMO_VALIDATION, held_out=DEMO_HELD_OUT)

@@ -32,8 +32,8 @@ from mgrpo.models.perceptual import PerceptualModel, info_nce, perceptual_preset
 from mgrpo.models.state import StateLayout, pack_windows
 
 from .checkpoints import load_model
-from .learning_rate import learning_rate_at, set_learning_rate
 from .interrupt import graceful_interrupt
+from .learning_rate import learning_rate_at, set_learning_rate
 from .motion_data import MotionDataConfig, load_motion_data
 from .prior import resolve_device
 from .progress import Progress
@@ -98,6 +98,9 @@ class PerceptualTrainingConfig:
     """Iterations between checkpoints."""
     resume: bool = False
     """Go on from the last checkpoint of the run folder."""
+    resume_from: str = "last"
+    """Where --resume goes on: last, best, a step, or the path of one of the run's checkpoints. What came after it is
+    forgotten."""
 
     def __post_init__(self) -> None:
         at_least_one = (
@@ -367,8 +370,14 @@ def train_perceptual(config: PerceptualTrainingConfig, *, command: list[str] | N
     transitions = config.sampler.transitions(CosineSchedule.make(prior.config.max_t))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
-    may_change = ("iterations",) if config.schedule == "constant" else ()
-    run = RunDir.create(config.output, config, command=command, resume=config.resume, may_change=may_change)
+    may_change = ("iterations", "validate_every") if config.schedule == "constant" else ("validate_every",)
+    run = RunDir.create(
+        config.output,
+        config,
+        command=command,
+        resume=config.resume and (config.resume_from == "last" or config.resume_from),
+        may_change=may_change,
+    )
     start = 0
     if config.resume and (checkpoint := run.load("last")) is not None:
         checkpoint.restore(model, optimizer)
@@ -391,7 +400,9 @@ def train_perceptual(config: PerceptualTrainingConfig, *, command: list[str] | N
             if generation is None or step_in_generation == 0:
                 windows = data.train.batch(number, config.generation_size).to(device)
                 generation = generate(prior, windows, transitions, config, number)
-            rate = learning_rate_at(iteration, config.iterations, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule)
+            rate = learning_rate_at(
+                iteration, config.iterations, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule
+            )
             set_learning_rate(optimizer, rate)
             candidates = draw_candidates(generation, layout, body, config, iteration)
             metrics = optimizer_step(model, optimizer, candidates, config.gradient_clip)

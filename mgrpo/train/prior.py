@@ -16,8 +16,8 @@ from mgrpo.errors import InputError
 from mgrpo.models.denoiser import DENOISER_PRESETS, Denoiser
 
 from .device import resolve_device
-from .learning_rate import learning_rate_at, set_learning_rate
 from .interrupt import graceful_interrupt
+from .learning_rate import learning_rate_at, set_learning_rate
 from .motion_data import MotionDataConfig, load_motion_data
 from .progress import Progress
 from .run_dir import RunDir
@@ -60,6 +60,9 @@ class PriorConfig:
     """Iterations between checkpoints."""
     resume: bool = False
     """Go on from the last checkpoint of the run folder."""
+    resume_from: str = "last"
+    """Where --resume goes on: last, best, a step, or the path of one of the run's checkpoints. What came after it is
+    forgotten."""
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "checkpoint_every"):
@@ -71,7 +74,15 @@ class PriorConfig:
             raise InputError(f"--learning-rate must be positive, got {self.learning_rate}")
 
 
-def batch_loss(denoiser: Denoiser, windows: MotionWindows, schedule: CosineSchedule, config: PriorConfig, *, seed: int, iteration: int) -> DenoisingLoss:
+def batch_loss(
+    denoiser: Denoiser,
+    windows: MotionWindows,
+    schedule: CosineSchedule,
+    config: PriorConfig,
+    *,
+    seed: int,
+    iteration: int,
+) -> DenoisingLoss:
     """The denoising loss of one batch, with the noise levels and noise of (seed, iteration)."""
     layout = denoiser.layout
     batch, frames = windows.mask.shape
@@ -80,12 +91,21 @@ def batch_loss(denoiser: Denoiser, windows: MotionWindows, schedule: CosineSched
         cond_dropout=config.condition_dropout, device=windows.mask.device,
     )  # fmt: skip
     return denoising_loss(
-        denoiser, windows, layout, schedule, t=draws.t, noise=draws.noise, weights=config.loss, cond_keep=draws.cond_keep, hand_keep=draws.hand_keep
+        denoiser,
+        windows,
+        layout,
+        schedule,
+        t=draws.t,
+        noise=draws.noise,
+        weights=config.loss,
+        cond_keep=draws.cond_keep,
+        hand_keep=draws.hand_keep,
     )
 
 
 def train_prior(config: PriorConfig, *, command: list[str] | None = None) -> Path:
-    """Train until ``config.iterations`` and return the folder of the last checkpoint. Raises InputError for what a user can mend."""
+    """Train until ``config.iterations`` and return the folder of the last checkpoint. Raises InputError for what a user
+    can mend."""
     device = resolve_device(config.device)
     data = load_motion_data(config.data, seed=config.seed)
     model_config = DENOISER_PRESETS[config.preset]
@@ -93,8 +113,14 @@ def train_prior(config: PriorConfig, *, command: list[str] | None = None) -> Pat
     schedule = CosineSchedule.make(model_config.max_t)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
-    may_change = ("iterations",) if config.schedule == "constant" else ()
-    run = RunDir.create(config.output, config, command=command, resume=config.resume, may_change=may_change)
+    may_change = ("iterations", "validate_every") if config.schedule == "constant" else ("validate_every",)
+    run = RunDir.create(
+        config.output,
+        config,
+        command=command,
+        resume=config.resume and (config.resume_from == "last" or config.resume_from),
+        may_change=may_change,
+    )
     start = 0
     if config.resume and (checkpoint := run.load("last")) is not None:
         checkpoint.restore(denoiser, optimizer)
@@ -104,7 +130,9 @@ def train_prior(config: PriorConfig, *, command: list[str] | None = None) -> Pat
 
     with run, graceful_interrupt(run) as stop, Progress("prior", config.iterations, start=start) as progress:
         for iteration in range(start, config.iterations):
-            rate = learning_rate_at(iteration, config.iterations, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule)
+            rate = learning_rate_at(
+                iteration, config.iterations, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule
+            )
             set_learning_rate(optimizer, rate)
             windows = data.train.batch(iteration, config.batch_size).to(device)
             loss = batch_loss(denoiser, windows, schedule, config, seed=config.seed, iteration=iteration)
@@ -118,15 +146,28 @@ def train_prior(config: PriorConfig, *, command: list[str] | None = None) -> Pat
             done = iteration + 1
             finished, stopping = done == config.iterations, stop.requested
             if not math.isfinite(metrics["loss"]):
-                raise InputError(f"prior: the loss became {metrics['loss']} at iteration {done}; lower --learning-rate or look for broken clips in {config.data.motion}")
-            # Not when stopping early: an extra measurement could make another checkpoint the best than without the stop.
+                raise InputError(
+                    f"prior: the loss became {metrics['loss']} at iteration {done}; lower --learning-rate or look for "
+                    f"broken clips in {config.data.motion}"
+                )
+            # Not when stopping early: an extra measurement could make another checkpoint the best than without the
+            # stop.
             if config.validate_every and (done % config.validate_every == 0 or finished):
                 with torch.no_grad():
-                    metrics["validation_loss"] = batch_loss(denoiser, validation, schedule, config, seed=validation_seed, iteration=0).total.item()
+                    metrics["validation_loss"] = batch_loss(
+                        denoiser, validation, schedule, config, seed=validation_seed, iteration=0
+                    ).total.item()
             run.log(done, metrics)
             progress.update(loss=metrics["loss"])
             if done % config.checkpoint_every == 0 or finished or stopping:
-                run.save(done, model=denoiser, model_config=model_config, optimizer=optimizer, metric=metrics.get("validation_loss"), better="min")
+                run.save(
+                    done,
+                    model=denoiser,
+                    model_config=model_config,
+                    optimizer=optimizer,
+                    metric=metrics.get("validation_loss"),
+                    better="min",
+                )
             if stopping:
                 break
     return run.checkpoint_path("last")

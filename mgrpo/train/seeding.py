@@ -1,4 +1,5 @@
-"""Random numbers that depend on what they are for, never on what was drawn before: a resumed run draws what an uninterrupted one draws."""
+"""Random numbers that depend on what they are for, never on what was drawn before: a resumed run draws what an
+uninterrupted one draws."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import torch
 
 
 def stream_seed(seed: int, iteration: int, purpose: str) -> int:
-    """A 63-bit seed for one purpose in one iteration, from a hash of the three. Different purposes give unrelated streams."""
+    """A 63-bit seed for one purpose in one iteration, from a hash of the three. Different purposes give unrelated
+    streams."""
     digest = hashlib.blake2b(f"{seed}/{iteration}/{purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

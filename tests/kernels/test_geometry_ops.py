@@ -329,6 +329,15 @@ def degenerate_matrices(dtype: torch.dtype) -> Tensor:
     return torch.stack([*dense, *plain, corner, zero, ones, -ones, *scaled]).to(dtype)
 
 
+def test_many_matrices_of_rank_one(tiny: torch.Generator, backend: str) -> None:
+    """Rounding can leave a second column parallel to the first: of small integers, one matrix in two thousand."""
+    a, b = torch.randn(2, 60_000, 3, generator=tiny)
+    small_integers = (2 * a).trunc()[:, :, None] * (2 * b).trunc()[:, None, :]
+    products = a[:5000, :, None] * b[:5000, None, :]
+    for M in (small_integers, products, products + 1e-7 * torch.randn(products.shape, generator=tiny)):
+        assert_rotations(project_so3(M, backend=backend), 5e-6)
+
+
 @pytest.mark.parametrize("fix_det", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_degenerate_matrices_have_bounded_gradients(backend: str, dtype: torch.dtype, fix_det: bool) -> None:

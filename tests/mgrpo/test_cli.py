@@ -476,3 +476,11 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path: Path) -> None:
     assert f"continue with: python -m mgrpo train prior --output {tmp_path}/run" in shown.splitlines()[-1]
     assert shown.splitlines()[-1].endswith("--resume")
     assert list((tmp_path / "run" / "checkpoints").glob("step_*"))
+
+
+@pytest.mark.parametrize(
+    "words", [["--motion", "nowhere.npz"], ["--motion=nowhere.npz"], ["--data.motion", "nowhere.npz"]]
+)
+def test_motion_has_a_short_spelling(words, tmp_path, capsys):
+    assert main(["train", "prior", *words, "--output", str(tmp_path / "run")]) == 2
+    assert "nowhere.npz: no such file or folder" in capsys.readouterr().err

@@ -20,7 +20,9 @@ def windows():
 
 def perturb(windows, *, members=3, iteration=2, condition=None, **options):
     condition = torch.arange(len(windows)) if condition is None else condition
-    return perturbed_head(windows, PerlinConfig(**options), seed=1, iteration=iteration, condition=condition, members=members)
+    return perturbed_head(
+        windows, PerlinConfig(**options), seed=1, iteration=iteration, condition=condition, members=members
+    )
 
 
 def test_no_noise_changes_nothing(windows):
@@ -37,7 +39,12 @@ def test_translation_moves_within_alpha_and_rotation_stays(windows, per_member):
     shift = poses[..., 4:] - clean[..., 4:]
     assert 0.02 < float(shift.abs().max()) <= 0.2
     assert float(shift.diff(dim=2).abs().max()) < 0.1
-    torch.testing.assert_close(relative[..., :4].abs(), windows.T_cpf_tm1_cpf_t[:, None, :, :4].abs().expand_as(relative[..., :4]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        relative[..., :4].abs(),
+        windows.T_cpf_tm1_cpf_t[:, None, :, :4].abs().expand_as(relative[..., :4]),
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 def test_relative_poses_belong_to_the_moved_ones(windows):

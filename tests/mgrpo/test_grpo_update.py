@@ -19,7 +19,9 @@ from mgrpo.kernels import group_advantages, sde_log_prob
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.state import project_state
 
-CONFIG = DenoiserConfig(d_latent=16, d_feedforward=32, d_noise_emb=8, num_heads=2, encoder_layers=1, decoder_layers=1, include_hands=False)
+CONFIG = DenoiserConfig(
+    d_latent=16, d_feedforward=32, d_noise_emb=8, num_heads=2, encoder_layers=1, decoder_layers=1, include_hands=False
+)
 GROUPS, MEMBERS, FRAMES = 2, 3, 6
 
 
@@ -35,13 +37,16 @@ def transitions():
 
 def rollout_of(policy, transitions, *, project=True, per_member=False):
     generator = torch.Generator().manual_seed(5)
-    cond = torch.randn(GROUPS, MEMBERS if per_member else 1, FRAMES, CONFIG.d_cond, generator=generator, dtype=torch.float64)
+    cond = torch.randn(
+        GROUPS, MEMBERS if per_member else 1, FRAMES, CONFIG.d_cond, generator=generator, dtype=torch.float64
+    )
     keys = NoiseKeys(0, 1, torch.arange(GROUPS), MEMBERS)
     return roll_out(policy, cond, transitions, keys, policy.layout, group_size=MEMBERS, project_rotations=project)
 
 
 def slow_loss(policy, rollout, advantages, config):
-    """The same loss from full log-probs, one step after another, with autograd through everything but the projection."""
+    """The same loss from full log-probs, one step after another, with autograd through everything but the
+    projection."""
     total = 0.0
     weights = channel_weights(rollout.layout, config.channels)
     scale = step_weights(rollout.transitions, config.step_weight)
@@ -97,7 +102,13 @@ def test_the_ratio_is_exactly_one_before_an_update_and_pieces_add_up(policy, tra
     generator = torch.Generator().manual_seed(5)
     cond = torch.randn(GROUPS, MEMBERS if per_member else 1, FRAMES, CONFIG.d_cond, generator=generator)
     rollout = roll_out(
-        policy, cond, transitions, NoiseKeys(0, 1, torch.arange(GROUPS), MEMBERS), policy.layout, group_size=MEMBERS, project_rotations=True
+        policy,
+        cond,
+        transitions,
+        NoiseKeys(0, 1, torch.arange(GROUPS), MEMBERS),
+        policy.layout,
+        group_size=MEMBERS,
+        project_rotations=True,
     )
     encodings = MEMBERS if per_member else 1
     advantages = torch.randn(GROUPS, MEMBERS, generator=generator).reshape(GROUPS * encodings, -1)
@@ -121,7 +132,9 @@ def test_a_small_step_makes_better_members_likelier(policy, transitions):
     advantages = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 0.5, 0.5]], dtype=torch.float64)
     steps = torch.tensor(transitions.trainable_steps)
     policy.zero_grad()
-    accumulate_gradients(policy, rollout, advantages, PolicyLossConfig(clip_range=1e6), steps=steps, rows=slice(None), denominator=1.0)
+    accumulate_gradients(
+        policy, rollout, advantages, PolicyLossConfig(clip_range=1e6), steps=steps, rows=slice(None), denominator=1.0
+    )
     moved = copy.deepcopy(policy)
     with torch.no_grad():
         size = math.sqrt(sum(float(p.grad.square().sum()) for p in policy.parameters() if p.grad is not None))
@@ -140,7 +153,13 @@ def test_clipping_cuts_the_gradient(policy, transitions):
     steps = torch.tensor(transitions.trainable_steps)
     policy.zero_grad()
     seen = accumulate_gradients(
-        policy, rollout, -torch.ones(GROUPS, MEMBERS, dtype=torch.float64), PolicyLossConfig(clip_range=1e-4), steps=steps, rows=slice(None), denominator=1.0
+        policy,
+        rollout,
+        -torch.ones(GROUPS, MEMBERS, dtype=torch.float64),
+        PolicyLossConfig(clip_range=1e-4),
+        steps=steps,
+        rows=slice(None),
+        denominator=1.0,
     )
     assert float((seen.clip_low).max()) > 0.5
 
@@ -152,12 +171,16 @@ def test_steps_are_chosen_as_asked(transitions):
     noisiest = choose_steps(transitions, PolicyLossConfig(trained_steps=2), generator)
     assert len(noisiest) == 2 and float(transitions.s[noisiest].min()) >= float(transitions.s[every].sort().values[-2])
     half = [choose_steps(transitions, PolicyLossConfig(timestep_fraction=0.5), generator) for _ in range(20)]
-    assert {len(chosen) for chosen in half} == {round(0.5 * len(every))} and len({tuple(chosen.tolist()) for chosen in half}) > 1
+    assert {len(chosen) for chosen in half} == {round(0.5 * len(every))} and len(
+        {tuple(chosen.tolist()) for chosen in half}
+    ) > 1
     with pytest.raises(MgrpoError, match="no stochastic step"):
         choose_steps(make_transitions("ode", steps=4), PolicyLossConfig(), generator)
 
 
-@pytest.mark.parametrize("options", [{"clip_range": 0.0}, {"timestep_fraction": 0.0}, {"kl_coef": -1.0}, {"trained_steps": -1}])
+@pytest.mark.parametrize(
+    "options", [{"clip_range": 0.0}, {"timestep_fraction": 0.0}, {"kl_coef": -1.0}, {"trained_steps": -1}]
+)
 def test_loss_options_out_of_range(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         PolicyLossConfig(**options)
@@ -167,7 +190,9 @@ def test_reward_metrics_by_hand():
     rewards = torch.tensor([[[1.0, 0.0], [3.0, 0.0]], [[5.0, 0.0], [7.0, 0.0]]])
     metrics = reward_metrics(rewards, torch.tensor([1.0, 2.0]), ("a", "b"))
     assert metrics["reward"] == 4 and metrics["reward_min"] == 1 and metrics["reward_max"] == 7
-    assert metrics["rewards/a/std"] == pytest.approx(math.sqrt(2)) and metrics["rewards/a/between_std"] == pytest.approx(math.sqrt(8))
+    assert metrics["rewards/a/std"] == pytest.approx(math.sqrt(2)) and metrics[
+        "rewards/a/between_std"
+    ] == pytest.approx(math.sqrt(8))
     assert metrics["rewards/a/signal"] == pytest.approx(0.2) and metrics["rewards/b/signal"] == 0
     rewards[0, 0, 0] = math.nan
     assert reward_metrics(rewards, torch.tensor([1.0, 0.0]), ("a", "b"))["reward"] == 5
@@ -180,7 +205,9 @@ def test_dead_groups_and_correlations_are_reported():
     rewards[0] = 1.0
     result = group_advantages(rewards, clamp=1.0)
     metrics = advantage_metrics(result, ("a", "b"), 1.0)
-    assert metrics["frac_reward_zero_std"] == 0.25 and metrics["frac_dead_all"] == 0.25 and metrics["frac_dead/b"] == 0.25
+    assert (
+        metrics["frac_reward_zero_std"] == 0.25 and metrics["frac_dead_all"] == 0.25 and metrics["frac_dead/b"] == 0.25
+    )
     assert metrics["advantage_corr/a~b"] == pytest.approx(1.0, abs=1e-5)
     assert 0 < metrics["advantage/clamp_fraction"] < 1 and metrics["advantage/abs_max"] == 1.0
 
@@ -188,9 +215,21 @@ def test_dead_groups_and_correlations_are_reported():
 def test_update_metrics_join_passes(policy, transitions):
     rollout = rollout_of(policy, transitions)
     steps = torch.tensor(transitions.trainable_steps)
-    seen = accumulate_gradients(policy, rollout, torch.ones(GROUPS, MEMBERS, dtype=torch.float64), PolicyLossConfig(), steps=steps, rows=slice(None), denominator=6.0)
+    seen = accumulate_gradients(
+        policy,
+        rollout,
+        torch.ones(GROUPS, MEMBERS, dtype=torch.float64),
+        PolicyLossConfig(),
+        steps=steps,
+        rows=slice(None),
+        denominator=6.0,
+    )
     metrics = update_metrics([seen, seen])
-    assert metrics["ratio/mean"] == 1 and metrics["clip_ratio/region_mean"] == 0 and metrics["loss"] == pytest.approx(2 * float(seen.loss.sum()))
+    assert (
+        metrics["ratio/mean"] == 1
+        and metrics["clip_ratio/region_mean"] == 0
+        and metrics["loss"] == pytest.approx(2 * float(seen.loss.sum()))
+    )
 
 
 def test_parameter_distance():

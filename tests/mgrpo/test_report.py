@@ -19,7 +19,7 @@ from PIL import Image
 
 from mgrpo.errors import InputError
 from mgrpo.report import ReportData, ReportFiles, write_report
-from mgrpo.report.charts import bar_chart, change_percent, line_chart
+from mgrpo.report.charts import bar_chart, change_glyph, change_percent, change_scale, line_chart, y_range
 from mgrpo.report.data import (
     Bar,
     BarGroup,
@@ -297,6 +297,13 @@ def test_verdict_follows_the_interval(better: str, difference: float, se: float,
     assert "nan" not in sentence.text
 
 
+def test_a_sure_difference_too_small_to_show_is_no_change() -> None:
+    row = make_row("x", -0.04, 0.001, decimals=1)
+    assert verdict(row) == "unclear"
+    assert "rounds to zero" in metric_sentence(row).text
+    assert verdict(dataclasses.replace(row, decimals=2)) == "better"
+
+
 def test_nearer_to_one_is_judged_by_distance() -> None:
     def row(prior: float, post: float) -> MetricRow:
         gap = PairedDifference(post - prior, 0.01)
@@ -329,8 +336,10 @@ def test_findings_state_numbers_and_warn() -> None:
 def test_headline_is_honest_about_failure() -> None:
     data = make_data(metrics=(make_row("a", 9, 1, label="A"), make_row("b", 0.1, 1, label="B")))
     assert headline_sentence(data) == "On held-out motion, post-training worsened A; it did not clearly change B."
-    flat = Curve.of("Total", [1.0, 2.0] * 30)
-    assert any("no clear change" in finding.text for finding in compute_findings(make_data(rewards=(flat,))))
+    # the last tenth lies above the first, but by less than two standard errors
+    barely = Curve.of("Total", [1.0, 2.0] * 27 + [1.1, 2.1] * 3)
+    texts = [finding.text for finding in compute_findings(make_data(rewards=(barely,)))]
+    assert any("total reward shows no clear change: 1.5 in the first" in text for text in texts)
     falling = Curve.of("Total", list(np.linspace(2, 1, 60)))
     assert any("reward fell" in finding.text for finding in compute_findings(make_data(rewards=(falling,))))
 
@@ -386,6 +395,24 @@ def test_bars_have_the_height_of_their_numbers() -> None:
     assert len(heights) == 2 and heights[1] == pytest.approx(2 * heights[0], rel=0.01)
     assert svg.count('class="whisker"') == 1 and "nan" not in svg
     assert "No numbers were recorded" in bar_chart(BarGroup("x", "mm", (Bar("a", math.nan),)))
+
+
+def test_a_distant_reference_does_not_flatten_the_curve() -> None:
+    curve = Curve.of("norm", [0.01, 0.03, 0.02])
+    low, high, log = y_range(Panel("x", (curve,), reference=1.0))
+    assert high < 0.05 and not log
+    assert "clip at 1" in line_chart(Panel("x", (curve,), reference=1.0, reference_label="clip"), chart_id="c")
+    low, high, _ = y_range(Panel("x", (curve,), reference=0.06))
+    assert low < 0.01 and high > 0.06
+    assert y_range(Panel("x", (curve,), low=0.0, high=2.0, reference=1.0))[:2] == (0.0, 2.0)
+
+
+def test_one_large_change_does_not_squeeze_the_others() -> None:
+    rows = [make_row(str(index), -6.0, 1.0) for index in range(6)] + [make_row("large", -90.0, 5.0)]
+    scale = change_scale(rows)
+    assert scale == 10.0
+    assert "beyond" in change_glyph(rows[-1], scale, "better")
+    assert "beyond" not in change_glyph(rows[0], scale, "better")
 
 
 def test_change_in_percent() -> None:

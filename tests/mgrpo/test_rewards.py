@@ -1,4 +1,5 @@
-"""Every reward of the table keeps the house's promises; each joint reward also equals its formula on a case done by hand."""
+"""Every reward of the table keeps the house's promises; each joint reward also equals its formula on a case done by
+hand."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ class MeanHeight(torch.nn.Module):
 
     def forward(self, R_world_joint, joints, T_world_cpf, mask):
         assert R_world_joint.shape[0] == joints.shape[0] == T_world_cpf.shape[0] == mask.shape[0]
-        return torch.sigmoid(joints[..., 2].mean((1, 2)) - T_world_cpf[..., 6].mean(1) + R_world_joint[..., 0, 0].mean((1, 2)))
+        return torch.sigmoid(
+            joints[..., 2].mean((1, 2)) - T_world_cpf[..., 6].mean(1) + R_world_joint[..., 0, 0].mean((1, 2))
+        )
 
 
 def make_batch(noise: float, *, seed: int = 0, dtype=torch.float64, **options) -> RewardBatch:
@@ -118,11 +121,15 @@ def test_rotation_variants_by_hand():
     batch = make_batch(0.0)
     target = batch.target.body_rotmats
     target.copy_(torch.eye(3, dtype=torch.float64).expand_as(target))
-    batch.prediction.body_rotmats = axis_angle_to_rotmat(torch.tensor([0.0, 0.6, 0.0], dtype=torch.float64)).expand(CONDITIONS, MEMBERS, FRAMES, 21, 3, 3)
+    batch.prediction.body_rotmats = axis_angle_to_rotmat(torch.tensor([0.0, 0.6, 0.0], dtype=torch.float64)).expand(
+        CONDITIONS, MEMBERS, FRAMES, 21, 3, 3
+    )
     errors = {"geodesic": 0.6, "axis_angle": 0.2, "frobenius": 2 * math.sqrt(2) * math.sin(0.3)}
     for variant, error in errors.items():
         case = RewardBatch(prediction=batch.prediction, target=batch.target, rotation_error=variant)
-        torch.testing.assert_close(REWARDS["rotation"](case), torch.full((CONDITIONS, MEMBERS), math.exp(-error), dtype=torch.float64))
+        torch.testing.assert_close(
+            REWARDS["rotation"](case), torch.full((CONDITIONS, MEMBERS), math.exp(-error), dtype=torch.float64)
+        )
 
 
 def test_egoallo_alignment_charges_a_turned_prediction_that_the_standard_one_forgives():
@@ -130,7 +137,9 @@ def test_egoallo_alignment_charges_a_turned_prediction_that_the_standard_one_for
     turn = axis_angle_to_rotmat(torch.tensor([0.0, 0.0, 0.5], dtype=torch.float64))
     batch.prediction.joints22 = batch.prediction.joints22 @ turn.T
     standard = REWARDS["aligned_position"](batch)
-    defect = REWARDS["aligned_position"](RewardBatch(prediction=batch.prediction, target=batch.target, alignment="egoallo"))
+    defect = REWARDS["aligned_position"](
+        RewardBatch(prediction=batch.prediction, target=batch.target, alignment="egoallo")
+    )
     torch.testing.assert_close(standard, torch.ones_like(standard), atol=1e-9, rtol=0)
     torch.testing.assert_close(defect, REWARDS["position"](batch))
 
@@ -147,7 +156,7 @@ def test_unknown_names_and_missing_models_are_explained():
     batch = make_batch(0.0)
     with pytest.raises(ValueError, match="no perceptual model"):
         REWARDS["visual"](RewardBatch(prediction=batch.prediction, target=batch.target))
-    with pytest.raises(ValueError, match="RewardScales.velocity must be positive, got -1"):
+    with pytest.raises(ValueError, match=r"RewardScales\.velocity must be positive, got -1"):
         RewardScales(velocity=-1)
 
 

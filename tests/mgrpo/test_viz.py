@@ -17,7 +17,7 @@ from mgrpo.viz.animation import REST_SECONDS, film_clips, render_frames, write_a
 from mgrpo.viz.camera import FOCAL, Camera, frame_clip
 from mgrpo.viz.comparison import BODY_PARENTS, MotionComparison, SkeletonTrack, frame_errors_mm
 from mgrpo.viz.filmstrip import key_frames, render_filmstrip
-from mgrpo.viz.mannequin import mannequin_for
+from mgrpo.viz.mannequin import Limb, Mannequin, mannequin_for
 from mgrpo.viz.palette import DARK, LIGHT, Palette, rgb
 from mgrpo.viz.raster import LIGHT_SLANT, Panel, capsule_outlines
 
@@ -212,6 +212,21 @@ def test_near_limbs_hide_far_ones() -> None:
             picture.body(figure, rod + back * distance, color)
     assert np.asarray(behind.image)[80, 60].tolist() != np.asarray(ahead.image)[80, 60].tolist()
     assert np.asarray(behind.image)[80, 60, 0] > np.asarray(behind.image)[80, 60, 2]
+
+
+def test_limbs_of_one_body_hide_each_other_by_depth() -> None:
+    ahead = np.array([np.cos(0.8), np.sin(0.8), 0.0]) * 0.3
+    points = np.array([ahead + [0, 0, 0.6], ahead + [0, 0, 1.2], -ahead + [0, 0, 0.6], -ahead + [0, 0, 1.2]])
+    brightness = []
+    for near, far in ((-1, 1), (1, -1)):
+        limbs = (Limb(0, 1, 0.05, 0.05, near), Limb(2, 3, 0.05, 0.05, far))
+        for order in (limbs, limbs[::-1]):
+            picture = panel()
+            picture.body(Mannequin(4, (), order), points, (200, 120, 40))
+            brightness.append(np.asarray(picture.image)[70:90, 58:62].mean())
+    # the right side is drawn darker: with it in front the middle is darker, whatever the order of the table
+    assert brightness[0] == brightness[1] and brightness[2] == brightness[3]
+    assert brightness[0] < brightness[2] - 5
 
 
 def test_film_has_a_panel_for_each_track_and_differs_from_frame_to_frame() -> None:

@@ -24,7 +24,9 @@ def write_clips(folder: Path, count: int = 5, frames: int = 40) -> Path:
     generator = torch.Generator().manual_seed(0)
     upright = torch.tensor([0.5, 0.5, 0.5, 0.5])
     for index in range(count):
-        angles = 0.2 * torch.randn(22, 3, generator=generator) + 0.03 * torch.randn(frames, 22, 3, generator=generator).cumsum(0)
+        angles = 0.2 * torch.randn(22, 3, generator=generator) + 0.03 * torch.randn(
+            frames, 22, 3, generator=generator
+        ).cumsum(0)
         position = 0.02 * torch.randn(frames, 3, generator=generator).cumsum(0)
         position[:, 2] = 0.95
         quats = geometry.axis_angle_to_quat(angles)

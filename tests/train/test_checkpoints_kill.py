@@ -152,7 +152,10 @@ def test_ended_before_every_single_file_operation(trainer: Trainer, uninterrupte
         assert trainer.run(folder, die_at=number) == 9
         assert_nothing_half_written(folder)
         if number % 4 == 0:
+            saved = pointed_checkpoint(folder / "checkpoints", "last")
             assert trainer.run(folder) == 0
+            starts = json.loads((folder / "provenance.json").read_text())["starts"]
+            assert starts[-1]["resumed_from_step"] == (None if saved is None else int(saved.name[-8:]))
             assert_same_result(folder, uninterrupted)
     folder = tmp_path / "chain"
     lives = 0

@@ -23,11 +23,21 @@ def small(output: Path) -> DemoConfig:
         data=replace(config.data, stride=16, evaluate_mirrored=False),
         prior=replace(config.prior, iterations=3, batch_size=4, checkpoint_every=3, validate_every=3),
         perceptual=replace(
-            config.perceptual, iterations=2, clips=2, clips_per_generation=2, samples_per_clip=2, negatives_per_clip=2, optimizer_steps_per_generation=2,
-            validate_every=2, checkpoint_every=2, validation_samples=1,
+            config.perceptual,
+            iterations=2,
+            clips=2,
+            clips_per_generation=2,
+            samples_per_clip=2,
+            negatives_per_clip=2,
+            optimizer_steps_per_generation=2,
+            validate_every=2,
+            checkpoint_every=2,
+            validation_samples=1,
         ),
-        grpo=replace(config.grpo, iterations=2, conditions=2, train_windows=2, group_size=2, validate_every=2, checkpoint_every=2),
-    )  # fmt: skip
+        grpo=replace(
+            config.grpo, iterations=2, conditions=2, train_windows=2, group_size=2, validate_every=2, checkpoint_every=2
+        ),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +57,29 @@ def test_the_report_holds_what_was_measured(finished):
     assert f"{rows['mpjpe_mm'].prior.mean:.6g}" in rounded and f"{rows['mpjpe_mm'].post_trained.mean:.6g}" in rounded
     log = read_metrics(output / "grpo" / "metrics.jsonl")
     assert list(data.rewards[0].y) == pytest.approx([row["reward"] for row in log])
-    assert [stage.name for stage in data.stages] == ["prior", "perceptual", "grpo", "evaluation", "diversity", "report"][: len(data.stages)]
+    assert [stage.name for stage in data.stages] == [
+        "prior",
+        "perceptual",
+        "grpo",
+        "evaluation",
+        "diversity",
+        "report",
+    ][: len(data.stages)]
     assert data.perceptual_accuracy is not None and 0 <= data.perceptual_accuracy.mean <= 1
-    assert {bar.value for group in data.diversity for bar in group.bars} == {0.0, 0.05, 0.1} and len(data.diversity) == 4
+    assert {bar.value for group in data.diversity for bar in group.bars} == {0.0, 0.05, 0.1} and len(
+        data.diversity
+    ) == 4
     assert {motion.name for motion in data.motions} == {"dance_b", "kick", "run"}
-    for name in ("filmstrip.png", "rewards.png", "diversity.png", "health.png", "motion.gif", "evaluation.md", "evaluation.tex", "evaluation.csv"):
+    for name in (
+        "filmstrip.png",
+        "rewards.png",
+        "diversity.png",
+        "health.png",
+        "motion.gif",
+        "evaluation.md",
+        "evaluation.tex",
+        "evaluation.csv",
+    ):
         assert (output / "report" / name).stat().st_size > 500, name
 
 
@@ -102,7 +130,17 @@ def test_the_clock_adds_up_over_starts(tmp_path):
     assert StageClock(path).seconds["prior"] > first
 
 
-@pytest.mark.parametrize("options", [{"evaluation_seeds": 0}, {"evaluation_samples": 1}, {"diversity_draws": 0}, {"alphas": (-0.1,)}])
+@pytest.mark.parametrize(
+    "options", [{"evaluation_seeds": 0}, {"evaluation_samples": 1}, {"diversity_draws": 0}, {"alphas": (-0.1,)}]
+)
 def test_options_out_of_range(options):
     with pytest.raises(InputError, match=next(iter(options)).replace("_", "-")):
         DemoConfig(**options)
+
+
+@pytest.mark.parametrize("stage", ["prior", "perceptual", "grpo"])
+def test_what_the_stages_share_is_refused_for_one_of_them(tmp_path, stage):
+    config = small(tmp_path)
+    one = replace(getattr(config, stage), seed=5)
+    with pytest.raises(InputError, match=f"--{stage}.seed: .*give --seed to the demo"):
+        stage_configs(replace(config, **{stage: one}))

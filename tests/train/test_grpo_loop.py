@@ -1,4 +1,5 @@
-"""The GRPO loop: its ratio starts at one, it repeats itself, survives being killed, and says what is wrong with its input."""
+"""The GRPO loop: its ratio starts at one, it repeats itself, survives being killed, and says what is wrong with its
+input."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgrpo.errors import InputError, MgrpoError
 from mgrpo.diffusion.config import SamplerConfig
+from mgrpo.errors import InputError, MgrpoError
 from mgrpo.grpo.perturbation import PerlinConfig
 from mgrpo.grpo.update import PolicyLossConfig, RatioCheckError
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
@@ -49,7 +50,9 @@ def base(folder, tmp_path):
         prior=folder / "prior",
         perceptual=folder / "perceptual",
         output=tmp_path / "run",
-        data=MotionDataConfig(motion=str(folder / "clips"), length=8, validation=("made_up_3",), held_out=("made_up_4",)),
+        data=MotionDataConfig(
+            motion=str(folder / "clips"), length=8, validation=("made_up_3",), held_out=("made_up_4",)
+        ),
         iterations=3,
         conditions=3,
         group_size=4,
@@ -86,9 +89,18 @@ VARIANTS = {
         "alignment": "egoallo",
     },
     "one condition per member": {"perlin": PerlinConfig(per_member=True), "share_initial_noise": False},
-    "two optimiser steps, kl, ema": {"optimizer_steps": 2, "ema": 0.9, "loss": PolicyLossConfig(kl_coef=0.1, step_weight="inv_snr", timestep_fraction=0.7)},
+    "two optimiser steps, kl, ema": {
+        "optimizer_steps": 2,
+        "ema": 0.9,
+        "loss": PolicyLossConfig(kl_coef=0.1, step_weight="inv_snr", timestep_fraction=0.7),
+    },
     "without the perceptual model": {"rewards": RewardWeights(visual=0, foot_skate=1, jitter=1), "perceptual": None},
-    "a pool of windows": {"train_windows": 6, "schedule": "cosine", "warmup": 2, "loss": PolicyLossConfig(trained_steps=2)},
+    "a pool of windows": {
+        "train_windows": 6,
+        "schedule": "cosine",
+        "warmup": 2,
+        "loss": PolicyLossConfig(trained_steps=2),
+    },
     "another sampler": {"sampler": SamplerConfig(kernel="dance", eta=0.3, steps=6)},
 }
 
@@ -101,7 +113,9 @@ def test_three_iterations(base, name):
     log = rows(config.output)
     assert [row["step"] for row in log] == [1, 2, 3]
     for row in log:
-        assert all(math.isfinite(value) for key, value in row.items() if value is not None and not key.startswith("validation")), row
+        assert all(
+            math.isfinite(value) for key, value in row.items() if value is not None and not key.startswith("validation")
+        ), row
         assert row["ratio/first_log_max"] == 0.0
         assert row["grad_norm"] > 0
     assert "validation/mpjpe_mm" in log[1] and "validation/mpjpe_mm" not in log[0]
@@ -155,7 +169,10 @@ def test_perlin_noise_reaches_the_policy_but_not_the_rewards(base, monkeypatch):
         return real(self, x0, windows)
 
     monkeypatch.setattr(grpo.Scorer, "score", spy)
-    loud, quiet = replace(base, iterations=1, perlin=PerlinConfig(alpha=0.5)), replace(base, iterations=1, perlin=PerlinConfig(alpha=0.0))
+    loud, quiet = (
+        replace(base, iterations=1, perlin=PerlinConfig(alpha=0.5)),
+        replace(base, iterations=1, perlin=PerlinConfig(alpha=0.0)),
+    )
     train_grpo(loud)
     noisy = rows(base.output)[0]["reward"]
     train_grpo(replace(quiet, output=base.output.with_name("quiet")))
@@ -240,9 +257,11 @@ from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.train.grpo import GrpoConfig, train_grpo
 from mgrpo.train.motion_data import MotionDataConfig
 root, out = Path(sys.argv[1]), Path(sys.argv[2])
-train_grpo(GrpoConfig(prior=root / "prior", perceptual=root / "perceptual", output=out, iterations=12, conditions=2, group_size=3,
+train_grpo(GrpoConfig(prior=root / "prior", perceptual=root / "perceptual", output=out,
+    iterations=12, conditions=2, group_size=3,
     data=MotionDataConfig(motion=str(root / "clips"), length=8, validation=("made_up_3",), held_out=("made_up_4",)),
-    learning_rate=1e-3, sampler=SamplerConfig(steps=6), validate_every=3, checkpoint_every=2, device="cpu", resume=True))
+    learning_rate=1e-3, sampler=SamplerConfig(steps=6), validate_every=3, checkpoint_every=2, device="cpu",
+    resume=True))
 """
 
 
@@ -252,7 +271,12 @@ def test_killed_at_random_moments_and_resumed_it_ends_in_the_same_weights(folder
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
     def start(out):
-        return subprocess.Popen([sys.executable, str(script), str(folder), str(out)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            [sys.executable, str(script), str(folder), str(out)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
 
     whole = start(tmp_path / "whole")
     begun = time.monotonic()

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgrpo import geometry
-from mgrpo.data import MotionClip, save_clip
+from mgrpo.data import MotionClip, MotionWindows, save_clip
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
@@ -29,6 +29,7 @@ from mgrpo.train.learning_rate import learning_rate_at
 from mgrpo.train.motion_data import MotionData, MotionDataConfig, load_motion_data
 from mgrpo.train.perceptual import (
     PERCEPTUAL_TRAINING_PRESETS,
+    Generation,
     PerceptualTrainingConfig,
     discriminate,
     draw_candidates,
@@ -167,6 +168,22 @@ def failing_after(finished: int) -> Callable[..., dict[str, float]]:
         return original(*arguments)
 
     return step
+
+
+def test_each_generation_has_windows_of_its_own(
+    base: PerceptualTrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, torch.Tensor]] = []
+
+    def recording(prior: Denoiser, windows: MotionWindows, *rest: Any) -> Generation:
+        seen.append((rest[-1], windows.T_world_cpf))
+        return generate(prior, windows, *rest)
+
+    monkeypatch.setattr(perceptual, "generate", recording)
+    train_perceptual(dataclasses.replace(base, output=tmp_path / "run", iterations=3, validate_every=0))
+    assert [number for number, _ in seen] == [0, 1]
+    assert all(len(heads) == base.clips_per_generation for _, heads in seen)
+    assert not torch.equal(seen[0][1], seen[1][1])
 
 
 def test_a_few_steps_tell_the_prior_apart(base: PerceptualTrainingConfig, tmp_path: Path) -> None:

@@ -53,7 +53,9 @@ def weights(path):
 
 
 def rows(folder):
-    return [{key: value for key, value in row.items() if key != "time"} for row in read_metrics(folder / "metrics.jsonl")]
+    return [
+        {key: value for key, value in row.items() if key != "time"} for row in read_metrics(folder / "metrics.jsonl")
+    ]
 
 
 def test_the_loss_falls(base):

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -253,6 +254,20 @@ def test_saving_the_same_step_again_replaces_it(run: RunDir) -> None:
     checkpoint = run.load()
     assert checkpoint is not None and checkpoint.state == {"try": 2}
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["last.json", "step_00000005"]
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path: Path) -> None:
+    with create(tmp_path / "run") as run:
+        folder = save(run, 5, state={"try": 1})
+    hidden = folder.with_name(f".replaced-{folder.name}")
+    folder.rename(hidden)  # what a kill between the two renames leaves
+    assert read_checkpoint(find_checkpoint(tmp_path / "run")).state == {"try": 1}
+    with create(tmp_path / "run", resume=True) as run:
+        assert run.start_step == 5 and folder.is_dir() and not hidden.exists()
+        shutil.copytree(folder, hidden)  # and what a kill after them leaves
+        save(run, 6)
+    with create(tmp_path / "run", resume=True) as run:
+        assert run.start_step == 6 and [p.name for p in run.checkpoints.glob(".*")] == []
 
 
 def test_a_checkpoint_is_found_from_every_path_a_user_may_give(run: RunDir, tmp_path: Path) -> None:
