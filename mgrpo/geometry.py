@@ -20,11 +20,11 @@ def _small(dtype: torch.dtype) -> float:
 
 
 def quat_normalize(quat: Tensor) -> Tensor:
-    """Scale quaternions ``(…, 4)`` to unit length. A zero quaternion becomes the identity."""
+    """Scale quaternions ``(…, 4)`` to unit length. A zero quaternion becomes the identity; NaN stays NaN."""
     norm = quat.norm(dim=-1, keepdim=True)
     identity = torch.zeros_like(quat)
     identity[..., 0] = 1.0
-    return torch.where(norm > 0, quat / norm.clamp_min(torch.finfo(quat.dtype).tiny), identity)
+    return torch.where(norm == 0, identity, quat / norm.clamp_min(torch.finfo(quat.dtype).tiny))
 
 
 def quat_multiply(a: Tensor, b: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ PICTURES: Mapping[str, frozenset[str]] = {
 USERS_OF_PICTURES = ("commands", "demo", "cli")
 
 OUTSIDE: Mapping[str, frozenset[str]] = {
-    "kernels": frozenset({"torch"}),
+    "kernels": frozenset({"torch", "triton"}),
     "errors": frozenset(),
     "geometry": frozenset({"torch"}),
     "npz": frozenset({"numpy"}),

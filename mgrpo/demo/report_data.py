@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shlex
@@ -151,7 +152,9 @@ def reward_curves(log: Sequence[Mapping[str, Any]], weights: Mapping[str, float]
     for name in REWARDS:
         if name in weights:
             label = _REWARD_LABELS.get(name, name.replace("_", " "))
-            curves.append(Curve.from_rows(log, f"rewards/{name}/mean", label, spread=f"rewards/{name}/std"))
+            curves.append(
+                Curve.from_rows(log, f"rewards/{name}/mean", label, spread=f"rewards/{name}/std", color="post_trained")
+            )
     return tuple(curves)
 
 
@@ -245,17 +248,24 @@ def diversity_bars(diversity: Sequence[DiversityAt]) -> tuple[BarGroup, ...]:
     kinds = [(per_member, name) for per_member in (False, True) for name in (diversity[0].values if diversity else ())]
     for per_member, name in kinds:
         info = METRICS[name]
-        bars = []
+        bars, before = [], None
         for entry in diversity:
             if entry.per_member != per_member:
                 continue
             statistic = over_windows_and_seeds(entry.values[name])
+            rise, rise_se = math.nan, math.nan
+            if before is not None:
+                change = over_windows_and_seeds(entry.values[name] - before)
+                rise, rise_se = info.scale * change.mean, info.scale * change.standard_error
+            before = entry.values[name]
             bars.append(
                 Bar(
                     f"{entry.alpha:g} m",
                     info.scale * statistic.mean,
                     info.scale * statistic.standard_error,
                     value=entry.alpha,
+                    rise=rise,
+                    rise_se=rise_se,
                 )
             )
         whose = "each member its own noise" if per_member else "the group shares the noise"
@@ -355,7 +365,7 @@ def _run_info(found: DemoResults) -> RunInfo:
                 "rollouts": str(config.grpo.iterations),
                 "groups": f"{config.grpo.conditions} of {config.grpo.group_size}",
                 "sampler": f"{config.grpo.sampler.kernel}, eta {config.grpo.sampler.eta:g}, "
-                "{config.grpo.sampler.steps} steps",
+                f"{config.grpo.sampler.steps} steps",
                 "Perlin noise": f"{config.grpo.perlin.alpha:g} m",
                 "rewards": ", ".join(name.replace("_", " ") for name in config.grpo.rewards.active()),
                 "learning rate": f"{config.grpo.learning_rate:g}",

@@ -14,7 +14,7 @@ from html import escape
 from itertools import pairwise
 
 from mgrpo.report.data import BarGroup, Curve, MetricRow, Panel
-from mgrpo.report.numbers import fixed, log_ticks, nice_ticks, running_mean, short
+from mgrpo.report.numbers import fixed, log_ticks, nice_ticks, running_mean, short, with_error
 
 _MOST_POINTS = 1000
 """More numbers than this are averaged in equal stretches before drawing."""
@@ -281,8 +281,7 @@ def _readout(panel: Panel, series: Sequence[_Series], axes: _Axes) -> str:
         return round(value, 1) if math.isfinite(value) else None
 
     def number(s: _Series, index: int) -> str:
-        spread = s.spread[index] if s.spread else math.nan
-        return short(s.y[index]) + (f" ± {short(spread)}" if math.isfinite(spread) else "")
+        return with_error(s.y[index], s.spread[index] if s.spread else math.nan)
 
     content = {
         "plot": [axes.left, axes.top, axes.plot_width, axes.plot_height],

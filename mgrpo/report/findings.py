@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Literal
 
 from mgrpo.report.data import BarGroup, Curve, Finding, MetricRow, ReportData
-from mgrpo.report.numbers import fixed, short, signed
+from mgrpo.report.numbers import fixed, signed, with_error
 
 Verdict = Literal["better", "worse", "unclear", "changed", "same", "missing"]
 """What a row's numbers allow to say; "changed" and "same" are for metrics without a good direction."""
@@ -88,7 +88,7 @@ def _averaging_findings(rows: Sequence[MetricRow]) -> list[Finding]:
     beyond, within = [], []
     for row in rows:
         average = row.prior_mean_of_samples
-        improved = row.better == "lower" and row.post_trained.mean < row.prior.mean
+        improved = row.better == "lower" and verdict(row) == "better"
         if average is not None and improved and average.mean < row.prior.mean:
             reach = f"{with_unit(fixed(average.mean, row.decimals), row.unit)} in {row.label}"
             (beyond if row.post_trained.mean < average.mean else within).append(reach)
@@ -219,18 +219,14 @@ def diversity_finding(group: BarGroup) -> Finding | None:
         else (after.mean - before.mean, math.hypot(before.se, after.se))
         for before, after in pairwise(bars)
     ]
-    numbers = ", ".join(
-        with_unit(short(bar.mean) + (f" ± {short(bar.se)}" if math.isfinite(bar.se) else ""), group.unit)
-        + f" at {bar.label}"
-        for bar in bars
-    )
+    numbers = ", ".join(f"{with_unit(with_error(bar.mean, bar.se), group.unit)} at {bar.label}" for bar in bars)
     name = group.title[:1].upper() + group.title[1:]
     if all(step > 0 for step, _ in steps):
-        text = f"{name} rises with every step of the noise: {numbers}"
+        text = f"{name}: rises with every step of the noise, {numbers}"
         if all(step > 2 * se for step, se in steps):
             return Finding("good", text + ".")
         return Finding("neutral", text + "; not every step exceeds two standard errors.")
-    return Finding("neutral", f"{name} doesn't rise with every step of the noise: {numbers}.")
+    return Finding("neutral", f"{name}: doesn't rise with every step of the noise, {numbers}.")
 
 
 def _health_findings(data: ReportData) -> list[Finding]:

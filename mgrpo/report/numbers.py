@@ -42,6 +42,14 @@ def short(value: float) -> str:
     return (MINUS if value < 0 else "") + text
 
 
+def with_error(value: float, error: float) -> str:
+    """A number with its standard error, both to the error's second digit: 0.587 ± 0.046."""
+    if not math.isfinite(value) or not math.isfinite(error) or error <= 0:
+        return short(value)
+    decimals = max(0, min(9, 1 - math.floor(math.log10(error))))
+    return f"{fixed(value, decimals)} ± {fixed(error, decimals)}"
+
+
 def seconds(value: float) -> str:
     """A duration: 850 ms, 12.3 s, 2 min 05 s, 1 h 02 min."""
     if not math.isfinite(value):

@@ -353,8 +353,8 @@ def render_page(data: ReportData, *, filmstrip: bytes | None = None) -> str:
             "Rewards",
             "Rewards during post-training",
             _rewards(data),
-            "Each reward lies between 0 and its largest value and rises as the error falls; advantages are taken "
-            "reward by reward inside each group.",
+            "Each joint reward rises as its error falls, the visual one with the perceptual model’s score; advantages "
+            "are taken reward by reward inside each group.",
         )
     if data.diversity:
         add(

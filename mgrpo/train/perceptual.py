@@ -32,10 +32,10 @@ from mgrpo.models.perceptual import PerceptualModel, info_nce, perceptual_preset
 from mgrpo.models.state import StateLayout, pack_windows
 
 from .checkpoints import load_model
+from .device import resolve_device
 from .interrupt import graceful_interrupt
 from .learning_rate import learning_rate_at, set_learning_rate
 from .motion_data import MotionDataConfig, load_motion_data
-from .prior import resolve_device
 from .progress import Progress
 from .run_dir import RunDir
 from .seeding import iteration_generator, stream_seed

@@ -169,3 +169,11 @@ def test_float32_stays_float32() -> None:
         g.geodesic_angle(g.quat_to_rotmat(quats), g.quat_to_rotmat(quats)),
     ):
         assert value.dtype == torch.float32
+
+
+def test_normalising_keeps_a_broken_quaternion_visible() -> None:
+    """A NaN must not come back as the identity: whoever checks results would never see it."""
+    quats = torch.tensor([[float("nan"), 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 3.0, 4.0]])
+    result = g.quat_normalize(quats)
+    assert result[0].isnan().any()
+    assert result[1:].tolist() == [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, pytest.approx(0.6), pytest.approx(0.8)]]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -100,6 +100,7 @@ def camera(**more: float) -> Camera:
     return Camera(target=np.array([1.0, -2.0, 0.9]), width=300, height=200, **options)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(azimuth=st.floats(-3, 3), elevation=st.floats(0, 1.4), distance=st.floats(1, 9))
 def test_target_is_in_the_middle_and_up_is_up(azimuth: float, elevation: float, distance: float) -> None:
     view = camera(azimuth=azimuth, elevation=elevation, distance=distance)
@@ -165,6 +166,7 @@ def test_mannequin_adds_points_at_their_distance() -> None:
     assert [(limb.start, limb.end) for limb in other.limbs] == [(0, 1), (1, 2)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-50, 50), min_size=4, max_size=4), st.floats(0.5, 30), st.floats(0.5, 30))
 def test_capsule_outline_lies_on_the_hull(ends: list[float], r: float, r2: float) -> None:
     x, y, x2, y2 = (np.array([value]) for value in ends)
@@ -216,7 +218,7 @@ def test_near_limbs_hide_far_ones() -> None:
 
 def test_limbs_of_one_body_hide_each_other_by_depth() -> None:
     ahead = np.array([np.cos(0.8), np.sin(0.8), 0.0]) * 0.3
-    points = np.array([ahead + [0, 0, 0.6], ahead + [0, 0, 1.2], -ahead + [0, 0, 0.6], -ahead + [0, 0, 1.2]])
+    points = np.stack((ahead, ahead, -ahead, -ahead)) + np.array([[0, 0, 0.6], [0, 0, 1.2]] * 2)
     brightness = []
     for near, far in ((-1, 1), (1, -1)):
         limbs = (Limb(0, 1, 0.05, 0.05, near), Limb(2, 3, 0.05, 0.05, far))
