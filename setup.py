@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent
 CHOICES = ("auto", "cpu", "cuda", "none")
 COST = (
     "Everything works without it, on the 'reference' backend; geometry (rotation projection, kinematics, alignment) "
-    "is then 10 to 50 times slower on the CPU."
+    "is then about ten times slower on the CPU."
 )
 CXX_FLAGS = [
     "-O3",

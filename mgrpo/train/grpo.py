@@ -85,6 +85,10 @@ class AdvantageConfig:
     std_floor_ratio: float = 0.05
     """Floor of a group's standard deviation as a share of the batch's, so that rounding is not blown up to unit
     advantages (paper: 0)."""
+    dead_ratio: float = 1e-3
+    """A group whose spread in a reward is below this share of the batch's has nothing to say about it (paper: 0)."""
+    dead_abs: float = 1e-6
+    """The same, as an absolute spread of the reward (paper: 0)."""
     clamp: float = 5.0
     """Largest absolute advantage after the sum."""
 
@@ -309,6 +313,8 @@ def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:
                 weights=weights,
                 eps=config.advantage.eps,
                 std_floor_ratio=config.advantage.std_floor_ratio,
+                dead_ratio=config.advantage.dead_ratio,
+                dead_abs=config.advantage.dead_abs,
                 clamp=config.advantage.clamp,
             )
             scored = time.perf_counter()
