@@ -192,7 +192,7 @@ def raising(error: BaseException) -> Callable[[FakeConfig], object]:
         (InputError("clip 'x' is broken; mend it"), 2, "error: clip 'x' is broken; mend it\n"),
         (MgrpoError("the disk is full"), 2, "error: the disk is full\n"),
         (OSError(28, "No space left on device"), 2, "error: could not use the disk: No space left on device"),
-        (PermissionError(13, "Permission denied", "/root/x"), 2, "error: could not use /root/x: Permission denied"),
+        (PermissionError(13, "Permission denied", "/closed/x"), 2, "error: could not use /closed/x: Permission denied"),
         (MemoryError("too much"), 2, "error: out of memory: too much. Use fewer windows"),
         (ModuleNotFoundError("No module named 'h5py'", name="h5py"), 2, "error: the package 'h5py' is not installed"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
