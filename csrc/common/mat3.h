@@ -1,11 +1,11 @@
-// 3-vectors and 3x3 matrices by value. Torch-free; row-major like the tensors.
-#pragma once
+// 3-vectors and 3x3 matrices by value, generic in the number type. Torch-free; row-major like the tensors.
+#if defined(MGRPO_ISA_SECTION) || !defined(MGRPO_MAT3_H)
+#if !defined(MGRPO_ISA_SECTION)
+#define MGRPO_MAT3_H
+#include "scalar.h"
+#endif
 
-#include <cmath>
-
-#include "macros.h"
-
-namespace mgrpo {
+namespace MGRPO_NAMESPACE {
 
 template <class T>
 struct Vec3 {
@@ -149,4 +149,17 @@ MGRPO_HD Vec3<T> axial(const Mat3<T>& a) {
   return {a.m[2][1] - a.m[1][2], a.m[0][2] - a.m[2][0], a.m[1][0] - a.m[0][1]};
 }
 
-}  // namespace mgrpo
+template <class Condition, class T>
+MGRPO_HD Vec3<T> select(Condition condition, Vec3<T> yes, Vec3<T> no) {
+  return {select(condition, yes.x, no.x), select(condition, yes.y, no.y), select(condition, yes.z, no.z)};
+}
+template <class Condition, class T>
+MGRPO_HD Mat3<T> select(Condition condition, const Mat3<T>& yes, const Mat3<T>& no) {
+  Mat3<T> c;
+  for (int i = 0; i < 3; ++i)
+    for (int j = 0; j < 3; ++j) c.m[i][j] = select(condition, yes.m[i][j], no.m[i][j]);
+  return c;
+}
+
+}  // namespace MGRPO_NAMESPACE
+#endif

@@ -1,31 +1,29 @@
 // The rotation nearest to a 3x3 matrix, and its gradient. Mathematics and conventions: kernels/so3/README.md.
 //
-// Straight-line code without data-dependent trip counts, apart from degenerate inputs, so that a later version can run
-// it with a vector register in the place of T.
-#pragma once
-
-#include <cfloat>
-#include <cmath>
-
+// Generic in the number type T: a float or double in one thread, or a Pack of them with one matrix per lane. Nothing
+// branches on the data of one matrix; the branches below skip work that no lane needs, so a lane's result never depends
+// on its neighbours.
+#if defined(MGRPO_ISA_SECTION) || !defined(MGRPO_POLAR_H)
+#if !defined(MGRPO_ISA_SECTION)
+#define MGRPO_POLAR_H
 #include "mat3.h"
+#endif
 
-namespace mgrpo {
+namespace MGRPO_NAMESPACE {
 
-template <class T>
+template <class Element>
 struct PolarLimits;
 template <>
 struct PolarLimits<float> {
   static constexpr int kSweeps = 4, kNewtonSteps = 10;
   static constexpr float kNewtonChange = 1e-8f, kLeastDeterminant = 0.02f;
   static constexpr float kGradientFloor = 1e-5f;
-  static constexpr float kLargest = FLT_MAX;
 };
 template <>
 struct PolarLimits<double> {
   static constexpr int kSweeps = 6, kNewtonSteps = 12;
   static constexpr double kNewtonChange = 1e-17, kLeastDeterminant = 0.02;
   static constexpr double kGradientFloor = 1e-10;
-  static constexpr double kLargest = DBL_MAX;
 };
 
 template <class T>
@@ -39,11 +37,11 @@ struct Polar {
 // Largest absolute entry; NaN if any entry is.
 template <class T>
 MGRPO_HD T largest_entry(const Mat3<T>& a) {
-  T size = 0;
+  T size = T(0);
   for (int i = 0; i < 3; ++i)
     for (int j = 0; j < 3; ++j) {
-      const T value = std::fabs(a.m[i][j]);
-      size = (value > size || value != value) ? value : size;
+      const T value = abs(a.m[i][j]);
+      size = select((value > size) | (value != value), value, size);
     }
   return size;
 }
@@ -61,11 +59,11 @@ MGRPO_HD Mat3<T> divided(const Mat3<T>& a, T size) {
 template <class T>
 MGRPO_HD void orthogonalise(Mat3<T>& B, Mat3<T>& V, int p, int q) {
   const Vec3<T> bp = column(B, p), bq = column(B, q);
-  const T difference = dot(bq, bq) - dot(bp, bp), product = 2 * dot(bp, bq);
-  const T denominator = std::fabs(difference) + std::sqrt(difference * difference + product * product);
-  T tangent = denominator > 0 ? product / denominator : T(0);
-  tangent = difference < 0 ? -tangent : tangent;
-  const T cosine = 1 / std::sqrt(1 + tangent * tangent), sine = tangent * cosine;
+  const T difference = dot(bq, bq) - dot(bp, bp), product = T(2) * dot(bp, bq);
+  const T denominator = abs(difference) + sqrt(difference * difference + product * product);
+  T tangent = select(denominator > T(0), product / denominator, T(0));
+  tangent = select(difference < T(0), -tangent, tangent);
+  const T cosine = T(1) / sqrt(T(1) + tangent * tangent), sine = tangent * cosine;
   for (int i = 0; i < 3; ++i) {
     const T b = B.m[i][p], v = V.m[i][p];
     B.m[i][p] = cosine * b - sine * B.m[i][q];
@@ -79,76 +77,78 @@ MGRPO_HD void orthogonalise(Mat3<T>& B, Mat3<T>& V, int p, int q) {
 template <class T>
 MGRPO_HD void order_columns(Mat3<T>& B, Mat3<T>& V, int p, int q) {
   const Vec3<T> bp = column(B, p), bq = column(B, q);
-  const bool swap = dot(bp, bp) < dot(bq, bq);
+  const auto swap = dot(bp, bp) < dot(bq, bq);
   for (int i = 0; i < 3; ++i) {
     const T b = B.m[i][p], v = V.m[i][p];
-    B.m[i][p] = swap ? B.m[i][q] : b;
-    B.m[i][q] = swap ? -b : B.m[i][q];
-    V.m[i][p] = swap ? V.m[i][q] : v;
-    V.m[i][q] = swap ? -v : V.m[i][q];
+    B.m[i][p] = select(swap, B.m[i][q], b);
+    B.m[i][q] = select(swap, -b, B.m[i][q]);
+    V.m[i][p] = select(swap, V.m[i][q], v);
+    V.m[i][q] = select(swap, -v, V.m[i][q]);
   }
 }
 
 // Some unit vector at a right angle to the unit vector a.
 template <class T>
 MGRPO_HD Vec3<T> any_perpendicular(Vec3<T> a) {
-  const T x = std::fabs(a.x), y = std::fabs(a.y), z = std::fabs(a.z);
-  const Vec3<T> axis = {T(x <= y && x <= z), T(y < x && y <= z), T(z < x && z < y)};
+  const T x = abs(a.x), y = abs(a.y), z = abs(a.z), one = T(1), zero = T(0);
+  const Vec3<T> axis = {select((x <= y) & (x <= z), one, zero), select((y < x) & (y <= z), one, zero),
+                        select((z < x) & (z < y), one, zero)};
   const Vec3<T> c = cross(a, axis);
-  return (1 / std::sqrt(dot(c, c))) * c;
+  return (one / sqrt(dot(c, c))) * c;
 }
 
 // The part of b at a right angle to the unit vector a, as a unit vector; any such vector if b has no usable one.
 template <class T>
 MGRPO_HD Vec3<T> perpendicular_part(Vec3<T> a, Vec3<T> b) {
-  const T size = std::fmax(std::fabs(b.x), std::fmax(std::fabs(b.y), std::fabs(b.z)));
-  if (!(size > 0)) return any_perpendicular(a);
+  const T size = max(abs(b.x), max(abs(b.y), abs(b.z)));
+  auto usable = size > T(0);
   b = {b.x / size, b.y / size, b.z / size};
   for (int pass = 0; pass < 2; ++pass) {  // the second pass removes what cancellation left in the first
     b = b - dot(a, b) * a;
-    const T length = std::sqrt(dot(b, b));
-    if (!(length > T(0.125))) return any_perpendicular(a);
-    b = (1 / length) * b;
+    const T length = sqrt(dot(b, b));
+    usable = usable & (length > T(0.125));
+    b = (T(1) / length) * b;
   }
-  return b;
+  return select(usable, b, any_perpendicular(a));
 }
 
 // The polar factor of a well-conditioned B with positive determinant, by Newton's iteration X <- (X + X^-T) / 2 with
-// Higham's scaling. False where B is not such a matrix; then R is not set.
+// Higham's scaling. Returns where it is that; elsewhere R is of no use.
 template <class T>
-MGRPO_HD bool newton_polar(const Mat3<T>& B, Mat3<T>& R) {
-  Mat3<T> X = B;
-  for (int step = 0; step < PolarLimits<T>::kNewtonSteps; ++step) {
-    const Vec3<T> a = row(X, 0), b = row(X, 1), c = row(X, 2);
+MGRPO_HD typename Number<T>::Condition newton_polar(const Mat3<T>& B, Mat3<T>& R) {
+  using Limits = PolarLimits<typename Number<T>::Element>;
+  R = B;
+  auto usable = T(0) < T(1), done = T(1) < T(0);
+  for (int step = 0; step < Limits::kNewtonSteps; ++step) {
+    const Vec3<T> a = row(R, 0), b = row(R, 1), c = row(R, 2);
     const Vec3<T> bc = cross(b, c), ca = cross(c, a), ab = cross(a, b);  // the cofactors: X^-T times the determinant
     const T determinant = dot(a, bc);
-    if (!(determinant > PolarLimits<T>::kLeastDeterminant)) return false;
+    usable = usable & (done | (determinant > T(Limits::kLeastDeterminant)));
+    if (!any(usable & !done)) break;
     const T squares = dot(a, a) + dot(b, b) + dot(c, c), cofactor_squares = dot(bc, bc) + dot(ca, ca) + dot(ab, ab);
     // The scaling (|X^-1| / |X|)^(1/2) is 1 at a rotation and saves steps far from one.
-    const T scaling = std::sqrt(std::sqrt(cofactor_squares / squares) / determinant);
-    const T keep = scaling / 2, add = 1 / (2 * scaling * determinant);
-    const Mat3<T> Y = {{{keep * a.x + add * bc.x, keep * a.y + add * bc.y, keep * a.z + add * bc.z},
-                        {keep * b.x + add * ca.x, keep * b.y + add * ca.y, keep * b.z + add * ca.z},
-                        {keep * c.x + add * ab.x, keep * c.y + add * ab.y, keep * c.z + add * ab.z}}};
-    const Mat3<T> change = Y + T(-1) * X;
-    X = Y;
+    const T scaling = sqrt(sqrt(cofactor_squares / squares) / determinant);
+    const T keep = T(0.5) * scaling, add = T(0.5) / (scaling * determinant);
+    const Mat3<T> next = {{{keep * a.x + add * bc.x, keep * a.y + add * bc.y, keep * a.z + add * bc.z},
+                           {keep * b.x + add * ca.x, keep * b.y + add * ca.y, keep * b.z + add * ca.z},
+                           {keep * c.x + add * ab.x, keep * c.y + add * ab.y, keep * c.z + add * ab.z}}};
+    const Mat3<T> change = next + T(-1) * R;
+    R = select(done, R, next);
     // The error after this step is about the square of the change.
-    if (inner(change, change) < PolarLimits<T>::kNewtonChange) {
-      R = X;
-      return true;
-    }
+    done = done | (inner(change, change) < T(Limits::kNewtonChange));
   }
-  return false;
+  return usable & done;
 }
 
 // The nearest rotation of M (fix_det) or the nearest orthogonal matrix, with what the gradient needs.
 template <class T>
 MGRPO_HD Polar<T> polar(const Mat3<T>& M, bool fix_det) {
+  using Element = typename Number<T>::Element;
   const T size = largest_entry(M);
-  const bool usable = size > 0 && size <= PolarLimits<T>::kLargest;
-  Mat3<T> B = usable ? divided(M, size) : identity3<T>();
+  const auto finite = size <= T(Precision<Element>::kLargest);
+  Mat3<T> B = select((size > T(0)) & finite, divided(M, size), identity3<T>());
   Mat3<T> V = identity3<T>();
-  for (int sweep = 0; sweep < PolarLimits<T>::kSweeps; ++sweep) {
+  for (int sweep = 0; sweep < PolarLimits<Element>::kSweeps; ++sweep) {
     orthogonalise(B, V, 0, 1);
     orthogonalise(B, V, 0, 2);
     orthogonalise(B, V, 1, 2);
@@ -160,15 +160,16 @@ MGRPO_HD Polar<T> polar(const Mat3<T>& M, bool fix_det) {
   // B = U diag(s). The third direction follows from the first two, so the product is a rotation also where B is
   // singular, and s_3, the smallest, carries the sign of the determinant: that is the nearest rotation.
   const Vec3<T> b1 = column(B, 0), b2 = column(B, 1), b3 = column(B, 2);
-  const T s1 = std::sqrt(dot(b1, b1));
-  const Vec3<T> u1 = (1 / s1) * b1;
+  const T s1 = sqrt(dot(b1, b1));
+  const Vec3<T> u1 = (T(1) / s1) * b1;
   const Vec3<T> u2 = perpendicular_part(u1, b2);
   Vec3<T> u3 = cross(u1, u2);
-  const T s2 = std::fabs(dot(u2, b2));
+  const T s2 = abs(dot(u2, b2));
   T s3 = dot(u3, b3);
-  if (!fix_det && s3 < 0) {
-    u3 = T(-1) * u3;
-    s3 = -s3;
+  if (!fix_det) {
+    const auto reflected = s3 < T(0);
+    u3 = select(reflected, T(-1) * u3, u3);
+    s3 = abs(s3);
   }
 
   Polar<T> result;
@@ -176,7 +177,9 @@ MGRPO_HD Polar<T> polar(const Mat3<T>& M, bool fix_det) {
   result.V = V;
   result.pair_sums = {s2 + s3, s1 + s3, s1 + s2};
   result.s_1 = s1;
-  if (!(size <= PolarLimits<T>::kLargest)) result.R = T(NAN) * identity3<T>() + T(NAN) * result.R;
+  const T undefined = size - size;  // NaN where an entry is NaN or infinite
+  for (int i = 0; i < 3; ++i)
+    for (int j = 0; j < 3; ++j) result.R.m[i][j] = select(finite, result.R.m[i][j], undefined);
   return result;
 }
 
@@ -185,36 +188,39 @@ template <class T>
 MGRPO_HD Mat3<T> nearest_rotation(const Mat3<T>& M, bool fix_det) {
   const T size = largest_entry(M);
   Mat3<T> R;
-  if (size > 0 && size <= PolarLimits<T>::kLargest && newton_polar(divided(M, size), R)) return R;
-  return polar(M, fix_det).R;
+  const auto regular = (size > T(0)) & (size <= T(Precision<typename Number<T>::Element>::kLargest));
+  const auto found = regular & newton_polar(divided(M, size), R);
+  if (all(found)) return R;
+  return select(found, R, polar(M, fix_det).R);
 }
 
 // dL/dM from dL/dR, where R is the polar factor of M that `polar` returned.
 template <class T>
 MGRPO_HD Mat3<T> polar_gradient(const Mat3<T>& grad_R, const Mat3<T>& M, const Mat3<T>& R, bool fix_det) {
-  const T size = largest_entry(M);
-  if (size == 0) return zero3<T>();
+  const T size = largest_entry(M), least = T(PolarLimits<typename Number<T>::Element>::kGradientFloor);
   const Mat3<T> S = transposed_times(R, divided(M, size));
-  const T trace = S.m[0][0] + S.m[1][1] + S.m[2][2];
-  const T k01 = -(S.m[0][1] + S.m[1][0]) / 2, k02 = -(S.m[0][2] + S.m[2][0]) / 2, k12 = -(S.m[1][2] + S.m[2][1]) / 2;
+  const T trace = S.m[0][0] + S.m[1][1] + S.m[2][2], half = T(-0.5);
+  const T k01 = half * (S.m[0][1] + S.m[1][0]), k02 = half * (S.m[0][2] + S.m[2][0]);
+  const T k12 = half * (S.m[1][2] + S.m[2][1]);
   const Vec3<T> a = {trace - S.m[0][0], k01, k02}, b = {k01, trace - S.m[1][1], k12}, c = {k02, k12, trace - S.m[2][2]};
   const Vec3<T> g = axial(transposed_times(R, grad_R));
 
   // Solve K x = g, K = (a b c). Its eigenvalues are the pair sums, and the test below is a lower bound of the smallest:
   // passing it proves the case regular; otherwise the singular vectors decide, and give the same x if it was.
   const Vec3<T> bc = cross(b, c);
-  const T determinant = dot(a, bc), sum = 2 * trace;
-  Vec3<T> x;
-  if (4 * determinant > PolarLimits<T>::kGradientFloor * sum * sum * sum) {
-    x = (1 / determinant) * (from_columns(bc, cross(c, a), cross(a, b)) * g);
-  } else {
+  const T determinant = dot(a, bc), sum = T(2) * trace;
+  Vec3<T> x = (T(1) / determinant) * (from_columns(bc, cross(c, a), cross(a, b)) * g);
+  const auto regular = T(4) * determinant > least * sum * sum * sum;
+  if (!all(regular)) {
     const Polar<T> p = polar(M, fix_det);
-    const T floor = PolarLimits<T>::kGradientFloor * p.s_1;
+    const T floor = least * p.s_1;
     const Vec3<T> h = transposed_times(p.V, g);
     // The last pair sum is never below s_1.
-    x = p.V * Vec3<T>{h.x / std::fmax(p.pair_sums.x, floor), h.y / std::fmax(p.pair_sums.y, floor), h.z / p.pair_sums.z};
+    const Vec3<T> solved = {h.x / max(p.pair_sums.x, floor), h.y / max(p.pair_sums.y, floor), h.z / p.pair_sums.z};
+    x = select(regular, x, p.V * solved);
   }
-  return divided(R * cross_matrix(x), size);
+  return select(size == T(0), zero3<T>(), divided(R * cross_matrix(x), size));
 }
 
-}  // namespace mgrpo
+}  // namespace MGRPO_NAMESPACE
+#endif

@@ -1,6 +1,8 @@
-// mgrpo_native::project_so3_fwd and _bwd on the CPU: one matrix per step of a parallel loop.
-#include "../common/polar.h"
+// mgrpo_native::project_so3_fwd and _bwd on the CPU.
 #include "../common/rows.h"
+
+#define MGRPO_ISA_BODY "../so3/so3_lanes.h"
+#include "../common/for_each_isa.h"
 
 namespace mgrpo {
 namespace {
@@ -16,7 +18,7 @@ Tensor project_so3_forward_cpu(const Tensor& matrices, bool fix_det) {
     using T = decltype(zero);
     T* out = output<T>(R);
     torch::stable::parallel_for(0, in.count(), kMatricesPerTask, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) store_mat3(out + 9 * n, nearest_rotation(load_mat3(in.at<T>(n)), fix_det));
+      MGRPO_ISA_CALL(project_rows<T>, in, fix_det, out, begin, end);
     });
   });
   return R;
@@ -35,10 +37,7 @@ Tensor project_so3_backward_cpu(const Tensor& grad_R, const Tensor& matrices, co
     using T = decltype(zero);
     T* out = output<T>(grad);
     torch::stable::parallel_for(0, in.count(), kMatricesPerTask, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        const Mat3<T> M = load_mat3(in.at<T>(n));
-        store_mat3(out + 9 * n, polar_gradient(load_mat3(in_grad.at<T>(n)), M, load_mat3(in_R.at<T>(n)), fix_det));
-      }
+      MGRPO_ISA_CALL(project_rows_backward<T>, in_grad, in, in_R, fix_det, out, begin, end);
     });
   });
   return grad;
