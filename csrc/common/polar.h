@@ -55,6 +55,16 @@ MGRPO_HD Mat3<T> divided(const Mat3<T>& a, T size) {
   return c;
 }
 
+// a over its largest entry `size`, with one division: a power of two first brings both to a size whose inverse is normal.
+template <class T>
+MGRPO_HD Mat3<T> normalised(const Mat3<T>& a, T size) {
+  const T lift = select(size > T(1), T(0x1p-64f), T(0x1p64f)), inverse = T(1) / (size * lift);
+  Mat3<T> c;
+  for (int i = 0; i < 3; ++i)
+    for (int j = 0; j < 3; ++j) c.m[i][j] = a.m[i][j] * lift * inverse;
+  return c;
+}
+
 // Rotates columns p and q of B and V so that the columns of B become orthogonal (one-sided Jacobi).
 template <class T>
 MGRPO_HD void orthogonalise(Mat3<T>& B, Mat3<T>& V, int p, int q) {
@@ -112,12 +122,12 @@ MGRPO_HD Vec3<T> perpendicular_part(Vec3<T> a, Vec3<T> b) {
   return select(usable, b, any_perpendicular(a));
 }
 
-// The polar factor of a well-conditioned B with positive determinant, by Newton's iteration X <- (X + X^-T) / 2 with
-// Higham's scaling. Returns where it is that; elsewhere R is of no use.
+// The polar factor of a well-conditioned B with positive determinant, by Newton's iteration X <- (X + X^-T) / 2.
+// Returns where it is that; elsewhere R is of no use.
 template <class T>
 MGRPO_HD typename Number<T>::Condition newton_polar(const Mat3<T>& B, Mat3<T>& R) {
   using Limits = PolarLimits<typename Number<T>::Element>;
-  R = B;
+  R = sqrt(T(3) / inner(B, B)) * B;  // the size of a rotation
   auto usable = T(0) < T(1), done = T(1) < T(0);
   for (int step = 0; step < Limits::kNewtonSteps; ++step) {
     const Vec3<T> a = row(R, 0), b = row(R, 1), c = row(R, 2);
@@ -125,9 +135,13 @@ MGRPO_HD typename Number<T>::Condition newton_polar(const Mat3<T>& B, Mat3<T>& R
     const T determinant = dot(a, bc);
     usable = usable & (done | (determinant > T(Limits::kLeastDeterminant)));
     if (!any(usable & !done)) break;
-    const T squares = dot(a, a) + dot(b, b) + dot(c, c), cofactor_squares = dot(bc, bc) + dot(ca, ca) + dot(ab, ab);
-    // The scaling (|X^-1| / |X|)^(1/2) is 1 at a rotation and saves steps far from one.
-    const T scaling = sqrt(sqrt(cofactor_squares / squares) / determinant);
+    // Higham's scaling (|X^-1| / |X|)^(1/2) saves steps far from a rotation, where the determinant is far from 1.
+    T scaling = T(1);
+    const auto far = abs(determinant - T(1)) > T(0.25);
+    if (any(far & usable)) {
+      const T squares = dot(a, a) + dot(b, b) + dot(c, c), cofactor_squares = dot(bc, bc) + dot(ca, ca) + dot(ab, ab);
+      scaling = select(far, sqrt(sqrt(cofactor_squares / squares) / determinant), scaling);
+    }
     const T keep = T(0.5) * scaling, add = T(0.5) / (scaling * determinant);
     const Mat3<T> next = {{{keep * a.x + add * bc.x, keep * a.y + add * bc.y, keep * a.z + add * bc.z},
                            {keep * b.x + add * ca.x, keep * b.y + add * ca.y, keep * b.z + add * ca.z},
@@ -146,7 +160,7 @@ MGRPO_HD Polar<T> polar(const Mat3<T>& M, bool fix_det) {
   using Element = typename Number<T>::Element;
   const T size = largest_entry(M);
   const auto finite = size <= T(Precision<Element>::kLargest);
-  Mat3<T> B = select((size > T(0)) & finite, divided(M, size), identity3<T>());
+  Mat3<T> B = select((size > T(0)) & finite, normalised(M, size), identity3<T>());
   Mat3<T> V = identity3<T>();
   for (int sweep = 0; sweep < PolarLimits<Element>::kSweeps; ++sweep) {
     orthogonalise(B, V, 0, 1);
@@ -189,7 +203,7 @@ MGRPO_HD Mat3<T> nearest_rotation(const Mat3<T>& M, bool fix_det) {
   const T size = largest_entry(M);
   Mat3<T> R;
   const auto regular = (size > T(0)) & (size <= T(Precision<typename Number<T>::Element>::kLargest));
-  const auto found = regular & newton_polar(divided(M, size), R);
+  const auto found = regular & newton_polar(normalised(M, size), R);
   if (all(found)) return R;
   return select(found, R, polar(M, fix_det).R);
 }
@@ -198,7 +212,7 @@ MGRPO_HD Mat3<T> nearest_rotation(const Mat3<T>& M, bool fix_det) {
 template <class T>
 MGRPO_HD Mat3<T> polar_gradient(const Mat3<T>& grad_R, const Mat3<T>& M, const Mat3<T>& R, bool fix_det) {
   const T size = largest_entry(M), least = T(PolarLimits<typename Number<T>::Element>::kGradientFloor);
-  const Mat3<T> S = transposed_times(R, divided(M, size));
+  const Mat3<T> S = transposed_times(R, normalised(M, size));
   const T trace = S.m[0][0] + S.m[1][1] + S.m[2][2], half = T(-0.5);
   const T k01 = half * (S.m[0][1] + S.m[1][0]), k02 = half * (S.m[0][2] + S.m[2][0]);
   const T k12 = half * (S.m[1][2] + S.m[2][1]);
