@@ -47,6 +47,9 @@ class OpSpec:
     bytes_moved: Callable[[Case, torch.dtype], int]
     """Bytes that a forward call must read and write at least once."""
     differentiable: bool = True
+    row_axes: tuple[int, ...] | None = None
+    """For each input, how many trailing axes make up one row, where rows do not depend on each other; None where they
+    do."""
 
 
 def all_specs() -> tuple[OpSpec, ...]:

@@ -41,6 +41,7 @@ SPECS = (
         make_inputs=_make_inputs,
         call=_call,
         tolerances={torch.float32: Tolerance(3e-6, 3e-5), torch.float64: Tolerance(1e-13, 1e-11)},
+        row_axes=(2,),
         bytes_moved=lambda case, dtype: 2 * 9 * math.prod(case.sizes["batch"]) * dtype.itemsize,
     ),
 )

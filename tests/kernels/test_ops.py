@@ -1,0 +1,273 @@
+"""Every op x backend x dtype from its spec: nothing here names an op.
+
+Where no GPU is present, ``triton`` kernels run in Triton's interpreter and ``cuda`` kernels through the emulation
+header, both on CPU tensors; a backend that this machine cannot run is skipped with dispatch's own reason.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from mgrpo import kernels
+from mgrpo.kernels._spec import Case, OpSpec, all_specs
+
+F64 = torch.float64
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SPECS = all_specs()
+BY_SPEC = [pytest.param(spec, id=spec.name) for spec in SPECS]
+BY_CASE = [pytest.param(spec, case, id=f"{spec.name}-{case.name}") for spec in SPECS for case in spec.cases]
+BY_DTYPE = [
+    pytest.param(spec, case, dtype, id=f"{spec.name}-{case.name}-{str(dtype).removeprefix('torch.')}")
+    for spec in SPECS
+    for case in spec.cases
+    for dtype in spec.tolerances
+]
+WITH_ROWS = [pytest.param(spec, id=spec.name) for spec in SPECS if spec.row_axes is not None]
+LOWEST = {spec.name: max(spec.tolerances, key=lambda dtype: torch.finfo(dtype).eps) for spec in SPECS}
+
+
+@pytest.fixture(params=kernels.BACKENDS)
+def backend(request: pytest.FixtureRequest, spec: OpSpec) -> str:
+    """Each backend that the op has and this machine can run."""
+    if request.param not in kernels.available_backends(spec.name):
+        pytest.skip(kernels.explain_backend(spec.name))
+    return request.param
+
+
+@pytest.fixture
+def fused(backend: str) -> str:
+    if backend == "reference":
+        pytest.skip("the reference is plain torch")
+    return backend
+
+
+def serves(spec: OpSpec, backend: str, inputs: Sequence[Tensor]) -> None:
+    """Skip where the backend says that it does not take these tensors (a dtype it was not written for)."""
+    floating = next(x for x in inputs if x.is_floating_point()) if any(x.is_floating_point() for x in inputs) else None
+    try:
+        kernels._dispatch.resolve(spec.name, backend, *([floating] if floating is not None else inputs))
+    except kernels.BackendError as error:
+        pytest.skip(str(error))
+
+
+def probes_for(results: Sequence[Tensor]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(77)
+    return [
+        torch.randn(result.shape, generator=generator, dtype=F64).to(result.device, result.dtype)
+        if result.is_floating_point()
+        else torch.zeros(result.shape)
+        for result in results
+    ]
+
+
+def leaves_of(spec: OpSpec, inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [x.detach().clone().requires_grad_(spec.differentiable and x.is_floating_point()) for x in inputs]
+
+
+def back_propagate(results: Sequence[Tensor], probes: Sequence[Tensor]) -> None:
+    """Gradients of the sum of products; a result that is constant (a fixed scale, a flag) has none."""
+    pairs = [(result, probe) for result, probe in zip(results, probes, strict=True) if result.requires_grad]
+    if pairs:
+        torch.autograd.backward(*zip(*pairs))
+
+
+def run(spec: OpSpec, case: Case, inputs: Sequence[Tensor], backend: str) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Results, and gradients of a fixed random functional of them."""
+    leaves = leaves_of(spec, inputs)
+    results = spec.call(case, *leaves, backend=backend)
+    back_propagate(results, probes_for(results))
+    return [result.detach() for result in results], [leaf.grad for leaf in leaves]
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Equal up to ``tolerance`` times the largest finite magnitude (at least 1) of the expected tensor."""
+    assert actual.shape == expected.shape
+    if not actual.is_floating_point():
+        assert torch.equal(actual.cpu(), expected.cpu())
+        return
+    finite = expected[torch.isfinite(expected)]
+    scale = max(1.0, finite.abs().max().item()) if finite.numel() else 1.0
+    torch.testing.assert_close(
+        actual.double().cpu(), expected.double().cpu(), rtol=0, atol=tolerance * scale, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize(("spec", "case", "dtype"), BY_DTYPE)
+def test_forward_and_gradient_match_float64(spec: OpSpec, case: Case, dtype: torch.dtype, backend: str) -> None:
+    exact = spec.make_inputs(case, F64, DEVICE, 5)
+    inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in exact)
+    serves(spec, backend, inputs)
+    # The oracle sees the rounded inputs, so that only the computation is judged.
+    rounded = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    wanted, wanted_grads = run(spec, case, rounded, "reference")
+    results, grads = run(spec, case, inputs, backend)
+    tolerance = spec.tolerances[dtype]
+    for result, expected in zip(results, wanted, strict=True):
+        assert result.is_contiguous()
+        assert_close(result, expected, tolerance.forward)
+    for grad, expected, given in zip(grads, wanted_grads, inputs, strict=True):
+        assert (grad is None) == (expected is None)
+        if grad is None:
+            continue
+        assert grad.dtype == given.dtype
+        assert_close(grad, expected, tolerance.gradient)
+        if expected.numel() and expected.norm() > 1e-6:  # as vectors: a small systematic error hides in a maximum
+            error = (grad.double() - expected).norm() / expected.norm()
+            assert error < tolerance.gradient
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
+def test_gradcheck(spec: OpSpec, backend: str) -> None:
+    if not spec.differentiable or F64 not in spec.tolerances:
+        pytest.skip(f"{spec.name} has no gradient in float64")
+    if backend in ("triton", "cuda") and DEVICE.type == "cpu":
+        pytest.skip("too slow without a GPU; its gradients are compared with the reference's above")
+    small = [case for case in spec.cases if 0 < sum(x.numel() for x in spec.make_inputs(case, F64, DEVICE, 8)) <= 700]
+    assert small, f"the spec of {spec.name} needs a case with at most 700 numbers"
+    for case in small:
+        leaves = leaves_of(spec, spec.make_inputs(case, F64, DEVICE, 8))
+
+        def function(*x: Tensor, case: Case = case) -> tuple[Tensor, ...]:
+            return tuple(r for r in spec.call(case, *x, backend=backend) if r.requires_grad)
+
+        assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize(("spec", "case"), BY_CASE)
+def test_inputs_unchanged_and_runs_repeat_bitwise(spec: OpSpec, case: Case, backend: str) -> None:
+    inputs = spec.make_inputs(case, LOWEST[spec.name], DEVICE, 3)
+    serves(spec, backend, inputs)
+    before = [x.clone() for x in inputs]
+    first, second = run(spec, case, inputs, backend), run(spec, case, inputs, backend)
+    for x, copy in zip(inputs, before, strict=True):
+        assert torch.equal(x, copy)
+    for a, b in zip(itertools.chain(*first), itertools.chain(*second), strict=True):
+        assert (a is None and b is None) or torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def rows_of(spec: OpSpec) -> tuple[Case, tuple[Tensor, ...]]:
+    """The spec's first case with all its inputs expanded to one batch axis, so that rows can be taken out."""
+    case = spec.cases[0]
+    inputs = spec.make_inputs(case, LOWEST[spec.name], DEVICE, 21)
+    axes = spec.row_axes[: len(inputs)]
+    batch = torch.broadcast_shapes(*(x.shape[: x.dim() - n] for x, n in zip(inputs, axes, strict=True)))
+    flat = (
+        x.expand(*batch, *x.shape[x.dim() - n :]).flatten(0, len(batch) - 1) for x, n in zip(inputs, axes, strict=True)
+    )
+    return case, tuple(flat)
+
+
+@pytest.mark.parametrize("spec", WITH_ROWS)
+def test_a_row_alone_equals_the_row_in_a_batch(spec: OpSpec, fused: str) -> None:
+    case, inputs = rows_of(spec)
+    serves(spec, fused, inputs)
+    results, grads = run(spec, case, inputs, fused)
+    probes = probes_for(results)
+    for row in (0, 1, len(inputs[0]) - 1):
+        leaves = leaves_of(spec, [x[row : row + 1] for x in inputs])
+        alone = spec.call(case, *leaves, backend=fused)
+        back_propagate(alone, [probe[row : row + 1] for probe in probes])
+        for a, b in zip(alone, results, strict=True):
+            assert torch.equal(a[0], b[row])
+        for leaf, grad in zip(leaves, grads, strict=True):
+            assert (leaf.grad is None and grad is None) or torch.equal(leaf.grad[0], grad[row])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("spec", WITH_ROWS)
+def test_a_bad_row_touches_no_other(spec: OpSpec, backend: str, bad: float) -> None:
+    case, inputs = rows_of(spec)
+    serves(spec, backend, inputs)
+    clean, clean_grads = run(spec, case, inputs, backend)
+    others = torch.arange(len(inputs[0]), device=DEVICE) != 2
+    for position in range(len(inputs)):
+        if not inputs[position].is_floating_point():
+            continue
+        spoilt = [x.clone() for x in inputs]
+        spoilt[position][2].view(-1)[0] = bad
+        results, grads = run(spec, case, spoilt, backend)
+        for a, b in zip(results + grads, clean + clean_grads, strict=True):
+            assert (a is None and b is None) or torch.equal(a[others], b[others])
+
+
+@pytest.mark.parametrize("spec", WITH_ROWS)
+def test_strided_inputs(spec: OpSpec, backend: str) -> None:
+    case, inputs = rows_of(spec)
+    serves(spec, backend, inputs)
+    expected, expected_grads = run(spec, case, inputs, backend)
+
+    def check(tensors: list[Tensor]) -> None:
+        leaves = [x.detach().requires_grad_(spec.differentiable and x.is_floating_point()) for x in tensors]
+        results = spec.call(case, *leaves, backend=backend)
+        back_propagate(results, [torch.stack([probe, probe], dim=-1)[..., 0] for probe in probes_for(results)])
+        for result, wanted in zip(results, expected, strict=True):
+            torch.testing.assert_close(result.detach(), wanted, rtol=1e-5, atol=1e-6)
+        for leaf, wanted in zip(leaves, expected_grads, strict=True):
+            if wanted is not None:
+                torch.testing.assert_close(leaf.grad, wanted, rtol=1e-4, atol=1e-5)
+
+    check([torch.stack([x, torch.ones_like(x)], dim=1)[:, 0] for x in inputs])  # every second row
+    check([torch.stack([x, torch.ones_like(x)], dim=-1)[..., 0] for x in inputs])  # gaps inside rows
+    check([x.transpose(0, -1).contiguous().transpose(0, -1) for x in inputs])
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
+def test_only_the_gradients_asked_for(spec: OpSpec, backend: str) -> None:
+    if not spec.differentiable:
+        pytest.skip(f"{spec.name} has no gradient")
+    case = spec.cases[0]
+    inputs = spec.make_inputs(case, LOWEST[spec.name], DEVICE, 21)
+    serves(spec, backend, inputs)
+    _, wanted = run(spec, case, inputs, backend)
+    for position, grad in enumerate(wanted):
+        if grad is None:
+            continue
+        leaves = [x.detach().clone().requires_grad_(i == position) for i, x in enumerate(inputs)]
+        results = spec.call(case, *leaves, backend=backend)
+        back_propagate(results, probes_for(results))
+        torch.testing.assert_close(leaves[position].grad, grad, rtol=1e-5, atol=1e-6)
+        with torch.no_grad():
+            assert not any(result.requires_grad for result in spec.call(case, *leaves, backend=backend))
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
+def test_compiles_to_one_graph(spec: OpSpec, backend: str) -> None:
+    torch._dynamo.reset()
+    case = min(spec.cases, key=lambda case: sum(x.numel() for x in spec.make_inputs(case, F64, DEVICE, 5)) or math.inf)
+    inputs = spec.make_inputs(case, LOWEST[spec.name], DEVICE, 5)
+    serves(spec, backend, inputs)
+
+    def function(*x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(2 * r if r.is_floating_point() else r for r in spec.call(case, *x, backend=backend))
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    leaves = [leaves_of(spec, inputs) for _ in range(2)]
+    results, expected = compiled(*leaves[0]), function(*leaves[1])
+    for a, b in zip(results, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6, equal_nan=True)
+    for found in (results, expected):
+        back_propagate(found, probes_for(found))
+    for a, b in zip(*leaves, strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
+def test_empty_batch(spec: OpSpec, backend: str) -> None:
+    empty = [case for case in spec.cases if any(x.numel() == 0 for x in spec.make_inputs(case, F64, DEVICE, 5))]
+    assert empty, f"the spec of {spec.name} needs a case with an empty batch"
+    for case in empty:
+        inputs = spec.make_inputs(case, LOWEST[spec.name], DEVICE, 5)
+        serves(spec, backend, inputs)
+        results, grads = run(spec, case, inputs, backend)
+        expected, _ = run(spec, case, inputs, "reference")
+        assert [r.shape for r in results] == [r.shape for r in expected]
+        for grad, given in zip(grads, inputs, strict=True):
+            assert grad is None or grad.shape == given.shape
