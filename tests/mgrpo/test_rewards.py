@@ -76,14 +76,27 @@ def test_order_of_members_does_not_matter(name):
     torch.testing.assert_close(REWARDS[name](shuffled), REWARDS[name](batch)[:, order])
 
 
+@pytest.mark.parametrize("content", [100.0, math.nan])
 @pytest.mark.parametrize("name", JOINT_REWARDS)
-def test_masked_frames_do_not_count(name):
-    batch, broken = make_batch(0.05), make_batch(0.05)
-    for case in (batch, broken):
-        case.target.mask[:, 9:] = False
-    broken.prediction.joints22[:, :, 9:] += 100.0
-    broken.prediction.body_rotmats[:, :, 9:] = axis_angle_to_rotmat(torch.full((3,), 1.0, dtype=torch.float64))
-    torch.testing.assert_close(REWARDS[name](broken), REWARDS[name](batch))
+def test_masking_the_end_equals_a_shorter_sequence(name, content):
+    shorter, masked = make_batch(0.05), make_batch(0.05)
+    for part, fields in (("prediction", ("joints22", "body_rotmats")), ("target", ("joints", "body_rotmats", "mask"))):
+        owner = getattr(shorter, part)
+        for field in fields:
+            axis = 1 if part == "target" else 2
+            setattr(owner, field, getattr(owner, field).narrow(axis, 0, 9))
+    masked.target.mask[:, 9:] = False
+    masked.prediction.joints22[:, :, 9:] = content
+    masked.prediction.body_rotmats[:, :, 9:] = content
+    torch.testing.assert_close(REWARDS[name](masked), REWARDS[name](shorter))
+
+
+@pytest.mark.parametrize("name", JOINT_REWARDS)
+def test_a_sequence_without_valid_frames_cannot_be_scored(name):
+    batch = make_batch(0.05)
+    batch.target.mask[1] = False
+    reward = REWARDS[name](batch)
+    assert reward[1].isnan().all() and reward[0].isfinite().all()
 
 
 @pytest.mark.parametrize("name", JOINT_REWARDS)
