@@ -41,6 +41,7 @@ CXX_FLAGS = [
 
 
 def main() -> None:
+    """Hand setuptools the packages and, where it can be built, the extension."""
     choice = os.environ.get("MGRPO_BUILD", "auto")
     if choice not in CHOICES:
         sys.exit(f"mgrpo: MGRPO_BUILD must be one of {', '.join(CHOICES)}, got {choice!r}")

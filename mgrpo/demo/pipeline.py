@@ -35,6 +35,7 @@ from mgrpo.train.motion_data import MotionDataConfig, load_motion_data
 from mgrpo.train.perceptual import PERCEPTUAL_TRAINING_PRESETS, PerceptualTrainingConfig, train_perceptual
 from mgrpo.train.prior import PriorConfig, train_prior
 from mgrpo.train.progress import Progress, notice
+from mgrpo.train.start import require_at_least_one
 
 _SAMPLER = SamplerConfig(steps=10)
 """A third of EgoAllo's steps: on motion this small it is as accurate, and three times as many groups fit into the
@@ -109,9 +110,7 @@ class DemoConfig:
     """Throw away what an earlier start left in the output folder and begin anew."""
 
     def __post_init__(self) -> None:
-        for name in ("evaluation_seeds", "diversity_draws"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        require_at_least_one(self, "evaluation_seeds", "diversity_draws")
         if self.evaluation_samples < 2:
             raise InputError(
                 f"--evaluation-samples must be at least 2 (diversity needs two), got {self.evaluation_samples}"

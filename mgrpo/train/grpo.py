@@ -40,8 +40,8 @@ from .interrupt import graceful_interrupt
 from .learning_rate import learning_rate_at, set_learning_rate
 from .motion_data import MotionDataConfig, load_motion_data
 from .progress import Progress
-from .run_dir import RunDir
 from .seeding import iteration_generator
+from .start import open_run, require_at_least_one, restore_last
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,7 @@ class GrpoConfig:
     forgotten."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "conditions", "optimizer_steps", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        require_at_least_one(self, "iterations", "conditions", "optimizer_steps", "checkpoint_every")
         if self.group_size < 2:
             raise InputError(
                 f"--group-size must be at least 2 (a group of one has no spread to learn from), got {self.group_size}"
@@ -270,25 +268,13 @@ def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:
     validation = data.validation.to(device)
     pool = data.train.batch(0, config.train_windows) if config.train_windows else None
 
-    may_change = ("iterations", "validate_every") if config.schedule == "constant" else ("validate_every",)
-    run = RunDir.create(
-        config.output,
-        config,
-        command=command,
-        resume=config.resume and (config.resume_from == "last" or config.resume_from),
-        may_change=may_change,
-    )
-    start = 0
-    if config.resume and (checkpoint := run.load("last")) is not None:
-        if average is None:
-            checkpoint.restore(policy, optimizer)
-        else:
-            checkpoint.restore(average, optimizer)
-            policy.load_state_dict(
-                {name.removeprefix("policy."): tensor for name, tensor in checkpoint.tensors.items()}
-            )
-        start = checkpoint.step
+    run = open_run(config, command)
     best = average if average is not None else policy
+    start = restore_last(run, config, best, optimizer)
+    if start and average is not None:
+        policy.load_state_dict(
+            {name.removeprefix("policy."): tensor for name, tensor in run.load("last").tensors.items()}
+        )
 
     with run, graceful_interrupt(run) as stop, Progress("grpo", config.iterations, start=start) as progress:
         for iteration in range(start, config.iterations):

@@ -37,8 +37,8 @@ from .interrupt import graceful_interrupt
 from .learning_rate import learning_rate_at, set_learning_rate
 from .motion_data import MotionDataConfig, load_motion_data
 from .progress import Progress
-from .run_dir import RunDir
 from .seeding import iteration_generator, stream_seed
+from .start import open_run, require_at_least_one, restore_last
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,10 @@ class PerceptualTrainingConfig:
     forgotten."""
 
     def __post_init__(self) -> None:
-        at_least_one = (
-            "iterations", "clips", "negatives_per_clip", "last_steps", "samples_per_clip", "validation_samples",
+        require_at_least_one(
+            self, "iterations", "clips", "negatives_per_clip", "last_steps", "samples_per_clip", "validation_samples",
             "optimizer_steps_per_generation", "checkpoint_every",
         )  # fmt: skip
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         for name in ("learning_rate", "gradient_clip", "gaussian_sigma"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
@@ -370,18 +367,8 @@ def train_perceptual(config: PerceptualTrainingConfig, *, command: list[str] | N
     transitions = config.sampler.transitions(CosineSchedule.make(prior.config.max_t))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
-    may_change = ("iterations", "validate_every") if config.schedule == "constant" else ("validate_every",)
-    run = RunDir.create(
-        config.output,
-        config,
-        command=command,
-        resume=config.resume and (config.resume_from == "last" or config.resume_from),
-        may_change=may_change,
-    )
-    start = 0
-    if config.resume and (checkpoint := run.load("last")) is not None:
-        checkpoint.restore(model, optimizer)
-        start = checkpoint.step
+    run = open_run(config, command)
+    start = restore_last(run, config, model, optimizer)
     validation = data.validation.to(device)
 
     with run, graceful_interrupt(run) as stop, Progress("perceptual", config.iterations, start=start) as progress:

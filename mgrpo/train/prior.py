@@ -20,8 +20,8 @@ from .interrupt import graceful_interrupt
 from .learning_rate import learning_rate_at, set_learning_rate
 from .motion_data import MotionDataConfig, load_motion_data
 from .progress import Progress
-from .run_dir import RunDir
 from .seeding import stream_seed
+from .start import open_run, require_at_least_one, restore_last
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,7 @@ class PriorConfig:
     forgotten."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        require_at_least_one(self, "iterations", "batch_size", "checkpoint_every")
         if self.preset not in DENOISER_PRESETS:
             raise InputError(f"--preset must be one of {', '.join(DENOISER_PRESETS)}, got {self.preset!r}")
         if not self.learning_rate > 0:
@@ -113,18 +111,8 @@ def train_prior(config: PriorConfig, *, command: list[str] | None = None) -> Pat
     schedule = CosineSchedule.make(model_config.max_t)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
-    may_change = ("iterations", "validate_every") if config.schedule == "constant" else ("validate_every",)
-    run = RunDir.create(
-        config.output,
-        config,
-        command=command,
-        resume=config.resume and (config.resume_from == "last" or config.resume_from),
-        may_change=may_change,
-    )
-    start = 0
-    if config.resume and (checkpoint := run.load("last")) is not None:
-        checkpoint.restore(denoiser, optimizer)
-        start = checkpoint.step
+    run = open_run(config, command)
+    start = restore_last(run, config, denoiser, optimizer)
     validation = data.validation.to(device)
     validation_seed = stream_seed(config.seed, 0, "validation noise")
 
