@@ -6,11 +6,14 @@ the backward pass, which may run on another thread, uses the same one. The ``ref
 here: it is plain differentiable torch, called by the public function, which also makes it the one that supports double
 backward, vmap and forward-mode differentiation.
 
-The C++ and CUDA entry points are separate operators ``mgrpo_native::<op>_fwd`` and ``_bwd`` without autograd.
+The C++ and CUDA entry points are separate operators ``<op>_fwd`` and ``<op>_bwd`` without autograd, in a namespace for
+each library: ``mgrpo_native`` (C++, CPU tensors), ``mgrpo_cuda`` (CUDA tensors) and ``mgrpo_emulation`` (the CUDA
+kernels compiled for the CPU, CPU tensors, for tests).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,26 +27,62 @@ from ._dispatch import DEFAULT_AUTO_ORDER, BackendError, Implementation, registe
 
 NAMESPACE = "mgrpo"
 NATIVE_NAMESPACE = "mgrpo_native"
+CUDA_NAMESPACE = "mgrpo_cuda"
+EMULATION_NAMESPACE = "mgrpo_emulation"
+EMULATION_VARIABLE = "MGRPO_EMULATION"
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
-def _load_native() -> str | None:
-    """Load the extension, which registers its operators; the reason why not, or None. Never compiles anything."""
-    path = Path(__file__).with_name("_C.abi3.so")
+def _load(path: Path, what: str, missing: str, remedy: str) -> str | None:
+    """Load a library of operators; the reason why not, or None. Never compiles anything."""
     if not path.is_file():
-        return "the native extension is not built (it needs a C++ compiler: 'make ext' in the source tree)"
+        return missing
     try:
         torch.ops.load_library(path)  # not an import: the file holds operators and no Python module
     except OSError as error:
-        return (
-            f"the native extension does not load with torch {torch.__version__} ({error}); rebuild it with 'make ext'"
-        )
+        return f"{what} does not load with torch {torch.__version__} ({error}); {remedy}"
     return None
+
+
+def _load_native() -> str | None:
+    return _load(
+        Path(__file__).with_name("_C.abi3.so"),
+        "the native extension",
+        "the native extension is not built (it needs a C++ compiler: 'make ext' in the source tree)",
+        "rebuild it with 'make ext'",
+    )
+
+
+def _load_cuda() -> str | None:
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    return _load(
+        Path(__file__).with_name("_cuda.abi3.so"),
+        "the library of CUDA kernels",
+        "the CUDA kernels are not built (they need nvcc: 'make ext MGRPO_BUILD=cuda' in the source tree)",
+        "rebuild it with 'make ext MGRPO_BUILD=cuda'",
+    )
+
+
+def _load_emulation() -> str | None:
+    path = os.environ.get(EMULATION_VARIABLE)
+    if not path:
+        return f"no emulation of the CUDA kernels is loaded ({EMULATION_VARIABLE} names one; for tests)"
+    return _load(
+        Path(path).absolute(),
+        "the emulation of the CUDA kernels",
+        f"{EMULATION_VARIABLE} names {path}, which does not exist",
+        "rebuild it with 'python tools/emulation.py'",
+    )
 
 
 NATIVE_PROBLEM: str | None = _load_native()
 """Why the native extension is not there, or None when it is loaded."""
+CUDA_PROBLEM: str | None = _load_cuda()
+"""Why the CUDA kernels are not there, or None when they are loaded."""
+EMULATION_PROBLEM: str | None = _load_emulation()
+"""Why the CUDA kernels cannot run on CPU tensors, or None when their emulation is loaded."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +106,18 @@ def native(operator: str) -> Callable[..., Any]:
     return call
 
 
+def cuda(operator: str) -> Callable[..., Any]:
+    """The CUDA operator ``<operator>`` of the library for the device of the first tensor argument: the real one for
+    CUDA tensors, its emulation for CPU tensors. Looked up when it is called."""
+
+    def call(*arguments: Any) -> Any:
+        first = next(argument for argument in arguments if isinstance(argument, Tensor))
+        namespace = CUDA_NAMESPACE if first.device.type == "cuda" else EMULATION_NAMESPACE
+        return getattr(getattr(torch.ops, namespace), operator)(*arguments)
+
+    return call
+
+
 def native_cpu(operators: Sequence[str], dtypes: Sequence[torch.dtype] = GEOMETRY_DTYPES) -> Implementation:
     """How dispatch sees a C++ backend that needs the native ``operators`` and CPU tensors of one of ``dtypes``."""
     problem = _native_problem(operators)
@@ -82,13 +133,56 @@ def native_cpu(operators: Sequence[str], dtypes: Sequence[torch.dtype] = GEOMETR
     return Implementation(unavailable=lambda: problem, refuses=refuses)
 
 
+def native_cuda(operators: Sequence[str], dtypes: Sequence[torch.dtype] = GEOMETRY_DTYPES) -> Implementation:
+    """How dispatch sees the CUDA backend that needs the ``operators`` of :func:`cuda` and tensors of one of ``dtypes``.
+
+    It serves CUDA tensors where the CUDA kernels are built, and CPU tensors where their emulation is loaded.
+    """
+    problems = {"cuda": _cuda_problem(operators), "cpu": _emulation_problem(operators)}
+
+    def refuses(tensors: tuple[Tensor, ...]) -> str | None:
+        for tensor in tensors:
+            if tensor.device != tensors[0].device:
+                return f"needs tensors on one device, got {tensors[0].device} and {tensor.device}"
+            if tensor.device.type not in problems or (tensor.device.type == "cpu" and problems["cpu"] is not None):
+                return f"needs tensors on a CUDA device, got {tensor.device}"
+            if problems[tensor.device.type] is not None:
+                return problems[tensor.device.type]
+            if tensor.dtype not in dtypes:
+                return f"does not take {str(tensor.dtype).removeprefix('torch.')}"
+        return None
+
+    def unavailable() -> str | None:
+        return None if problems["cpu"] is None else problems["cuda"]
+
+    return Implementation(unavailable=unavailable, refuses=refuses)
+
+
 def _native_problem(operators: Sequence[str]) -> str | None:
-    if NATIVE_PROBLEM is not None:
-        return NATIVE_PROBLEM
-    missing = [name for name in operators if not hasattr(getattr(torch.ops, NATIVE_NAMESPACE), name)]
-    if missing:
-        return f"the native extension is older than this source and lacks {', '.join(missing)}; run 'make ext'"
-    return None
+    return NATIVE_PROBLEM or _lacking(
+        NATIVE_NAMESPACE, operators, "the native extension is older than this source and lacks {}; run 'make ext'"
+    )
+
+
+def _cuda_problem(operators: Sequence[str]) -> str | None:
+    return CUDA_PROBLEM or _lacking(
+        CUDA_NAMESPACE,
+        operators,
+        "the library of CUDA kernels is older than this source and lacks {}; run 'make ext MGRPO_BUILD=cuda'",
+    )
+
+
+def _emulation_problem(operators: Sequence[str]) -> str | None:
+    return EMULATION_PROBLEM or _lacking(
+        EMULATION_NAMESPACE,
+        operators,
+        "the emulation of the CUDA kernels is older than this source and lacks {}; run 'python tools/emulation.py'",
+    )
+
+
+def _lacking(namespace: str, operators: Sequence[str], sentence: str) -> str | None:
+    missing = [name for name in operators if not hasattr(getattr(torch.ops, namespace), name)]
+    return sentence.format(", ".join(missing)) if missing else None
 
 
 def define_op(

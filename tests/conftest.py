@@ -1,9 +1,13 @@
-"""Fixtures that every test may use: shared folders, a seeded generator, and a fixed number of torch threads."""
+"""Fixtures that every test may use: shared folders, a seeded generator, a fixed number of torch threads; and, where
+there is no GPU, the emulation of the CUDA kernels, which makes the backend ``cuda`` serve CPU tensors."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,6 +18,41 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def pytest_configure(config: pytest.Config) -> None:
     """Use the thread count of ``OMP_NUM_THREADS`` (default 2), so that runs on different machines agree."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    config.stash[_EMULATION] = _prepare_emulation()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"CUDA kernels on the CPU: {config.stash[_EMULATION]}"
+
+
+_EMULATION = pytest.StashKey[str]()
+
+
+def emulation_tool() -> ModuleType:
+    """The module tools/emulation.py."""
+    name = "emulation_tool"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, REPOSITORY / "tools" / "emulation.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def _prepare_emulation() -> str:
+    """Build the emulation and name it by ``MGRPO_EMULATION``, before anyone imports mgrpo.kernels; what came of it."""
+    if os.environ.get("MGRPO_EMULATION"):
+        return f"{os.environ['MGRPO_EMULATION']}, from MGRPO_EMULATION"
+    if torch.cuda.is_available():
+        return "not needed, there is a GPU"
+    tool = emulation_tool()
+    try:
+        library = tool.build()
+    except tool.BuildError as error:
+        first, *rest = str(error).splitlines()
+        return "\n".join([f"not built: {first}", *rest])
+    os.environ["MGRPO_EMULATION"] = str(library)
+    return str(library.relative_to(REPOSITORY))
 
 
 def _shared_folder(variable: str, default: Path) -> Path:

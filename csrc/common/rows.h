@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "row_view.h"
+
 namespace mgrpo {
 
 using torch::headeronly::ScalarType;
@@ -17,52 +19,47 @@ using torch::stable::Tensor;
 // A tensor seen as rows: the last `inner` axes of one row lie contiguously; the axes before are the batch.
 class Rows {
  public:
-  Rows(const Tensor& tensor, int64_t inner) : tensor_(with_contiguous_rows(tensor, inner)) {
-    const int64_t batch_axes = tensor_.dim() - inner;
-    row_size_ = 1;
-    for (int64_t axis = batch_axes; axis < tensor_.dim(); ++axis) row_size_ *= tensor_.size(axis);
-    // Neighbouring axes that one stride describes become one: a contiguous batch needs no division below.
-    for (int64_t axis = 0; axis < batch_axes; ++axis) {
-      const int64_t size = tensor_.size(axis), stride = tensor_.stride(axis);
-      count_ *= size;
-      if (size == 1) continue;
-      if (!sizes_.empty() && strides_.back() == stride * size) {
-        sizes_.back() *= size;
-        strides_.back() = stride;
-      } else {
-        sizes_.push_back(size);
-        strides_.push_back(stride);
-      }
-    }
+  Rows(const Tensor& tensor, int64_t inner) : tensor_(tensor) {
+    if (rows_are_contiguous(tensor, inner) && describe(inner)) return;
+    tensor_ = torch::stable::contiguous(tensor);
+    describe(inner);
   }
 
-  int64_t count() const { return count_; }
-  int64_t row_size() const { return row_size_; }
+  int64_t count() const { return layout_.count; }
+  int64_t row_size() const { return layout_.row_size; }
 
   template <class T>
   const T* at(int64_t row) const {
-    int64_t offset = 0;
-    for (size_t axis = sizes_.size(); axis-- > 1;) {
-      offset += row % sizes_[axis] * strides_[axis];
-      row /= sizes_[axis];
-    }
-    if (!sizes_.empty()) offset += row * strides_[0];
-    return static_cast<const T*>(tensor_.const_data_ptr()) + offset;
+    return static_cast<const T*>(tensor_.const_data_ptr()) + layout_.offset(row);
+  }
+
+  // For kernels; valid while this object lives.
+  template <class T>
+  RowView<T> view() const {
+    return {static_cast<const T*>(tensor_.const_data_ptr()), layout_};
   }
 
  private:
-  static Tensor with_contiguous_rows(const Tensor& tensor, int64_t inner) {
+  static bool rows_are_contiguous(const Tensor& tensor, int64_t inner) {
     int64_t expected = 1;
     for (int64_t axis = tensor.dim() - 1; axis >= tensor.dim() - inner; --axis) {
-      if (tensor.size(axis) != 1 && tensor.stride(axis) != expected) return torch::stable::contiguous(tensor);
+      if (tensor.size(axis) != 1 && tensor.stride(axis) != expected) return false;
       expected *= tensor.size(axis);
     }
-    return tensor;
+    return true;
+  }
+
+  bool describe(int64_t inner) {
+    layout_ = RowLayout();
+    const int64_t batch_axes = tensor_.dim() - inner;
+    for (int64_t axis = batch_axes; axis < tensor_.dim(); ++axis) layout_.row_size *= tensor_.size(axis);
+    for (int64_t axis = 0; axis < batch_axes; ++axis)
+      if (!layout_.add_axis(tensor_.size(axis), tensor_.stride(axis))) return false;
+    return true;
   }
 
   Tensor tensor_;
-  std::vector<int64_t> sizes_, strides_;
-  int64_t count_ = 1, row_size_ = 1;
+  RowLayout layout_;
 };
 
 template <class T>

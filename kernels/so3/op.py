@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._library import Kernel, define_op, native, native_cpu
+from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
+
+_OPERATORS = ("project_so3_fwd", "project_so3_bwd")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, bool, str], output: Tensor) -> None:
@@ -23,16 +25,16 @@ def _gradient(ctx: Any, grad_R: Tensor) -> tuple[Tensor, None, None]:
 
 define_op(
     "project_so3",
-    implementations={"cpp": native_cpu(["project_so3_fwd", "project_so3_bwd"])},
+    implementations={"cpp": native_cpu(_OPERATORS), "cuda": native_cuda(_OPERATORS)},
     forward=Kernel(
         "(Tensor matrices, bool fix_det, str backend) -> Tensor",
         fake=lambda matrices, fix_det, backend: matrices.new_empty(matrices.shape),
-        backends={"cpp": native("project_so3_fwd")},
+        backends={"cpp": native("project_so3_fwd"), "cuda": cuda("project_so3_fwd")},
     ),
     backward=Kernel(
         "(Tensor grad_R, Tensor matrices, Tensor R, bool fix_det, str backend) -> Tensor",
         fake=lambda grad_R, matrices, R, fix_det, backend: matrices.new_empty(matrices.shape),
-        backends={"cpp": native("project_so3_bwd")},
+        backends={"cpp": native("project_so3_bwd"), "cuda": cuda("project_so3_bwd")},
     ),
     setup_context=_setup_context,
     gradient=_gradient,

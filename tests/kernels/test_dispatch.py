@@ -211,7 +211,7 @@ def test_everything_works_without_the_extension(tmp_path: Path, extension: str |
         except kernels.BackendError as error:
             print("refused:", error)
     """
-    result = run_python(code, tmp_path)
+    result = run_python(code, tmp_path, MGRPO_EMULATION="")
     assert result.returncode == 0, result.stderr
     assert f"cpp       no: {reason}" in result.stdout
     assert "-> reference yes" in result.stdout
