@@ -43,7 +43,9 @@ CALLS: dict[str, Callable[[], object]] = {
     "project_so3: int64": lambda: project_so3(torch.eye(3, dtype=torch.int64)),
     "project_so3: bfloat16": lambda: project_so3(eye.bfloat16()),
     "project_so3: unknown backend": lambda: project_so3(eye, backend="jax"),
-    "project_so3: backend not written": lambda: without_gpu_backends("project_so3", lambda: project_so3(eye, backend="cuda")),
+    "project_so3: backend not written": lambda: without_gpu_backends(
+        "project_so3", lambda: project_so3(eye, backend="cuda")
+    ),
     "use_backend: unknown": lambda: kernels.use_backend("fast").__enter__(),
     "forward_kinematics: flat matrices": lambda: forward_kinematics(zeros(4, 22, 9), zeros(22, 3), [-1] * 22),
     "forward_kinematics: other J in offsets": lambda: forward_kinematics(J3, zeros(4, 3), [-1, 0, 1]),
