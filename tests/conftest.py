@@ -14,6 +14,11 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# Triton reads this when it is imported, which torch.compile may do: so it is set before any test module is loaded.
+# Without a GPU its kernels are interpreted on CPU tensors, see docs/backends.md.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Use the thread count of ``OMP_NUM_THREADS`` (default 2), so that runs on different machines agree."""

@@ -54,7 +54,8 @@ SIBLINGS: Mapping[str, frozenset[str]] = {"perlin": frozenset({"rng"})}
 """Operators that use another operator's public functions, by folder."""
 
 TESTS_ONLY = frozenset({"smplx", "roma", "hypothesis", "pytest", "scipy"})
-TRITON_FILES = frozenset({"triton_impl.py", "_triton_math.py"})
+TRITON_FILES = frozenset({"triton_impl.py", "_triton_math.py", "_triton_philox.py"})
+"""The files that import triton when they are imported, and are therefore imported on first use."""
 TRAINING_LOOPS = ("prior", "perceptual", "grpo")
 
 
@@ -257,7 +258,7 @@ def test_triton_is_loaded_on_first_use() -> None:
             for module in modules()
             if module.path.name not in TRITON_FILES
             for found in module.imports
-            if found.at_start and found.target.rpartition(".")[2] in ("triton_impl", "_triton_math")
+            if found.at_start and f"{found.target.rpartition('.')[2]}.py" in TRITON_FILES
         ]
     )
 

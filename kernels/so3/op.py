@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
+from .._triton import triton_backend, triton_call
 
 _OPERATORS = ("project_so3_fwd", "project_so3_bwd")
 
@@ -25,16 +26,28 @@ def _gradient(ctx: Any, grad_R: Tensor) -> tuple[Tensor, None, None]:
 
 define_op(
     "project_so3",
-    implementations={"cpp": native_cpu(_OPERATORS), "cuda": native_cuda(_OPERATORS)},
+    implementations={
+        "cpp": native_cpu(_OPERATORS),
+        "triton": triton_backend(),
+        "cuda": native_cuda(_OPERATORS),
+    },
     forward=Kernel(
         "(Tensor matrices, bool fix_det, str backend) -> Tensor",
         fake=lambda matrices, fix_det, backend: matrices.new_empty(matrices.shape),
-        backends={"cpp": native("project_so3_fwd"), "cuda": cuda("project_so3_fwd")},
+        backends={
+            "cpp": native("project_so3_fwd"),
+            "triton": triton_call(__package__, "project_so3_forward"),
+            "cuda": cuda("project_so3_fwd"),
+        },
     ),
     backward=Kernel(
         "(Tensor grad_R, Tensor matrices, Tensor R, bool fix_det, str backend) -> Tensor",
         fake=lambda grad_R, matrices, R, fix_det, backend: matrices.new_empty(matrices.shape),
-        backends={"cpp": native("project_so3_bwd"), "cuda": cuda("project_so3_bwd")},
+        backends={
+            "cpp": native("project_so3_bwd"),
+            "triton": triton_call(__package__, "project_so3_backward"),
+            "cuda": cuda("project_so3_bwd"),
+        },
     ),
     setup_context=_setup_context,
     gradient=_gradient,

@@ -203,7 +203,7 @@ def test_everything_works_without_the_extension(tmp_path: Path, extension: str |
     code = """if True:
         import torch
         from mgrpo import kernels
-        assert all(kernels.available_backends(op) == ("reference",) for op in kernels.registered_ops())
+        assert not any("cpp" in kernels.available_backends(op) for op in kernels.registered_ops())
         assert torch.equal(kernels.project_so3(2 * torch.eye(3)), torch.eye(3))
         print(kernels.explain_backend("project_so3"))
         try:
