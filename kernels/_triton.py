@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,9 @@ from ._dispatch import BackendError, Implementation
 INTERPRET_VARIABLE = "TRITON_INTERPRET"
 INTERPRETED_LANES = 8192
 """Largest block of an interpreted kernel. The interpreter's cost is per program, hardly per lane."""
+ARCHITECTURES = (80, 90, 100, 120)
+PROOF_ARCHITECTURES = (90,)
+"""Compute capabilities, times ten, that kernels are compiled for in the tests."""
 MAX_ROW_AXES = 3
 """Rows that need more strides than this are copied: each axis beyond the first costs every lane a division."""
 
@@ -154,6 +158,32 @@ def launch(kernel: Any, programs: int, *arguments: Any, on: Tensor, **options: A
 def start(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
     """The one place that starts kernels. Tests put a function here that only compiles."""
     kernel[grid](*arguments, **options)
+
+
+class CompileCase(NamedTuple):
+    """A call that starts kernels, which ``tools/triton_resources.py`` turns into compiling them.
+
+    Every ``triton_impl.py`` lists its own in ``COMPILE_CASES``; together they start each kernel at least once.
+    """
+
+    name: str
+    run: Callable[[], object]
+    """Calls the module's launch functions with sample tensors, which may lie on the CPU: nothing is computed."""
+    architectures: tuple[int, ...]
+
+
+def compile_cases(
+    name: str, run: Callable[[torch.dtype], object], dtypes: Sequence[torch.dtype] = GEOMETRY_DTYPES
+) -> tuple[CompileCase, ...]:
+    """``run`` for each of ``dtypes``: float64, which is there to prove the rest, for one architecture alone."""
+    return tuple(
+        CompileCase(
+            f"{name} {str(dtype).removeprefix('torch.')}",
+            partial(run, dtype),
+            PROOF_ARCHITECTURES if dtype == torch.float64 else ARCHITECTURES,
+        )
+        for dtype in dtypes
+    )
 
 
 def _current_device(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import as_rows, block_lanes, launch
+from .._triton import as_rows, block_lanes, compile_cases, launch
 from .._triton_math import load_mat3, nearest_rotation, nearest_rotation_grad, program_rows, row_offset, store_mat3
 
 
@@ -67,3 +68,16 @@ def project_so3_backward(grad_R: Tensor, matrices: Tensor, R: Tensor, fix_det: b
         on=grad, FIX_DET=fix_det, BLOCK=block, num_warps=4,
     )  # fmt: skip
     return grad
+
+
+def _matrices(dtype: torch.dtype) -> Tensor:
+    return torch.empty(1000, 3, 3, dtype=dtype)
+
+
+COMPILE_CASES = (
+    *compile_cases("forward", lambda dtype: project_so3_forward(_matrices(dtype), True)),
+    *compile_cases(
+        "forward without det fix", lambda dtype: project_so3_forward(_matrices(dtype), False), [torch.float32]
+    ),
+    *compile_cases("backward", lambda dtype: project_so3_backward(*3 * [_matrices(dtype)], True)),
+)

@@ -1,0 +1,116 @@
+"""Every Triton kernel compiles for every kind of GPU without spilling, and uses what the committed table says.
+
+No GPU is needed. ``tools/triton_resources.py`` does the work, one process per operator, two at a time.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+Row = dict[str, Any]
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+def load_tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("triton_resources", ROOT / "tools" / "triton_resources.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TOOL = load_tool()
+OPS = TOOL.ops_with_kernels()
+
+
+@pytest.fixture(scope="module")
+def compiling() -> Iterator[dict[str, Future[list[Row]]]]:
+    """What every operator's kernels cost, all being found out at once."""
+    with ThreadPoolExecutor(TOOL.PROCESSES) as pool:
+        yield {op: pool.submit(TOOL.measure_elsewhere, op) for op in OPS}
+
+
+@pytest.fixture
+def measured(compiling: dict[str, Future[list[Row]]], request: pytest.FixtureRequest) -> list[Row]:
+    return compiling[request.getfixturevalue("op")].result()
+
+
+def kernel_names(op: str) -> set[str]:
+    """Functions in the operator's source that are launched: jitted, and named ..._kernel."""
+    tree = ast.parse((ROOT / "kernels" / op / "triton_impl.py").read_text())
+    return {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        and node.name.endswith("_kernel")
+        and any(ast.unparse(decorator) == "triton.jit" for decorator in node.decorator_list)
+    }
+
+
+def test_kernels_were_found() -> None:
+    assert "so3" in OPS
+    assert kernel_names("so3") == {"_project_so3_fwd_kernel", "_project_so3_bwd_kernel"}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_kernel_compiles_for_every_architecture(op: str, measured: list[Row]) -> None:
+    for kernel in kernel_names(op):
+        assert {row["sm"] for row in measured if row["kernel"] == kernel} >= {80, 90, 100, 120}, kernel
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_nothing_spills(op: str, measured: list[Row]) -> None:
+    assert not TOOL.spills(measured), "\n".join(TOOL.spills(measured))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_table_says_what_is_used(op: str, measured: list[Row]) -> None:
+    written_for, table = TOOL.read_table()
+    if version("triton") != written_for:
+        pytest.skip(f"the table is about triton {written_for}, and this is {version('triton')}")
+    problems = TOOL.differences(measured, [row for row in table if row["op"] == op])
+    assert not problems, "\n".join(problems)
+
+
+def test_the_table_is_about_these_operators() -> None:
+    assert sorted({row["op"] for row in TOOL.read_table()[1]}) == OPS
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_no_fused_multiply_add_where_bits_count(op: str, measured: list[Row]) -> None:
+    assert not [row for row in measured if not row["fusion"] and row["fma"]]
+
+
+def row(**changes: Any) -> Row:
+    key = {"op": "so3", "case": "forward", "kernel": "k", "sm": 90}
+    return {**key, "registers": 40, "stack_bytes": 0, "shared_bytes": 16, **changes}
+
+
+def test_differences_and_spills_are_named() -> None:
+    assert TOOL.differences([row(), row(sm=80)], [row(sm=80), row()]) == []
+    (changed,) = TOOL.differences([row(registers=41)], [row()])
+    assert changed.startswith("so3, forward, k, sm_90: registers 41,") and "the table says registers 40" in changed
+    assert changed.endswith("run tools/triton_resources.py --write")
+    (missing,) = TOOL.differences([row(), row()], [row()])  # started twice
+    assert "the table says nothing" in missing
+    (stale,) = TOOL.differences([], [row()])
+    assert "sm_90: nothing, the table says" in stale
+    assert TOOL.spills([row(), row(stack_bytes=8)]) == ["so3, forward, k, sm_90: 8 bytes of stack: it spills"]
+
+
+def test_the_table_is_read_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TOOL, "TABLE", tmp_path / "table.csv")
+    rows = [row(), row(case="a, b", registers=255)]
+    TOOL.TABLE.write_text(TOOL.format_table([{**rows[0], "fma": 3, "fusion": True}, rows[1]]))
+    assert TOOL.read_table() == (version("triton"), rows)

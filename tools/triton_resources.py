@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""What every Triton kernel costs on every kind of GPU: compiles them all, without a GPU, and reads the machine code.
+
+    tools/triton_resources.py            compare with kernels/triton_resources.csv; exit status 1 if it differs
+    tools/triton_resources.py --write    rewrite that table
+    tools/triton_resources.py --json OP  measure the kernels of kernels/OP alone, in this process, and print them
+
+A kernel is compiled by launching it: each ``triton_impl.py`` lists calls of its own launch functions in
+``COMPILE_CASES``, and what starts kernels is replaced by what compiles them. So dtypes, alignment and options are those
+of real launches. Registers and the stack depend on the compiler: the table names its version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = ROOT / "kernels" / "triton_resources.csv"
+PROCESSES = 2
+COLUMNS = ("op", "case", "kernel", "sm", "registers", "stack_bytes", "shared_bytes")
+KEY = COLUMNS[:4]
+RESOURCES = COLUMNS[4:]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--write", action="store_true", help="rewrite the table")
+    what.add_argument("--json", metavar="OP", help="measure one operator's kernels and print them as JSON")
+    options = parser.parse_args(arguments)
+    if options.json:
+        print(json.dumps(measure(options.json)))
+        return 0
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        rows = [row for rows in pool.map(measure_elsewhere, ops_with_kernels()) for row in rows]
+    if options.write:
+        TABLE.write_text(format_table(rows))
+        print(f"{TABLE.relative_to(ROOT)}: {len(rows)} kernels")
+        return 0
+    problems = [*spills(rows), *differences(rows, read_table()[1])]
+    print("\n".join(problems) or f"{TABLE.relative_to(ROOT)} holds all {len(rows)} kernels")
+    return 1 if problems else 0
+
+
+def ops_with_kernels() -> list[str]:
+    """Folders of kernels/ that have Triton kernels."""
+    return sorted(path.parent.name for path in (ROOT / "kernels").glob("*/triton_impl.py"))
+
+
+def measure_elsewhere(op: str) -> list[dict[str, Any]]:
+    """:func:`measure` in a new process: triton compiles only where it was imported without its interpreter."""
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "0",
+        "TRITON_CACHE_DIR": str(ROOT / "build" / "triton"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    result = subprocess.run(
+        [sys.executable, __file__, "--json", op], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    if result.returncode != 0:
+        raise RuntimeError(f"the kernels of kernels/{op} do not compile:\n{result.stderr[-4000:]}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def measure(op: str) -> list[dict[str, Any]]:
+    """One row per compile case, kernel and architecture of kernels/OP, with the columns of the table and ``fma``: how
+    many fused multiply-adds the PTX holds, and ``fusion``: whether the launch allows them."""
+    import importlib
+
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    from mgrpo.kernels import _triton
+
+    if _triton.INTERPRETED:
+        raise RuntimeError("TRITON_INTERPRET is set: an interpreting process cannot compile")
+    # A device's number is its architecture: triton keeps compiled kernels by device.
+    chosen = {"sm": 0}
+    driver.set_active(
+        SimpleNamespace(
+            get_current_device=lambda: chosen["sm"],
+            get_current_target=lambda: GPUTarget("cuda", chosen["sm"], 32),
+            get_current_stream=lambda device: 0,
+        )
+    )
+    compiled: list[tuple[str, Any, bool]] = []
+
+    def compile_only(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        binary = kernel.warmup(*arguments, grid=grid, **options)
+        compiled.append((kernel.__name__, binary, options.get("enable_fp_fusion", True)))
+
+    _triton.start = compile_only
+    rows = []
+    for case in importlib.import_module(f"mgrpo.kernels.{op}.triton_impl").COMPILE_CASES:
+        for sm in case.architectures:
+            chosen["sm"] = sm
+            compiled.clear()
+            case.run()
+            if not compiled:
+                raise RuntimeError(f"compile case {case.name!r} of {op} starts no kernel")
+            for name, binary, fusion in compiled:
+                registers, stack = registers_and_stack(binary.asm["cubin"])
+                key = {"op": op, "case": case.name, "kernel": name, "sm": sm}
+                resources = {"registers": registers, "stack_bytes": stack, "shared_bytes": binary.metadata.shared}
+                fma = len(re.findall(r"\bfma\.", binary.asm["ptx"]))
+                rows.append({**key, **resources, "fma": fma, "fusion": fusion})
+    return rows
+
+
+def registers_and_stack(cubin: bytes) -> tuple[int, int]:
+    """Registers per thread, and bytes of stack: what a kernel spills lies there, and ours use it for nothing else."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"REG:(\d+) STACK:(\d+).* LOCAL:(\d+)", said)
+    if len(found) != 1:
+        raise RuntimeError(f"cuobjdump -res-usage said {said!r}")
+    registers, stack, local = map(int, found[0])
+    return registers, stack + local
+
+
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The text of the table."""
+    text = io.StringIO()
+    text.write(f"# triton {version('triton')}; written by tools/triton_resources.py --write\n")
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_table() -> tuple[str, list[dict[str, Any]]]:
+    """Version of triton that the table is about, and its rows."""
+    first, _, rest = TABLE.read_text().partition("\n")
+    rows = [
+        {name: int(value) if name in ("sm", *RESOURCES) else value for name, value in row.items()}
+        for row in csv.DictReader(io.StringIO(rest))
+    ]
+    return first.removeprefix("# triton ").partition(";")[0], rows
+
+
+def keyed(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], tuple[int, ...]]:
+    """Resources by key; a kernel that one case starts several times has a number from its second row on."""
+    found: dict[tuple[Any, ...], tuple[int, ...]] = {}
+    for row in rows:
+        key, number = tuple(row[name] for name in KEY), 1
+        while (*key, number) in found:
+            number += 1
+        found[(*key, number)] = tuple(row[name] for name in RESOURCES)
+    return found
+
+
+def differences(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]]) -> list[str]:
+    """One sentence per kernel in which ``rows`` and ``table`` disagree."""
+    measured, wanted = keyed(rows), keyed(table)
+
+    def describe(resources: tuple[int, ...] | None) -> str:
+        return "nothing" if resources is None else ", ".join(f"{n} {v}" for n, v in zip(RESOURCES, resources))
+
+    return [
+        f"{key[0]}, {key[1]}, {key[2]}, sm_{key[3]}: {describe(measured.get(key))}, the table says "
+        f"{describe(wanted.get(key))}; if that is meant, run tools/triton_resources.py --write"
+        for key in sorted({*measured, *wanted})
+        if measured.get(key) != wanted.get(key)
+    ]
+
+
+def spills(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One sentence per kernel that does not fit into registers."""
+    return [
+        f"{row['op']}, {row['case']}, {row['kernel']}, sm_{row['sm']}: {row['stack_bytes']} bytes of stack: it spills"
+        for row in rows
+        if row["stack_bytes"]
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
