@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._library import Kernel, define_op, native, native_cpu
+from .._triton import triton_backend, triton_call
 from . import reference
 
 
@@ -25,11 +26,18 @@ for _name, _reference in (
 ):
     define_op(
         _name,
-        implementations={"cpp": native_cpu([f"{_name}_fwd"], (torch.int64,))},
+        implementations={
+            "cpp": native_cpu([f"{_name}_fwd"], (torch.int64,)),
+            "triton": triton_backend((torch.int64,)),
+        },
         forward=Kernel(
             "(Tensor step_member, Tensor condition, SymInt count, int seed, int iteration, int stream, str backend)"
             " -> Tensor",
             fake=_fake,
-            backends={"reference": _reference, "cpp": native(f"{_name}_fwd")},
+            backends={
+                "reference": _reference,
+                "cpp": native(f"{_name}_fwd"),
+                "triton": triton_call(__package__, _name),
+            },
         ),
     )
