@@ -3,16 +3,17 @@ there is no GPU, the emulation of the CUDA kernels, which makes the backend ``cu
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "tools"))
+
+import emulation  # noqa: E402  (tools/emulation.py)
 
 # Triton reads this when it is imported, which torch.compile may do: so it is set before any test module is loaded.
 # Without a GPU its kernels are interpreted on CPU tensors, see docs/backends.md.
@@ -33,27 +34,15 @@ def pytest_report_header(config: pytest.Config) -> str:
 _EMULATION = pytest.StashKey[str]()
 
 
-def emulation_tool() -> ModuleType:
-    """The module tools/emulation.py."""
-    name = "emulation_tool"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, REPOSITORY / "tools" / "emulation.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
 def _prepare_emulation() -> str:
     """Build the emulation and name it by ``MGRPO_EMULATION``, before anyone imports mgrpo.kernels; what came of it."""
     if os.environ.get("MGRPO_EMULATION"):
         return f"{os.environ['MGRPO_EMULATION']}, from MGRPO_EMULATION"
     if torch.cuda.is_available():
         return "not needed, there is a GPU"
-    tool = emulation_tool()
     try:
-        library = tool.build()
-    except tool.BuildError as error:
+        library = emulation.build()
+    except emulation.BuildError as error:
         first, *rest = str(error).splitlines()
         return "\n".join([f"not built: {first}", *rest])
     os.environ["MGRPO_EMULATION"] = str(library)

@@ -12,8 +12,6 @@
 #else
 #include <cuda_runtime.h>
 #if defined(__CUDACC__)
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #define MGRPO_LAUNCH(kernel, grid, block, shared_bytes, stream) kernel<<<grid, block, shared_bytes, stream>>>
 #define MGRPO_DYN_SMEM(T, name)                                 \
   extern __shared__ __align__(16) unsigned char name##_bytes[]; \

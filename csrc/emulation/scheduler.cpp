@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <mutex>
 #include <numeric>
@@ -79,7 +80,11 @@ std::string describe_deadlock(const Block& block) {
   for (const Thread& thread : block.threads) {
     if (thread.finished) continue;
     std::string place = describe(thread.waits_at->place);
-    if (thread.waits_at != &block.barrier) place += ", which waits for every lane of its mask";
+    if (thread.waits_at != &block.barrier) {
+      char mask[40];
+      std::snprintf(mask, sizeof mask, " for all lanes of mask 0x%08x", thread.waits_at->mask);
+      place += mask;
+    }
     auto found = std::find_if(places.begin(), places.end(), [&](const auto& entry) { return entry.first == place; });
     if (found == places.end()) {
       places.emplace_back(place, 1);
@@ -151,6 +156,9 @@ void run_block(Block& block, unsigned salt) {
   current_block = nullptr;
 }
 
+#if defined(MGRPO_EMULATION_SANITIZE)
+int os_threads() { return 1; }
+#else
 int default_os_threads() {
   const char* wanted = std::getenv("OMP_NUM_THREADS");
   const int number = wanted == nullptr ? 0 : std::atoi(wanted);
@@ -158,13 +166,10 @@ int default_os_threads() {
 }
 
 int os_threads() {
-#if defined(MGRPO_EMULATION_SANITIZE)
-  return 1;
-#else
   static const int by_default = default_os_threads();
   return options().os_threads > 0 ? options().os_threads : by_default;
-#endif
 }
+#endif
 
 }  // namespace
 
@@ -194,13 +199,22 @@ int count_in_block(bool vote, const Place& place) {
   return votes;
 }
 
+// The lanes of a warp may be in several operations at a time, each with its own mask.
+static Barrier& barrier_of_mask(Warp& warp, unsigned mask) {
+  Barrier* free_one = nullptr;
+  for (Barrier& barrier : warp.barriers) {
+    if (barrier.arrived > 0 && barrier.mask == mask) return barrier;
+    if (barrier.arrived == 0) free_one = &barrier;
+  }
+  free_one->mask = mask;  // each waiting lane takes up one of 32 at most
+  return *free_one;
+}
+
 void wait_for_warp(unsigned mask, const Place& place) {
   if (!(mask >> lane_index() & 1)) fail("a lane is not in the mask that it gives to " + describe(place));
   Warp& warp = current_warp();
-  Barrier& barrier = warp.barriers[__builtin_ctz(mask)];
-  if (barrier.arrived > 0 && barrier.mask != mask) fail("lanes give different masks to " + describe(place));
+  Barrier& barrier = barrier_of_mask(warp, mask);
   join(barrier, place);
-  barrier.mask = mask;
   wait(barrier, __builtin_popcount(mask & warp.alive));
 }
 

@@ -48,7 +48,7 @@ struct Thread {
 
 struct Warp {
   unsigned alive = 0;  // bit per lane that has not finished
-  Barrier barriers[32];  // of a warp operation, by the lowest lane of its mask
+  Barrier barriers[32];  // of the warp operations that lanes are in, by mask
   uint64_t slots[32];  // what each lane brings to it
 };
 
