@@ -47,11 +47,12 @@ def as_float(x):
 
 @triton.jit
 def rounded_to(x, DTYPE: tl.constexpr):
-    """float32 ``x`` as ``DTYPE``, to nearest even. The interpreter's own conversion to bfloat16 truncates."""
+    """float32 ``x`` as ``DTYPE``, to nearest even. The interpreter's own conversion to bfloat16 truncates, and makes
+    2^-126 of zero."""
     if _INTERPRETED and tl.bfloat16 == DTYPE:
         bits = x.to(tl.int32, bitcast=True)
-        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), bits)
-        return bits.to(tl.float32, bitcast=True).to(tl.bfloat16)
+        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), bits | 0x400000)
+        return (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
     else:
         return x.to(DTYPE)
 

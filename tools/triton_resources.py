@@ -3,7 +3,7 @@
 
     tools/triton_resources.py            compare with kernels/triton_resources.csv; exit status 1 if it differs
     tools/triton_resources.py --write    rewrite that table
-    tools/triton_resources.py --json OP  measure the kernels of kernels/OP alone, in this process, and print them
+    tools/triton_resources.py --json OP  measure the kernels of kernels/OP (or of a file) in this process, print them
 
 A kernel is compiled by launching it: each ``triton_impl.py`` lists calls of its own launch functions in
 ``COMPILE_CASES``, and what starts kernels is replaced by what compiles them. So dtypes, alignment and options are those
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import io
 import json
 import os
@@ -73,15 +74,13 @@ def measure_elsewhere(op: str) -> list[dict[str, Any]]:
         [sys.executable, __file__, "--json", op], env=environment, cwd=ROOT, capture_output=True, text=True
     )
     if result.returncode != 0:
-        raise RuntimeError(f"the kernels of kernels/{op} do not compile:\n{result.stderr[-4000:]}")
+        raise RuntimeError(f"the kernels of {op} do not compile:\n{result.stderr[-4000:]}")
     return json.loads(result.stdout.splitlines()[-1])
 
 
 def measure(op: str) -> list[dict[str, Any]]:
-    """One row per compile case, kernel and architecture of kernels/OP, with the columns of the table and ``fma``: how
-    many fused multiply-adds the PTX holds, and ``fusion``: whether the launch allows them."""
-    import importlib
-
+    """One row per compile case, kernel and architecture of kernels/OP, or of the file OP, with the columns of the table
+    and ``fma``: how many fused multiply-adds the PTX holds, and ``fusion``: whether the launch allows them."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
@@ -106,7 +105,12 @@ def measure(op: str) -> list[dict[str, Any]]:
 
     _triton.start = compile_only
     rows = []
-    for case in importlib.import_module(f"mgrpo.kernels.{op}.triton_impl").COMPILE_CASES:
+    if op.endswith(".py"):
+        sys.path.insert(0, str(Path(op).parent))
+        module = importlib.import_module(Path(op).stem)
+    else:
+        module = importlib.import_module(f"mgrpo.kernels.{op}.triton_impl")
+    for case in module.COMPILE_CASES:
         for sm in case.architectures:
             chosen["sm"] = sm
             compiled.clear()

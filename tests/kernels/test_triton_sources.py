@@ -115,6 +115,12 @@ def test_no_fused_multiply_add_where_bits_count(op: str, measured: list[Row]) ->
         assert all(row["fma"] for row in measured)
 
 
+def test_device_functions_compile() -> None:
+    """Those too that no operator uses; their sizes are the operators' affair."""
+    rows = TOOL.measure_elsewhere("tests/kernels/triton_math_kernels.py")
+    assert {"rot6d_matrix float64", "rounded_to"} <= {row["case"] for row in rows}
+
+
 def row(**changes: Any) -> Row:
     key = {"op": "so3", "case": "forward", "kernel": "k", "sm": 90}
     return {**key, "registers": 40, "stack_bytes": 0, "shared_bytes": 16, **changes}
