@@ -12,10 +12,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -84,14 +83,14 @@ def triton_call(package: str, function: str) -> Callable[..., Any]:
     return call
 
 
+@cache
 def _load(package: str) -> Any:
-    name = f"{package}.triton_impl"
-    if name not in sys.modules and _interpreter_asked_for() != INTERPRETED:
+    if _interpreter_asked_for() != INTERPRETED:
         raise BackendError(
             f"{INTERPRET_VARIABLE} was changed after mgrpo.kernels was imported; set it before the process starts"
         )
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(f"{package}.triton_impl")
     except ImportError as error:
         raise BackendError(f"triton cannot be used ({error}); choose another backend") from error
 

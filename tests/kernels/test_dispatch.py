@@ -15,7 +15,7 @@ import torch
 
 import mgrpo
 from mgrpo import kernels
-from mgrpo.kernels import BackendError, _dispatch, available_backends, explain_backend, use_backend
+from mgrpo.kernels import BackendError, _dispatch, _triton, available_backends, explain_backend, use_backend
 from mgrpo.kernels._dispatch import Implementation, resolve
 
 KERNELS_FOLDER = Path(kernels.__file__).resolve().parent
@@ -230,6 +230,55 @@ def test_importing_does_not_need_triton_nor_a_compiler() -> None:
     """
     result = run_python(code, Path(mgrpo.__file__).parents[1], CXX="/bin/false")
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(_triton.INTERPRETED is False, reason="kernels are not interpreted where there is a GPU")
+def test_interpreted_triton_wants_cpu_tensors() -> None:
+    refusal = _dispatch._ops["project_so3"].implementations["triton"].refuses
+    assert refusal((F32, F64)) is None
+    assert refusal((F32.to("meta"),)) == "needs tensors on the CPU under TRITON_INTERPRET=1, got meta"
+    assert refusal((F32.bfloat16(),)) == "does not take bfloat16"
+
+
+@pytest.mark.skipif("triton" not in available_backends("project_so3"), reason=explain_backend("project_so3"))
+def test_compiled_triton_wants_a_gpu() -> None:
+    code = """if True:
+        import os, torch
+        from mgrpo import kernels
+        from mgrpo.kernels import _dispatch, _triton
+        print("alone:", kernels.explain_backend("project_so3"))
+        _triton.torch.cuda.is_available = lambda: True
+        assert "triton" in kernels.available_backends("project_so3")
+        print("with one:", kernels.explain_backend("project_so3"))
+        os.environ["TRITON_INTERPRET"] = "1"
+        try:
+            _triton.triton_call("mgrpo.kernels.so3", "project_so3_forward")(torch.eye(3), True)
+        except kernels.BackendError as error:
+            print("late:", error)
+    """
+    result = run_python(code, Path(mgrpo.__file__).parents[1], TRITON_INTERPRET="0", CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 0, result.stderr
+    alone, with_one = result.stdout.split("with one:")
+    assert "triton    no: there is no CUDA device (TRITON_INTERPRET=1 set before" in alone
+    assert "triton    no: needs tensors on a CUDA device, got cpu" in with_one
+    assert "late: TRITON_INTERPRET was changed after mgrpo.kernels was imported" in with_one
+
+
+def test_a_triton_that_does_not_import_is_a_refusal(tmp_path: Path) -> None:
+    (tmp_path / "mgrpo").mkdir()
+    (tmp_path / "mgrpo" / "__init__.py").touch()
+    copy_kernels(tmp_path, "mgrpo/kernels")
+    (tmp_path / "triton.py").write_text("raise ImportError('no libcuda here')")
+    code = """if True:
+        import torch
+        from mgrpo import kernels
+        try:
+            kernels.project_so3(torch.eye(3), backend="triton")
+        except kernels.BackendError as error:
+            print("refused:", error)
+    """
+    result = run_python(code, tmp_path, TRITON_INTERPRET="1")
+    assert "refused: triton cannot be used (no libcuda here); choose another backend" in result.stdout, result.stderr
 
 
 def test_every_op_has_its_oracle() -> None:

@@ -1,6 +1,6 @@
-"""``project_so3`` on the ``triton`` backend: against the float64 reference, at the edges, and row by row.
+"""``project_so3`` on the ``triton`` backend, beyond what every op is tested for: edges, many programs, strides.
 
-Without a GPU the kernels are interpreted; gradients are compared with the reference, as gradcheck would take minutes.
+Without a GPU the kernels are interpreted.
 """
 
 from __future__ import annotations
@@ -42,20 +42,6 @@ def probe_like(matrices: Tensor) -> Tensor:
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
     torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance * scale)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", SPEC.cases, ids=lambda case: case.name)
-def test_matches_float64(case: Case, dtype: torch.dtype) -> None:
-    (matrices,) = SPEC.make_inputs(case, dtype, DEVICE, 5)
-    grad_R = probe_like(matrices)
-    wanted, wanted_grad = project(matrices.double(), grad_R.double(), backend="reference", **case.options)
-    R, grad = project(matrices, grad_R, backend="triton", **case.options)
-    assert R.dtype == dtype and R.is_contiguous() and grad.dtype == dtype and grad.is_contiguous()
-    assert_close(R, wanted, SPEC.tolerances[dtype].forward)
-    assert_close(grad, wanted_grad, SPEC.tolerances[dtype].gradient)
-    if grad.numel():
-        assert (grad.double() - wanted_grad).norm() < SPEC.tolerances[dtype].gradient * wanted_grad.norm()
 
 
 def edge_matrices(dtype: torch.dtype) -> dict[str, Tensor]:
@@ -142,18 +128,18 @@ def test_a_row_alone_equals_the_row_in_any_batch(dtype: torch.dtype, monkeypatch
     matrices = torch.cat([matrices.flatten(0, 1), *(matrix[None] for matrix in edge_matrices(dtype).values())])
     grad_R = probe_like(matrices)
     whole = project(matrices, grad_R, backend="triton")
-    for row in (0, 1, 100, len(matrices) - 3, len(matrices) - 1):
+    for row in (100, len(matrices) - 3):
         alone = project(matrices[row], grad_R[row], backend="triton")
         for a, b in zip(alone, whole):
             assert torch.equal(a, b[row]) or (a.isnan() == b[row].isnan()).all()
     # Many small programs instead of one.
-    monkeypatch.setattr(_triton, "INTERPRETED_LANES", 32)
+    monkeypatch.setattr(_triton, "INTERPRETED_LANES", 64)
     for a, b in zip(project(matrices, grad_R, backend="triton"), whole):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 def test_strided_and_expanded_inputs() -> None:
-    (matrices,) = SPEC.make_inputs(Case("grid", {"batch": (2, 3, 2, 5), "near": False}), torch.float32, DEVICE, 6)
+    (matrices,) = SPEC.make_inputs(Case("grid", {"batch": (2, 3, 2, 5), "near": True}), torch.float32, DEVICE, 6)
     gaps = torch.full((2, 3, 2, 5, 3, 4), 9.0, device=DEVICE)
     gaps[..., :3] = matrices
     inputs = {
@@ -170,9 +156,8 @@ def test_strided_and_expanded_inputs() -> None:
         grad_R = probe_like(strided)
         wanted = project(strided.contiguous(), grad_R, backend="triton")
         spread = torch.stack([grad_R, grad_R], dim=-1)[..., 0]
-        for grad in (grad_R, spread):
-            for a, b in zip(project(strided, grad, backend="triton"), wanted):
-                assert torch.equal(a, b), name
+        for a, b in zip(project(strided, spread, backend="triton"), wanted):
+            assert torch.equal(a, b), name
 
 
 def test_rows_are_copied_only_where_they_must_be() -> None:
@@ -199,24 +184,6 @@ def test_rows_are_copied_only_where_they_must_be() -> None:
             assert torch.equal(flat[offset : offset + 9].view(3, 3), matrix)
 
 
-def test_runs_repeat_and_inputs_stay() -> None:
-    (matrices,) = SPEC.make_inputs(SPEC.cases[0], torch.float32, DEVICE, 3)
-    grad_R, before = probe_like(matrices), matrices.clone()
-    first, second = (project(matrices, grad_R, backend="triton") for _ in range(2))
-    assert torch.equal(matrices, before)
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
-
-
-def test_registered_operator() -> None:
+def test_opcheck() -> None:
     (matrices,) = SPEC.make_inputs(SPEC.cases[1], torch.float32, DEVICE, 3)
     torch.library.opcheck(torch.ops.mgrpo.project_so3.default, (matrices.requires_grad_(), True, "triton"))
-    torch._dynamo.reset()
-    compiled = torch.compile(lambda m: 2 * project_so3(m, backend="triton"), fullgraph=True, backend="aot_eager")
-    leaves = [matrices.detach().clone().requires_grad_() for _ in range(2)]
-    results = [compiled(leaves[0]), 2 * project_so3(leaves[1], backend="triton")]
-    for result in results:
-        result.square().sum().backward()
-    assert torch.equal(*results) and torch.equal(*(leaf.grad for leaf in leaves))
-    (grad,) = torch.autograd.grad(project_so3(leaves[0], backend="triton").sum(), leaves[0], create_graph=True)
-    with pytest.raises(kernels.BackendError, match="backend='reference'"):
-        grad.square().sum().backward()
