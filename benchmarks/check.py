@@ -1,0 +1,98 @@
+"""Measures what the wanted figures need and holds the result against them: one line each, exit code 1 where one is not
+met or could not be measured."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from .run import say, use_threads
+
+if TYPE_CHECKING:
+    from .requirement import Requirement, Verdict
+    from .results import Row
+    from .workload import Workload
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description=__doc__)
+    parser.add_argument("--only", action="append", metavar="NAME", help="figure or workload, with * and ?; repeatable")
+    parser.add_argument("--threads", type=int, default=2, help="threads of everything (2, as the figures want)")
+    parser.add_argument("--tries", type=int, default=2, help="measure a missed or busy workload so often (2)")
+    parser.add_argument("--list", action="store_true", help="print the figures and end")
+    options = parser.parse_args(arguments)
+    use_threads(options.threads)
+
+    from .checks import all_requirements
+    from .suite import Options, Suite, threads
+    from .workload import all_workloads
+
+    requirements = select(all_requirements(), options.only)
+    workloads = {workload.name: workload for workload in all_workloads()}
+    unknown = sorted({requirement.workload for requirement in requirements} - set(workloads))
+    if unknown:
+        parser.error(f"there is no workload {', '.join(unknown)}")
+    if not requirements:
+        parser.error(f"no figure is named {' or '.join(options.only or [])}; --list prints them")
+    if options.list:
+        for requirement in requirements:
+            workload = workloads[requirement.workload]
+            print(f"{requirement.name:<32} {requirement.wanted:<18} {workload.title}, {workload.size}")
+        return 0
+
+    with threads(options.threads):
+        suite = Suite(Options(threads=options.threads))
+        return judge_all(requirements, workloads, suite.run, options.threads, options.tries)
+
+
+def select(requirements: Sequence[Requirement], patterns: Sequence[str] | None) -> list[Requirement]:
+    """Requirements whose name or workload matches one of the patterns; all without patterns."""
+    if not patterns:
+        return list(requirements)
+    return [
+        requirement
+        for requirement in requirements
+        if any(fnmatch.fnmatch(name, one) for name in (requirement.name, requirement.workload) for one in patterns)
+    ]
+
+
+def judge_all(
+    requirements: Sequence[Requirement],
+    workloads: Mapping[str, Workload],
+    measure: Callable[[Workload], list[Row]],
+    threads: int,
+    tries: int,
+) -> int:
+    """Measure each workload once, and again while something is missed and tries are left; print a line per figure.
+
+    Trying again guards against a machine that was disturbed, not against a figure that is too slow: the last
+    measurement counts whatever the ones before said, and the line says which try it was.
+    """
+    bad = 0
+    for name in dict.fromkeys(requirement.workload for requirement in requirements):
+        asked = [requirement for requirement in requirements if requirement.workload == name]
+        workload = workloads[name]
+        verdicts: list[Verdict] = []
+        for attempt in range(1, max(1, tries) + 1):
+            say(f"measuring {name}" + (f", try {attempt}" if attempt > 1 else ""))
+            rows = measure(workload)
+            verdicts = [requirement.judge(rows) for requirement in asked]
+            if all(verdict.state == "met" for verdict in verdicts):
+                break
+        for requirement, verdict in zip(asked, verdicts):
+            bad += verdict.state != "met"
+            again = f", try {attempt}" if attempt > 1 else ""
+            print(
+                f"{verdict.state.upper() if verdict.state != 'met' else 'met':<11}{requirement.name:<32} "
+                f"wanted {requirement.wanted}, measured {verdict.measured}; {workload.size}, {threads} threads{again}",
+                flush=True,
+            )
+    print(f"{len(requirements) - bad} met, {bad} not met")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,30 @@
+"""Speed of the operators on the CPU: at least what a first prototype reached against eager torch, and no peer faster."""
+
+from __future__ import annotations
+
+from benchmarks.requirement import Requirement, no_peer_faster, speed_up
+
+SPEED_UPS = {
+    "fk_quaternion_2048": 15,
+    "fk_quaternion_32768": 15,
+    "fk_matrix_32768_backward": 14,
+    "procrustes_2048": 50,
+    "procrustes_32768": 50,
+    "so3_near_104k": 100,
+    "so3_near_836k": 100,
+    "so3_random_104k": 100,
+    "so3_near_104k_backward": 75,
+    "so3_near_836k_backward": 75,
+    "rewards_16": 45,
+    "rewards_256": 45,
+    "sde_step_16": 11,
+    "sde_step_128": 11,
+    "sde_noisy_step_128": 8,
+    "sde_log_prob_128_backward": 12,
+}
+"""Workload -> how many times faster than the fastest eager reference, with two threads."""
+
+REQUIREMENTS: tuple[Requirement, ...] = (
+    *(speed_up(workload, workload, ratio) for workload, ratio in SPEED_UPS.items()),
+    *(no_peer_faster(f"{workload}_peers", workload) for workload in SPEED_UPS),
+)

@@ -1,0 +1,83 @@
+"""A figure that is wanted, and how the rows of a measurement answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .results import Row
+
+State = Literal["met", "missed", "unmeasured"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found."""
+
+    state: State
+    measured: str
+    """For a person: the figure and what it is made of, or why there is none."""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One line of ``python -m benchmarks.check``."""
+
+    name: str
+    workload: str
+    """Name of the workload that must be measured for it."""
+    wanted: str
+    """For a person: ``15x eager torch``."""
+    judge: Callable[[Sequence[Row]], Verdict]
+    """From the workload's rows."""
+
+
+def speed_up(name: str, workload: str, ratio: float) -> Requirement:
+    """Our fastest backend takes at most 1 / ``ratio`` of the time of the fastest eager reference."""
+
+    def judge(rows: Sequence[Row]) -> Verdict:
+        our, reason = fastest(rows, "ours")
+        base, base_reason = fastest(rows, "reference")
+        if our is None or base is None:
+            return Verdict("unmeasured", reason or base_reason)
+        measured = base.median_us / our.median_us  # type: ignore[operator]
+        times = f"{our.ns_per_item:,.4g} against {base.ns_per_item:,.4g} ns/{our.item}"
+        return Verdict("met" if measured >= ratio else "missed", f"{measured:.1f}x ({our.implementation}: {times})")
+
+    return Requirement(name, workload, f"{ratio:g}x eager torch", judge)
+
+
+def no_peer_faster(name: str, workload: str) -> Requirement:
+    """None of the packages that are installed, nor torch.compile, is faster than our fastest backend."""
+
+    def judge(rows: Sequence[Row]) -> Verdict:
+        our, reason = fastest(rows, "ours")
+        if our is None:
+            return Verdict("unmeasured", reason)
+        others = [row for row in rows if row.kind in ("peer", "compile") and row.mode == "call"]
+        busy = [row.implementation for row in others if row.status == "busy"]
+        if busy:
+            return Verdict("unmeasured", f"the machine was busy: {', '.join(busy)}")
+        measured = sorted((row for row in others if row.measured), key=lambda row: row.median_us or 0.0)
+        if not measured:
+            return Verdict("unmeasured", "no peer could be measured: pip install .[bench]")
+        best = measured[0]
+        ratio = best.median_us / our.median_us  # type: ignore[operator]
+        absent = sum(row.status == "absent" for row in others)
+        note = f", {absent} absent" if absent else ""
+        text = f"{ratio:.1f}x the best of {len(measured)}, {best.implementation}{note}"
+        return Verdict("met" if ratio >= 1 else "missed", text)
+
+    return Requirement(name, workload, "no peer faster", judge)
+
+
+def fastest(rows: Sequence[Row], kind: str) -> tuple[Row | None, str]:
+    """The fastest row of a kind as a user calls it, or None and the reason."""
+    candidates = [row for row in rows if row.kind == kind and row.mode == "call"]
+    measured = [row for row in candidates if row.measured]
+    if measured:
+        return min(measured, key=lambda row: row.median_us or 0.0), ""
+    if not candidates:
+        return None, f"nothing of kind {kind!r} can run here"
+    return None, "; ".join(f"{row.implementation}: {row.status}, {row.note}" for row in candidates)
