@@ -26,6 +26,8 @@ class Peer:
     distribution: str
     gpu: bool = True
     """Whether it computes on GPU tensors."""
+    needs: tuple[str, ...] = ()
+    """Modules that it cannot do without, though its installation can."""
 
 
 PEERS: dict[str, Peer] = {
@@ -33,7 +35,7 @@ PEERS: dict[str, Peer] = {
     "roma": Peer("roma", "roma"),
     "pytorch-kinematics": Peer("pytorch_kinematics", "pytorch-kinematics"),
     "smplfitter": Peer("smplfitter.pt", "smplfitter"),
-    "smplfitter-numba": Peer("smplfitter.nb", "smplfitter", gpu=False),
+    "smplfitter-numba": Peer("smplfitter.nb", "smplfitter", gpu=False, needs=("numba",)),
     "body-models": Peer("body_models", "body-models"),
     "nanomanifold": Peer("nanomanifold", "nanomanifold"),
     "pypose": Peer("pypose", "pypose"),
@@ -44,14 +46,9 @@ PEERS: dict[str, Peer] = {
 def problem(name: str) -> str | None:
     """Why a peer cannot be used here, with how to get it; None when it can."""
     peer = PEERS[name]
-    missing = [
-        part for part in (peer.module.split(".")[0], *_also_needs(name)) if importlib.util.find_spec(part) is None
-    ]
+    needed = (peer.module.split(".")[0], *peer.needs)
+    missing = [part for part in needed if importlib.util.find_spec(part) is None]
     return f"{', '.join(missing)} not installed: {HOW_TO_INSTALL}" if missing else None
-
-
-def _also_needs(name: str) -> tuple[str, ...]:
-    return ("numba",) if name == "smplfitter-numba" else ()
 
 
 def version(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import peers
@@ -26,7 +26,7 @@ class Options:
 
     device: str = "cpu"
     threads: int = 2
-    plan: Plan = Plan()
+    plan: Plan = field(default_factory=Plan)
     only: frozenset[str] | None = None
     """Names of implementations to measure; None: all."""
     kinds: frozenset[str] = frozenset({"ours", "reference", "compile", "peer"})

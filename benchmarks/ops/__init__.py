@@ -1,1 +1,1 @@
-"""Workloads, one file per operation: ``workloads(device, backends)`` returns its sizes. Files are found by themselves."""
+"""Workloads, one file per operation with a function ``workloads(device, backends)``; files are found by themselves."""

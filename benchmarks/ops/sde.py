@@ -109,16 +109,16 @@ def workloads(device: str, backends: Sequence[str] | None) -> list[Workload]:
             "sde_step", "SDE step and its log-prob", step_and_log_prob, large, ("x_t", "x0_pred", "noise"), moved=4
         ),
         make(
-            "projected_sde_step", "projection and SDE step", projected_step, large, ("x_t", "x0_pred", "noise"),
+            "projected_sde_step", "Projection and SDE step", projected_step, large, ("x_t", "x0_pred", "noise"),
             moved=5, operations=PROJECTION_OPERATIONS * ROTATIONS["matrices"] / CHANNELS,
         ),
-        make("sde_log_prob", "log-prob", log_prob, large, ("x_prev", "x_t", "x0_pred"), moved=3),
+        make("sde_log_prob", "Log-prob", log_prob, large, ("x_prev", "x_t", "x0_pred"), moved=3),
         make(
-            "sde_log_prob", "log-prob, forward + backward", log_prob, large, ("x_prev", "x_t", "x0_pred"),
+            "sde_log_prob", "Log-prob, forward + backward", log_prob, large, ("x_prev", "x_t", "x0_pred"),
             moved=7, gradient="log_prob",
         ),
         make(
-            "sde_log_ratio", "log-ratio, forward + backward", log_ratio, large, ("x0_pred", "x0_old", "noise"),
+            "sde_log_ratio", "Log-ratio, forward + backward", log_ratio, large, ("x0_pred", "x0_old", "noise"),
             moved=7, gradient="log_ratio",
         ),
     ]  # fmt: skip
