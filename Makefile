@@ -1,15 +1,16 @@
-# make demo | test | install | ext | check | wheel | clean
+# make demo | test | install | ext | check | bench | gpu | wheel | clean
 #
 # PYTHON  interpreter that the environment is made from      (python3; 3.10 to 3.13)
 # TORCH   what pip installs as torch, with options if needed (torch==2.13.0)
 # MGRPO_BUILD=auto|cpu|cuda|none, CXX, MGRPO_CXXFLAGS        how the native extension is built, see setup.py
 # DEMO_ARGS, PYTEST_ARGS                                     options for `mgrpo demo` and pytest
+# OP, BENCH_ARGS, GPU_ARGS                                   what `make bench` measures; options for it and for tools/gpu
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 
-.PHONY: install ext demo test check wheel clean
+.PHONY: install ext demo test check bench gpu wheel clean
 
 # Makes .venv and installs this tree into it; returns at once where nothing that matters changed.
 install:
@@ -31,6 +32,18 @@ check: install
 	@$(VENV)/bin/python -m ruff --version >/dev/null 2>&1 || \
 	  $(VENV)/bin/python -m pip install -q "$$(sed -n 's/.*"\(ruff==[^"]*\)".*/\1/p' pyproject.toml)"
 	@$(VENV)/bin/python -m ruff check .
+
+# Measures on this CPU and redraws what is shown of it. The packages it compares with may be missing.
+bench: install
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" MGRPO_BUILD=none $(VENV)/bin/python -m pip install -q --no-build-isolation \
+	  -e '.[bench]' || echo 'mgrpo: the packages to compare with cannot all be installed; going on with those there are'
+	@$(VENV)/bin/python -m benchmarks.run --gate $(if $(OP),--op '$(OP)') $(BENCH_ARGS)
+	@$(VENV)/bin/python -m benchmarks.plot
+	@$(VENV)/bin/python -m benchmarks.readme
+
+# For a machine that has torch with CUDA and nvcc: no environment is made, nothing is fetched.
+gpu:
+	@PYTHON='$(PYTHON)' tools/gpu $(GPU_ARGS)
 
 # build/ keeps files that were deleted from the tree, which would slip into the wheel.
 wheel: install

@@ -17,6 +17,12 @@ PAGES = {ROOT / "README.md": True, ROOT / "benchmarks" / "README.md": False}
 BEGIN = "<!-- speed: written by python -m benchmarks.readme -->"
 END = "<!-- end of speed -->"
 
+PICTURE = """<picture>
+  <source media="(prefers-color-scheme: dark)" srcset="docs/images/speed-dark.png">
+  <img alt="Bars: for each operation, how many times faster than eager PyTorch are mgrpo.kernels, torch.compile and the
+  fastest package that offers it. The table below has the numbers." src="docs/images/speed.png">
+</picture>"""
+
 
 def section(results: Path = RESULTS, *, headlines: bool = True) -> str:
     """The part between the markers: a table for each device that was measured, CPUs first."""
@@ -25,7 +31,10 @@ def section(results: Path = RESULTS, *, headlines: bool = True) -> str:
         key=lambda path: (not path.name.startswith("cpu-"), path.name),
     )
     parts = [part for folder in folders if (part := device_table(read_device(folder), headlines))]
-    return "\n\n".join(parts) if parts else "No measurement has been committed yet; `make bench` makes one."
+    if not parts:
+        return "No measurement has been committed yet; `make bench` makes one."
+    on_cpu = folders[0].name.startswith("cpu-")
+    return "\n\n".join([*([PICTURE] if headlines and on_cpu else []), *parts])
 
 
 def device_table(rows: Sequence[Row], headlines: bool = True) -> str:

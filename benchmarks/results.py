@@ -83,10 +83,15 @@ _NUMBERS = {field.name for field in dataclasses.fields(Row) if "float" in str(fi
 _WHOLE = {"items", "samples"}
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows to a csv file. Rows that it holds of the same workload and thread count are replaced, others kept."""
-    new = {(row.workload, row.threads) for row in rows}
-    kept = [row for row in read_rows(path) if (row.workload, row.threads) not in new] if path.is_file() else []
+def write_rows(path: Path, rows: Sequence[Row], *, partial: bool = False) -> None:
+    """Write rows to a csv file. Rows that it holds of the same workload and thread count are replaced, others kept;
+    ``partial``: only those of the same implementation are replaced too."""
+
+    def key(row: Row) -> tuple[str, ...]:
+        return (row.workload, row.threads, *((row.implementation,) if partial else ()))
+
+    new = {key(row) for row in rows}
+    kept = [row for row in read_rows(path) if key(row) not in new] if path.is_file() else []
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -124,13 +129,13 @@ def read_device(folder: Path) -> list[Row]:
     return [row for path in sorted(folder.glob("*.csv")) for row in read_rows(path)]
 
 
-def write_by_op(folder: Path, rows: Iterable[Row]) -> list[Path]:
-    """Write rows to ``folder/<device>/<op>.csv``; the files written."""
+def write_by_op(folder: Path, rows: Iterable[Row], *, partial: bool = False) -> list[Path]:
+    """Write rows to ``folder/<device>/<op>.csv``, see :func:`write_rows`; the files written."""
     files: dict[Path, list[Row]] = {}
     for row in rows:
         files.setdefault(folder / row.device / f"{row.op}.csv", []).append(row)
     for path, group in files.items():
-        write_rows(path, group)
+        write_rows(path, group, partial=partial)
     return sorted(files)
 
 

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(table(workload, rows), flush=True)
             failed += sum(row.status == "failed" and row.kind == "ours" for row in rows)
             if into is not None:
-                write_by_op(into, rows)
+                write_by_op(into, rows, partial=bool(options.only or options.backend))
     return 1 if failed else 0
 
 

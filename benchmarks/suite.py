@@ -198,9 +198,9 @@ class Suite:
         errors: tuple[float | None, float | None],
         extra: Mapping[str, float],
     ) -> Row:
-        by_bytes = copy.median if copy is not None else 0.0
+        by_bytes = copy.median if copy is not None and workload.bytes_moved else 0.0
         by_operations = workload.operations / self.operations_per_second if self.operations_per_second else 0.0
-        bound = "bytes" if by_bytes >= by_operations else "operations"
+        bound = max(by_bytes, by_operations)
         return self._row(
             workload,
             one,
@@ -212,10 +212,10 @@ class Suite:
             median_us=timing.median * 1e6,
             p80_us=timing.p80 * 1e6,
             ns_per_item=timing.median * 1e9 / workload.items,
-            gb_per_s=workload.bytes_moved / timing.median / 1e9,
-            copy_gb_per_s=workload.bytes_moved / copy.median / 1e9 if copy is not None else None,
-            bound=bound,
-            bound_share=max(by_bytes, by_operations) / timing.median,
+            gb_per_s=workload.bytes_moved / timing.median / 1e9 if workload.bytes_moved else None,
+            copy_gb_per_s=workload.bytes_moved / by_bytes / 1e9 if by_bytes else None,
+            bound="" if not bound else "bytes" if by_bytes >= by_operations else "operations",
+            bound_share=bound / timing.median if bound else None,
             max_abs_error=errors[0],
             relative_error=errors[1],
             **extra,
