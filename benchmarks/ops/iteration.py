@@ -121,7 +121,7 @@ def _rollout(policy: Any, inputs: Inputs) -> Callable[[], Any]:
         roll_out,
         policy,
         cond,
-        make_transitions("egoallo", eta=0.8, steps=setting.steps),
+        make_transitions("ddim", eta=0.8, steps=setting.steps),
         NoiseKeys(seed, 0, torch.arange(setting.conditions, device=device), setting.members),
         policy.layout,
         group_size=setting.members,
