@@ -31,8 +31,9 @@ def row(**changes: Any) -> Row:
     start = Row(
         op="project_so3", workload="so3_near_104k", title="SO(3) projection, near rotations", size="104,448 matrices",
         items=104_448, item="matrix", gradient="no", implementation=REFERENCE, kind="reference", version="",
-        mode="call", status="ok", note="", samples=7, p20_us=90.0, median_us=100.0, p80_us=110.0, ns_per_item=1.0, gb_per_s=2.0,
-        copy_gb_per_s=4.0, bound="bytes", bound_share=0.5, max_abs_error=1e-7, relative_error=2e-7, date="2026-01-02",
+        mode="call", status="ok", note="", samples=7, p20_us=90.0, median_us=100.0, p80_us=110.0, ns_per_item=1.0,
+        gb_per_s=2.0, copy_gb_per_s=4.0, bound="bytes", bound_share=0.5, max_abs_error=1e-7, relative_error=2e-7,
+        date="2026-01-02",
         commit="0123456789ab", dirty="no", device="cpu-x86-64-avx2", cpu="x86-64, AVX2, 2 CPUs", threads="2",
         python="3.11.7", torch="2.13.0", triton="", cuda="", driver="",
     )  # fmt: skip
