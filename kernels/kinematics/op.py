@@ -1,7 +1,8 @@
-"""The registered operators ``mgrpo::forward_kinematics`` and ``mgrpo::forward_kinematics_backward``."""
+"""The registered operators of forward kinematics and of joint offsets that are linear in the shape."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,61 +10,172 @@ from torch import Tensor
 
 from .._library import Kernel, define_op, native, native_cpu
 
+REPRESENTATIONS = ("matrix", "quaternion", "rot6d")
+OUTPUTS = ("matrix", "quaternion", "positions")
+
+NUMBERS = {"matrix": (3, 3), "quaternion": (4,), "rot6d": (6,), "positions": (0,)}
+"""Trailing axes of one joint's rotation."""
+
+
+def batch_of(rotations: Tensor, representation: str) -> torch.Size:
+    """The leading axes of ``rotations``, which every other argument broadcasts to."""
+    return rotations.shape[: rotations.dim() - (3 if representation == "matrix" else 2)]
+
+
+# ---- forward_kinematics ----
+#
+# No argument is expanded: the kernels broadcast. A result or gradient that was not asked for comes back with no
+# elements. `root` is the pose of the root, or, where `t_head_cpf` is given, that of the central pupil frame.
+
+_INPUTS = (
+    "Tensor rotations, Tensor t_parent_joint, Tensor? root, Tensor? t_head_cpf, int[] parents, int head,"
+    " str representation, str output"
+)
+
 
 def _fake(
-    local_rotmats: Tensor, t_parent_joint: Tensor, R_root: Tensor, t_root: Tensor, parents: list[int], backend: str
-) -> tuple[Tensor, Tensor]:
-    return local_rotmats.new_empty(local_rotmats.shape[:-1]), local_rotmats.new_empty(local_rotmats.shape)
+    rotations: Tensor,
+    t_parent_joint: Tensor,
+    root: Tensor | None,
+    t_head_cpf: Tensor | None,
+    parents: list[int],
+    head: int,
+    representation: str,
+    output: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, J = batch_of(rotations, representation), len(parents)
+    return (
+        rotations.new_empty((*batch, J, 3)),
+        rotations.new_empty((0,) if output == "positions" else (*batch, J, *NUMBERS[output])),
+        rotations.new_empty((0,) if t_head_cpf is None else (*batch, 7)),
+    )
 
 
 def _fake_backward(
-    grad_joints: Tensor,
-    grad_R_world_joint: Tensor,
-    local_rotmats: Tensor,
+    grad_joints: Tensor | None,
+    grad_world: Tensor | None,
+    grad_root: Tensor | None,
+    rotations: Tensor,
     t_parent_joint: Tensor,
-    R_root: Tensor,
-    R_world_joint: Tensor,
+    root: Tensor | None,
+    t_head_cpf: Tensor | None,
     parents: list[int],
+    head: int,
+    representation: str,
+    output: str,
+    wanted: list[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch = local_rotmats.shape[:-3]
-    return (
-        local_rotmats.new_empty(local_rotmats.shape),
-        local_rotmats.new_empty(t_parent_joint.shape),
-        local_rotmats.new_empty((*batch, 3, 3)),
-        local_rotmats.new_empty((*batch, 3)),
+    batch, J = batch_of(rotations, representation), len(parents)
+    shapes = (tuple(rotations.shape), (*batch, J, 3), (*batch, 7), (*batch, 3))
+    return tuple(rotations.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.options = inputs[4:]
+    ctx.set_materialize_grads(False)
+
+
+def _gradient(
+    ctx: Any, grad_joints: Tensor | None, grad_world: Tensor | None, grad_root: Tensor | None
+) -> tuple[Any, ...]:
+    tensors = ctx.saved_tensors
+    *options, representation, output, backend = ctx.options
+    if tensors[3] is None:
+        grad_root = None
+    if output == "positions":
+        grad_world = None
+    wanted = list(ctx.needs_input_grad[:4])
+    if grad_joints is None and grad_world is None and grad_root is None:
+        return (None,) * 9
+    per_pose = torch.ops.mgrpo.forward_kinematics_backward(
+        grad_joints, grad_world, grad_root, *tensors, *options, representation, output, wanted, backend
     )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    local_rotmats, t_parent_joint, R_root, _, ctx.parents, ctx.backend = inputs
-    ctx.save_for_backward(local_rotmats, t_parent_joint, R_root, output[1])
-
-
-def _gradient(ctx: Any, grad_joints: Tensor, grad_R_world_joint: Tensor) -> tuple[Any, ...]:
-    local_rotmats, t_parent_joint, R_root, R_world_joint = ctx.saved_tensors
-    grads = torch.ops.mgrpo.forward_kinematics_backward(
-        grad_joints, grad_R_world_joint, local_rotmats, t_parent_joint, R_root, R_world_joint, ctx.parents, ctx.backend
+    # The kernels give every pose its own gradient; what several poses share gets their sum.
+    grads = (
+        grad.sum_to_size(tensor.shape) if want else None for grad, tensor, want in zip(per_pose, tensors, wanted)
     )
-    return *grads, None, None
+    return *grads, None, None, None, None, None
 
 
-# Every tensor has the full batch here: the public function expands (without copying), and autograd's expand sums.
+def _native_forward(operator: str) -> Callable[..., Any]:
+    call = native(operator)
+
+    def run(rotations, t_parent_joint, root, t_head_cpf, parents, head, representation, output):  # noqa: ANN001, ANN202
+        codes = REPRESENTATIONS.index(representation), OUTPUTS.index(output)
+        return call(rotations, t_parent_joint, root, t_head_cpf, parents, head, *codes)
+
+    return run
+
+
+def _native_backward(operator: str) -> Callable[..., Any]:
+    call = native(operator)
+
+    def run(*arguments: Any) -> Any:
+        *first, representation, output, wanted = arguments
+        return call(*first, REPRESENTATIONS.index(representation), OUTPUTS.index(output), wanted)
+
+    return run
+
+
 define_op(
     "forward_kinematics",
     implementations={"cpp": native_cpu(["forward_kinematics_fwd", "forward_kinematics_bwd"])},
     forward=Kernel(
-        "(Tensor local_rotmats, Tensor t_parent_joint, Tensor R_root, Tensor t_root, int[] parents, str backend)"
-        " -> (Tensor, Tensor)",
+        f"({_INPUTS}, str backend) -> (Tensor, Tensor, Tensor)",
         fake=_fake,
-        backends={"cpp": native("forward_kinematics_fwd")},
+        backends={"cpp": _native_forward("forward_kinematics_fwd")},
     ),
     backward=Kernel(
-        "(Tensor grad_joints, Tensor grad_R_world_joint, Tensor local_rotmats, Tensor t_parent_joint, Tensor R_root,"
-        " Tensor R_world_joint, int[] parents, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+        f"(Tensor? grad_joints, Tensor? grad_world, Tensor? grad_root, {_INPUTS}, bool[] wanted, str backend)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
         fake=_fake_backward,
-        backends={"cpp": native("forward_kinematics_bwd")},
+        backends={"cpp": _native_backward("forward_kinematics_bwd")},
     ),
     setup_context=_setup_context,
     gradient=_gradient,
+)
+
+
+# ---- joint_offsets: t_parent_joint + t_parent_joint_shapedirs @ betas ----
+
+
+def _offsets_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, shapedirs, betas, ctx.backend = inputs
+    ctx.save_for_backward(shapedirs, betas)
+
+
+def _offsets_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    shapedirs, betas = ctx.saved_tensors
+    for_template, for_shapedirs, for_betas, _ = ctx.needs_input_grad
+    flat_grad, flat_betas = grad.reshape(-1, shapedirs[..., 0].numel()), betas.reshape(-1, betas.shape[-1])
+    return (
+        grad.sum_to_size(shapedirs.shape[:2]) if for_template else None,
+        (flat_grad.mT @ flat_betas).reshape(shapedirs.shape) if for_shapedirs else None,
+        torch.ops.mgrpo.joint_offsets_backward(grad, shapedirs, ctx.backend) if for_betas else None,
+        None,
+    )
+
+
+define_op(
+    "joint_offsets",
+    implementations={"cpp": native_cpu(["joint_offsets_fwd", "joint_offsets_bwd"])},
+    forward=Kernel(
+        "(Tensor t_parent_joint, Tensor shapedirs, Tensor betas, str backend) -> Tensor",
+        fake=lambda t_parent_joint, shapedirs, betas, backend: betas.new_empty(
+            (*betas.shape[:-1], *t_parent_joint.shape)
+        ),
+        backends={"cpp": native("joint_offsets_fwd")},
+    ),
+    backward=Kernel(
+        "(Tensor grad_offsets, Tensor shapedirs, str backend) -> Tensor",
+        fake=lambda grad_offsets, shapedirs, backend: grad_offsets.new_empty(
+            (*grad_offsets.shape[:-2], shapedirs.shape[-1])
+        ),
+        backends={"cpp": native("joint_offsets_bwd")},
+    ),
+    setup_context=_offsets_setup_context,
+    gradient=_offsets_gradient,
 )

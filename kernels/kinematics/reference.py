@@ -2,24 +2,190 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 
 def forward_kinematics(
-    local_rotmats: Tensor, t_parent_joint: Tensor, parents: tuple[int, ...], R_root: Tensor, t_root: Tensor
-) -> tuple[Tensor, Tensor]:
-    """``R_root`` (*#batch, 3, 3) and ``t_root`` (*#batch, 3) place the root; other arguments as in the public op.
+    rotations: Tensor,
+    t_parent_joint: Tensor,
+    parents: tuple[int, ...],
+    root: Tensor | None = None,
+    t_head_cpf: Tensor | None = None,
+    *,
+    head: int = -1,
+    representation: str = "matrix",
+    output: str = "matrix",
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """``root`` (*#batch, 7) is T_world_cpf where ``t_head_cpf`` (*#batch, 3) is given, else T_world_root; None is the
+    identity. Other arguments as in the public op.
 
-    Returns joints (*batch, J, 3) and R_world_joint (*batch, J, 3, 3).
+    Returns joints (*batch, J, 3), the world rotations in the form ``output`` names (None for positions), and the root's
+    pose (*batch, 7) that a CPF implies (None without one).
     """
-    batch = local_rotmats.shape[:-3]
-    offsets = t_parent_joint.expand(*batch, -1, -1)
-    R_root, t_root = R_root.expand(*batch, 3, 3), t_root.expand(*batch, 3)
-    rotations: list[Tensor] = []
+    # Quaternions stay quaternions where the result is one: their product also fixes the result's sign.
+    as_quaternions = representation == output == "quaternion"
+    algebra = QUATERNIONS if as_quaternions else MATRICES
+    local = quat_normalised(rotations) if as_quaternions else rotation_matrices(rotations, representation)
+    axes = rotations.dim() - (3 if representation == "matrix" else 2)
+    batch = rotations.shape[:axes]
+    local_of_joint = local.unbind(axes)
+    offset_of_joint = t_parent_joint.expand(*batch, -1, -1).unbind(-2)
+
+    if root is None:
+        R_root = algebra.identity(rotations).expand(*batch, *algebra.identity(rotations).shape)
+        t_root = rotations.new_zeros(3).expand(*batch, 3)
+    else:
+        unit = quat_normalised(root[..., :4])
+        R_root = unit if as_quaternions else quat_matrix(unit)
+        t_root = root[..., 4:].expand(*batch, 3)
+    T_world_root = None
+    if t_head_cpf is not None:
+        # The head's pose in the root's frame, from the head upwards: only its ancestors matter.
+        R_root_head, t_root_cpf = local_of_joint[head], offset_of_joint[head]
+        t_root_cpf = t_root_cpf + algebra.rotate(R_root_head, t_head_cpf)
+        joint = parents[head]
+        while joint >= 0:
+            R_root_head = algebra.compose(local_of_joint[joint], R_root_head)
+            t_root_cpf = offset_of_joint[joint] + algebra.rotate(local_of_joint[joint], t_root_cpf)
+            joint = parents[joint]
+        R_root = algebra.compose(R_root, algebra.inverse(R_root_head))
+        t_root = t_root - algebra.rotate(R_root, t_root_cpf)
+        T_world_root = torch.cat([R_root if as_quaternions else matrix_quat(R_root), t_root], dim=-1)
+
+    world: list[Tensor] = []
     positions: list[Tensor] = []
     for joint, parent in enumerate(parents):
-        R_parent, t_parent = (R_root, t_root) if parent < 0 else (rotations[parent], positions[parent])
-        rotations.append(R_parent @ local_rotmats[..., joint, :, :])
-        positions.append(t_parent + (R_parent @ offsets[..., joint, :, None])[..., 0])
-    return torch.stack(positions, dim=-2), torch.stack(rotations, dim=-3)
+        R_parent, t_parent = (R_root, t_root) if parent < 0 else (world[parent], positions[parent])
+        world.append(algebra.compose(R_parent, local_of_joint[joint]))
+        positions.append(t_parent + algebra.rotate(R_parent, offset_of_joint[joint]))
+    joints = torch.stack(positions, dim=-2)
+    if output == "positions":
+        return joints, None, T_world_root
+    rotations_out = torch.stack(world, dim=axes)
+    if output == "quaternion" and not as_quaternions:
+        rotations_out = matrix_quat(rotations_out)
+    return joints, rotations_out, T_world_root
+
+
+def joint_offsets(t_parent_joint: Tensor, t_parent_joint_shapedirs: Tensor, betas: Tensor) -> Tensor:
+    """(J, 3), (J, 3, S), (*batch, S) -> (*batch, J, 3): the offsets of bodies of shape ``betas``."""
+    return t_parent_joint + (t_parent_joint_shapedirs @ betas[..., None, :, None])[..., 0]
+
+
+class Algebra(NamedTuple):
+    """What the recursion does with rotations."""
+
+    identity: Callable[[Tensor], Tensor]
+    compose: Callable[[Tensor, Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
+    rotate: Callable[[Tensor, Tensor], Tensor]
+
+
+def quat_multiply(a: Tensor, b: Tensor) -> Tensor:
+    """Hamilton product of wxyz quaternions: first ``b``, then ``a``."""
+    aw, ax, ay, az = a.unbind(-1)
+    bw, bx, by, bz = b.unbind(-1)
+    return torch.stack(
+        [
+            aw * bw - ax * bx - ay * by - az * bz,
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+        ],
+        dim=-1,
+    )
+
+
+def quat_rotate(unit: Tensor, points: Tensor) -> Tensor:
+    """Points (*batch, 3) turned by unit quaternions (*batch, 4)."""
+    xyz, points = torch.broadcast_tensors(unit[..., 1:], points)
+    twice = 2 * torch.linalg.cross(xyz, points)
+    return points + unit[..., :1] * twice + torch.linalg.cross(xyz, twice)
+
+
+MATRICES = Algebra(
+    identity=lambda like: torch.eye(3, dtype=like.dtype, device=like.device),
+    compose=torch.matmul,
+    inverse=lambda R: R.mT,
+    rotate=lambda R, points: (R @ points[..., None])[..., 0],
+)
+QUATERNIONS = Algebra(
+    identity=lambda like: torch.cat([like.new_ones(1), like.new_zeros(3)]),
+    compose=quat_multiply,
+    inverse=lambda unit: torch.cat([unit[..., :1], -unit[..., 1:]], dim=-1),
+    rotate=quat_rotate,
+)
+
+
+def rotation_matrices(rotations: Tensor, representation: str) -> Tensor:
+    """(*batch, J, 3, 3) from any representation; matrices are taken as they are."""
+    if representation == "quaternion":
+        return quat_matrix(quat_normalised(rotations))
+    if representation == "rot6d":
+        return rot6d_matrix(rotations)
+    return rotations
+
+
+def _scaled(vectors: Tensor) -> Tensor:
+    """The vectors over their largest entries, against overflow and underflow of squares; zero vectors stay zero."""
+    largest = vectors.detach().abs().amax(-1, keepdim=True)
+    return vectors / torch.where(largest == 0, 1, largest)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1, keepdim=True)
+
+
+def quat_normalised(quats: Tensor) -> Tensor:
+    """(*batch, 4) to unit length; a zero quaternion becomes the identity, with a zero gradient."""
+    identity = torch.cat([quats.new_ones(1), quats.new_zeros(3)])
+    scaled = _scaled(quats)
+    scaled = torch.where((quats == 0).all(-1, keepdim=True), identity, scaled)
+    return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+
+
+def quat_matrix(unit: Tensor) -> Tensor:
+    """Unit quaternions (*batch, 4) -> (*batch, 3, 3)."""
+    w, x, y, z = unit.unbind(-1)
+    rows = [
+        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    ]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def matrix_quat(R: Tensor) -> Tensor:
+    """Rotations (*batch, 3, 3) -> unit quaternions (*batch, 4), by the component whose square is the largest sum."""
+    m00, m01, m02, m10, m11, m12, m20, m21, m22 = R.flatten(-2).unbind(-1)
+    by_w = torch.stack([1 + m00 + m11 + m22, m21 - m12, m02 - m20, m10 - m01], dim=-1)
+    by_x = torch.stack([m21 - m12, 1 + m00 - m11 - m22, m10 + m01, m02 + m20], dim=-1)
+    by_y = torch.stack([m02 - m20, m10 + m01, 1 - m00 + m11 - m22, m21 + m12], dim=-1)
+    by_z = torch.stack([m10 - m01, m02 + m20, m21 + m12, 1 - m00 - m11 + m22], dim=-1)
+    upper = torch.where((m00 > m11)[..., None], by_x, by_y)
+    lower = torch.where((m00 < -m11)[..., None], by_z, by_w)
+    quat = torch.where((m22 < 0)[..., None], upper, lower)  # its chosen component is at least 1
+    return quat / torch.linalg.vector_norm(quat, dim=-1, keepdim=True)
+
+
+def rot6d_matrix(rot6d: Tensor) -> Tensor:
+    """Gram-Schmidt of two columns (*batch, 6) -> (*batch, 3, 3).
+
+    A zero column, or a second one parallel to the first, gives the identity and a zero gradient.
+    """
+    a, b = _scaled(rot6d[..., :3]), _scaled(rot6d[..., 3:])
+    axes = torch.eye(3, dtype=rot6d.dtype, device=rot6d.device)
+    no_direction = (a == 0).all(-1, keepdim=True)
+    a = torch.where(no_direction, axes[0], a)
+    first = a / torch.linalg.vector_norm(a, dim=-1, keepdim=True)
+    rest = b - _dot(first, b) * first
+    parallel = _dot(rest, rest) <= (8 * torch.finfo(rot6d.dtype).eps) ** 2 * _dot(b, b)
+    degenerate = no_direction | parallel
+    first = torch.where(degenerate, axes[0], first)
+    rest = torch.where(degenerate, axes[1], rest)
+    second = rest / torch.linalg.vector_norm(rest, dim=-1, keepdim=True)
+    return torch.stack([first, second, torch.linalg.cross(first, second)], dim=-1)

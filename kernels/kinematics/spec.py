@@ -1,17 +1,20 @@
-"""Cases of ``forward_kinematics``: the body's tree and random ones, with each way of broadcasting."""
+"""Cases of ``forward_kinematics``: the body's tree and others, every representation, output and placement."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._spec import Case, OpSpec, Tolerance
 from . import forward_kinematics
+from .op import NUMBERS
 
 # SMPL-H's body joints without the pelvis.
 BODY_PARENTS = (-1, -1, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 11, 12, 13, 15, 16, 17, 18)
+BODY_HEAD = 14
 
 
 def _rotations(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -22,32 +25,71 @@ def _rotations(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 def _make_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
-    J = len(case.sizes["parents"])
-    inputs = [
-        _rotations((*case.sizes["batch"], J), generator),
-        0.2 * torch.randn(*case.sizes["offset_batch"], J, 3, generator=generator, dtype=torch.float64),
-    ]
-    if case.sizes["root_batch"] is not None:
-        # Not of unit length: the op normalises the root's quaternion.
-        inputs.append(torch.randn(*case.sizes["root_batch"], 7, generator=generator, dtype=torch.float64))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    sizes, J = case.sizes, len(case.sizes["parents"])
+    representation = case.options.get("representation", "matrix")
+    if representation == "matrix":
+        rotations = _rotations((*sizes["batch"], J), generator)
+    else:  # of any length: the op normalises
+        rotations = normal(*sizes["batch"], J, *NUMBERS[representation])
+    inputs = [rotations, 0.2 * normal(*sizes["offset_batch"], J, 3)]
+    if "betas_batch" in sizes:
+        inputs += [0.02 * normal(J, 3, sizes["S"]), normal(*sizes["betas_batch"], sizes["S"])]
+    if sizes["root_batch"] is not None:
+        inputs.append(normal(*sizes["root_batch"], 7))
+    if "cpf_batch" in sizes:
+        inputs.append(0.1 * normal(*sizes["cpf_batch"], 3))
     return tuple(tensor.to(device, dtype).contiguous() for tensor in inputs)
 
 
 def _call(
-    case: Case, local_rotmats: Tensor, t_parent_joint: Tensor, *root: Tensor, backend: str | None = None
+    case: Case, rotations: Tensor, t_parent_joint: Tensor, *others: Tensor, backend: str | None = None
 ) -> tuple[Tensor, ...]:
-    return tuple(forward_kinematics(local_rotmats, t_parent_joint, case.sizes["parents"], *root, backend=backend))
+    rest = list(others)
+    options: dict[str, Any] = dict(case.options)
+    if "betas_batch" in case.sizes:
+        options["t_parent_joint_shapedirs"], options["betas"] = rest.pop(0), rest.pop(0)
+    if "cpf_batch" in case.sizes:
+        options["T_world_cpf"], options["t_head_cpf"] = rest.pop(0), rest.pop(0)
+        # Tests shrink the tree.
+        options["head"] = min(BODY_HEAD, len(case.sizes["parents"]) - 1)
+    result = forward_kinematics(
+        rotations, t_parent_joint, case.sizes["parents"], *rest, backend=backend, **options
+    )
+    return tuple(tensor for tensor in result if tensor is not None)
 
 
-def _case(name: str, parents: tuple[int, ...], batch: tuple, offset_batch: tuple, root_batch: tuple | None) -> Case:
-    return Case(name, {"parents": parents, "batch": batch, "offset_batch": offset_batch, "root_batch": root_batch})
+def _case(
+    name: str,
+    parents: tuple[int, ...],
+    batch: tuple[int, ...],
+    offset_batch: tuple[int, ...],
+    root_batch: tuple[int, ...] | None,
+    more: dict[str, Any] | None = None,
+    **options: str,
+) -> Case:
+    sizes = {"parents": parents, "batch": batch, "offset_batch": offset_batch, "root_batch": root_batch}
+    return Case(name, {**sizes, **(more or {})}, options)
 
 
 def _bytes_moved(case: Case, dtype: torch.dtype) -> int:
-    J, poses = len(case.sizes["parents"]), math.prod(case.sizes["batch"])
-    shared = 3 * J * math.prod(case.sizes["offset_batch"]) + 7 * math.prod(case.sizes["root_batch"] or (0,))
-    return (poses * J * (9 + 9 + 3) + shared) * dtype.itemsize
+    sizes, J = case.sizes, len(case.sizes["parents"])
+    representation, output = (case.options.get(name, "matrix") for name in ("representation", "output"))
+    per_pose = J * (math.prod(NUMBERS[representation]) + math.prod(NUMBERS[output]) + 3)
+    shared = 3 * J * math.prod(sizes["offset_batch"]) + 7 * math.prod(sizes["root_batch"] or (0,))
+    if "betas_batch" in sizes:
+        shared += sizes["S"] * (3 * J + math.prod(sizes["betas_batch"]))
+    if "cpf_batch" in sizes:
+        per_pose += 7
+        shared += 3 * math.prod(sizes["cpf_batch"])
+    return (per_pose * math.prod(sizes["batch"]) + shared) * dtype.itemsize
 
+
+_QUATERNION = {"representation": "quaternion"}
+_ROT6D = {"representation": "rot6d"}
 
 SPECS = (
     OpSpec(
@@ -59,10 +101,45 @@ SPECS = (
             _case("star", (-1,) * 6, (9,), (1,), (1,)),
             _case("one_joint_one_pose", (-1,), (), (), ()),
             _case("empty", BODY_PARENTS, (0, 3), (1, 3), (3,)),
+            _case("matrix_to_quaternion", BODY_PARENTS, (19,), (), (19,), output="quaternion"),
+            _case("matrix_to_positions", BODY_PARENTS, (2, 9), (2, 9), (), output="positions"),
+            _case("quaternion_to_matrix", BODY_PARENTS, (19,), (19,), None, **_QUATERNION),
+            _case("quaternion_to_quaternion", BODY_PARENTS, (3, 7), (3, 1), (3, 7), output="quaternion", **_QUATERNION),
+            _case("quaternion_to_positions", BODY_PARENTS, (33,), (), (33,), output="positions", **_QUATERNION),
+            _case("rot6d_to_matrix", BODY_PARENTS, (19,), (), (), **_ROT6D),
+            _case("rot6d_to_quaternion", BODY_PARENTS, (2, 2), (2, 2), (2, 1), output="quaternion", **_ROT6D),
+            _case("rot6d_to_positions", BODY_PARENTS, (18,), (1,), None, output="positions", **_ROT6D),
+            _case(
+                "shape_per_sequence", BODY_PARENTS, (3, 6), (), (3, 6), {"betas_batch": (3, 1), "S": 16}, **_QUATERNION
+            ),
+            _case("shape_per_pose", BODY_PARENTS, (17,), (), None, {"betas_batch": (17,), "S": 10}, output="positions"),
+            _case("cpf", BODY_PARENTS, (3, 6), (), (3, 6), {"cpf_batch": (3, 1)}),
+            _case(
+                "cpf_and_shape",
+                BODY_PARENTS,
+                (2, 9),
+                (),
+                (2, 9),
+                {"betas_batch": (2, 1), "S": 16, "cpf_batch": ()},
+                output="quaternion",
+                **_QUATERNION,
+            ),
+            _case("cpf_rot6d", BODY_PARENTS, (17,), (), (1,), {"cpf_batch": (17,)}, output="quaternion", **_ROT6D),
+            _case(
+                "cpf_positions",
+                BODY_PARENTS,
+                (17,),
+                (17,),
+                (17,),
+                {"cpf_batch": (1,)},
+                output="positions",
+                **_QUATERNION,
+            ),
+            _case("cpf_empty", BODY_PARENTS, (0,), (), (1,), {"cpf_batch": ()}, output="quaternion", **_QUATERNION),
         ),
         make_inputs=_make_inputs,
         call=_call,
-        tolerances={torch.float32: Tolerance(3e-6, 1e-5), torch.float64: Tolerance(1e-14, 1e-13)},
+        tolerances={torch.float32: Tolerance(5e-6, 3e-5), torch.float64: Tolerance(1e-14, 1e-13)},
         bytes_moved=_bytes_moved,
     ),
 )
