@@ -25,12 +25,41 @@ class Rows {
     describe(inner);
   }
 
+  // The same with the batch axes broadcast to `batch`, of which nothing is copied.
+  Rows(const Tensor& tensor, int64_t inner, const std::vector<int64_t>& batch) : tensor_(tensor) {
+    STD_TORCH_CHECK(tensor.dim() >= inner, "an argument has too few axes");
+    if (rows_are_contiguous(tensor, inner) && describe(inner, batch)) return;
+    tensor_ = torch::stable::contiguous(tensor);
+    if (describe(inner, batch)) return;
+    std::vector<int64_t> shape = batch;
+    for (int64_t axis = tensor.dim() - inner; axis < tensor.dim(); ++axis) shape.push_back(tensor.size(axis));
+    tensor_ = torch::stable::new_empty(tensor, shape);
+    torch::stable::copy_(tensor_, tensor);
+    describe(inner, batch);
+  }
+
   int64_t count() const { return layout_.count; }
   int64_t row_size() const { return layout_.row_size; }
 
   template <class T>
   const T* at(int64_t row) const {
     return static_cast<const T*>(tensor_.const_data_ptr()) + layout_.offset(row);
+  }
+
+  // at(first), at(first + 1), ...: cheaper than one at a time.
+  template <class T>
+  void pointers(int64_t first, int count, const T** out) const {
+    const int last = layout_.axes - 1;
+    const int64_t run = last < 0 ? layout_.count : layout_.sizes[last], step = last < 0 ? 0 : layout_.strides[last];
+    int64_t left = 0;
+    const T* row = nullptr;
+    for (int i = 0; i < count; ++i, --left, row += step) {
+      if (left == 0) {
+        row = at<T>(first + i);
+        left = run - (first + i) % run;
+      }
+      out[i] = row;
+    }
   }
 
   // For kernels; valid while this object lives.
@@ -50,11 +79,22 @@ class Rows {
   }
 
   bool describe(int64_t inner) {
+    std::vector<int64_t> batch;
+    for (int64_t axis = 0; axis < tensor_.dim() - inner; ++axis) batch.push_back(tensor_.size(axis));
+    return describe(inner, batch);
+  }
+
+  bool describe(int64_t inner, const std::vector<int64_t>& batch) {
     layout_ = RowLayout();
-    const int64_t batch_axes = tensor_.dim() - inner;
-    for (int64_t axis = batch_axes; axis < tensor_.dim(); ++axis) layout_.row_size *= tensor_.size(axis);
-    for (int64_t axis = 0; axis < batch_axes; ++axis)
-      if (!layout_.add_axis(tensor_.size(axis), tensor_.stride(axis))) return false;
+    const int64_t own_axes = tensor_.dim() - inner, axes = static_cast<int64_t>(batch.size()), missing = axes - own_axes;
+    STD_TORCH_CHECK(missing >= 0, "an argument has too many batch axes");
+    for (int64_t axis = own_axes; axis < tensor_.dim(); ++axis) layout_.row_size *= tensor_.size(axis);
+    for (int64_t axis = 0; axis < axes; ++axis) {
+      const int64_t own = axis < missing ? 1 : tensor_.size(axis - missing);
+      STD_TORCH_CHECK(own == 1 || own == batch[axis], "batch axes do not broadcast");
+      const int64_t stride = own == 1 ? 0 : tensor_.stride(axis - missing);
+      if (!layout_.add_axis(batch[axis], stride)) return false;
+    }
     return true;
   }
 

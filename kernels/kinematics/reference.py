@@ -26,36 +26,24 @@ def forward_kinematics(
     Returns joints (*batch, J, 3), the world rotations in the form ``output`` names (None for positions), and the root's
     pose (*batch, 7) that a CPF implies (None without one).
     """
-    # Quaternions stay quaternions where the result is one: their product also fixes the result's sign.
-    as_quaternions = representation == output == "quaternion"
-    algebra = QUATERNIONS if as_quaternions else MATRICES
-    local = quat_normalised(rotations) if as_quaternions else rotation_matrices(rotations, representation)
     axes = rotations.dim() - (3 if representation == "matrix" else 2)
     batch = rotations.shape[:axes]
-    local_of_joint = local.unbind(axes)
-    offset_of_joint = t_parent_joint.expand(*batch, -1, -1).unbind(-2)
-
-    if root is None:
-        R_root = algebra.identity(rotations).expand(*batch, *algebra.identity(rotations).shape)
-        t_root = rotations.new_zeros(3).expand(*batch, 3)
-    else:
-        unit = quat_normalised(root[..., :4])
-        R_root = unit if as_quaternions else quat_matrix(unit)
-        t_root = root[..., 4:].expand(*batch, 3)
+    offsets = t_parent_joint.expand(*batch, -1, -1)
+    # Quaternions stay quaternions where the result is one: their product also fixes the result's sign.
+    given_quaternions = representation == "quaternion"
+    local = quat_normalised(rotations) if given_quaternions else rotation_matrices(rotations, representation)
+    R_root, t_root = _root_pose(rotations, root, batch, as_quaternion=given_quaternions)
     T_world_root = None
     if t_head_cpf is not None:
-        # The head's pose in the root's frame, from the head upwards: only its ancestors matter.
-        R_root_head, t_root_cpf = local_of_joint[head], offset_of_joint[head]
-        t_root_cpf = t_root_cpf + algebra.rotate(R_root_head, t_head_cpf)
-        joint = parents[head]
-        while joint >= 0:
-            R_root_head = algebra.compose(local_of_joint[joint], R_root_head)
-            t_root_cpf = offset_of_joint[joint] + algebra.rotate(local_of_joint[joint], t_root_cpf)
-            joint = parents[joint]
-        R_root = algebra.compose(R_root, algebra.inverse(R_root_head))
-        t_root = t_root - algebra.rotate(R_root, t_root_cpf)
-        T_world_root = torch.cat([R_root if as_quaternions else matrix_quat(R_root), t_root], dim=-1)
+        algebra = QUATERNIONS if given_quaternions else MATRICES
+        R_root, t_root = _root_under_cpf(algebra, R_root, t_root, t_head_cpf, local, offsets, parents, head, axes)
+        T_world_root = torch.cat([R_root if given_quaternions else matrix_quat(R_root), t_root], dim=-1)
+    as_quaternions = given_quaternions and output == "quaternion"
+    if given_quaternions and not as_quaternions:  # matrices take fewer steps per joint
+        local, R_root = quat_matrix(local), quat_matrix(R_root)
 
+    algebra = QUATERNIONS if as_quaternions else MATRICES
+    local_of_joint, offset_of_joint = local.unbind(axes), offsets.unbind(-2)
     world: list[Tensor] = []
     positions: list[Tensor] = []
     for joint, parent in enumerate(parents):
@@ -69,6 +57,41 @@ def forward_kinematics(
     if output == "quaternion" and not as_quaternions:
         rotations_out = matrix_quat(rotations_out)
     return joints, rotations_out, T_world_root
+
+
+def _root_pose(
+    like: Tensor, root: Tensor | None, batch: torch.Size, *, as_quaternion: bool
+) -> tuple[Tensor, Tensor]:
+    """The rotation, as a unit quaternion or a matrix, and the position (*batch, 3) of a pose (*#batch, 7) or None."""
+    if root is None:
+        identity = (QUATERNIONS if as_quaternion else MATRICES).identity(like)
+        return identity.expand(*batch, *identity.shape), like.new_zeros(3).expand(*batch, 3)
+    unit = quat_normalised(root[..., :4]).expand(*batch, 4)
+    return unit if as_quaternion else quat_matrix(unit), root[..., 4:].expand(*batch, 3)
+
+
+def _root_under_cpf(
+    algebra: Algebra,
+    R_world_cpf: Tensor,
+    t_world_cpf: Tensor,
+    t_head_cpf: Tensor,
+    local: Tensor,
+    offsets: Tensor,
+    parents: tuple[int, ...],
+    head: int,
+    axes: int,
+) -> tuple[Tensor, Tensor]:
+    """The root's pose under a given central pupil frame: only the joints from the head to the root matter."""
+    R_root_head = local.select(axes, head)
+    t_root_cpf = offsets[..., head, :] + algebra.rotate(R_root_head, t_head_cpf)
+    joint = parents[head]
+    while joint >= 0:
+        L = local.select(axes, joint)
+        R_root_head = algebra.compose(L, R_root_head)
+        t_root_cpf = offsets[..., joint, :] + algebra.rotate(L, t_root_cpf)
+        joint = parents[joint]
+    R_world_root = algebra.compose(R_world_cpf, algebra.inverse(R_root_head))
+    return R_world_root, t_world_cpf - algebra.rotate(R_world_root, t_root_cpf)
 
 
 def joint_offsets(t_parent_joint: Tensor, t_parent_joint_shapedirs: Tensor, betas: Tensor) -> Tensor:
