@@ -194,6 +194,7 @@ def define_op(
     setup_context: Callable[..., None] | None = None,
     gradient: Callable[..., Any] | None = None,
     auto_order: Mapping[str, tuple[str, ...]] = DEFAULT_AUTO_ORDER,
+    internal: bool = False,
 ) -> None:
     """Make op ``name`` known to dispatch and, if it has fused backends, register its operators.
 
@@ -201,9 +202,10 @@ def define_op(
     ``mgrpo::<name>`` and ``backward``, if given, ``mgrpo::<name>_backward``; ``setup_context(ctx, inputs, output)``
     and ``gradient(ctx, *grads)`` are what :func:`torch.library.register_autograd` takes, the latter calling the
     backward operator and returning one value per input, None for the backend's name. Without ``gradient`` the op is
-    not differentiable.
+    not differentiable. An ``internal`` op is a part of a public one, whose backend it takes: dispatch does not list it.
     """
-    register_op(name, implementations, auto_order)
+    if not internal:
+        register_op(name, implementations, auto_order)
     if forward is None:
         return
     _register(name, forward)

@@ -92,9 +92,7 @@ def forward_kinematics(
     tree = _checked_parents(parents, sizes["J"])
     if with_shape:
         _check_together(betas=betas, t_parent_joint_shapedirs=t_parent_joint_shapedirs)
-        check_tensor(
-            _NAME, "t_parent_joint_shapedirs", t_parent_joint_shapedirs, ("J", 3, "S"), sizes=sizes
-        )
+        check_tensor(_NAME, "t_parent_joint_shapedirs", t_parent_joint_shapedirs, ("J", 3, "S"), sizes=sizes)
         check_like(_NAME, "t_parent_joint_shapedirs", t_parent_joint_shapedirs, "rotations", rotations)
         _check_row("betas", betas, ("*#batch", "S"), rotations, batch, sizes)
     if T_world_root is not None:

@@ -94,9 +94,7 @@ def _gradient(
         grad_joints, grad_world, grad_root, *tensors, *options, representation, output, wanted, backend
     )
     # The kernels give every pose its own gradient; what several poses share gets their sum.
-    grads = (
-        grad.sum_to_size(tensor.shape) if want else None for grad, tensor, want in zip(per_pose, tensors, wanted)
-    )
+    grads = (grad.sum_to_size(tensor.shape) if want else None for grad, tensor, want in zip(per_pose, tensors, wanted))
     return *grads, None, None, None, None, None
 
 
@@ -122,7 +120,11 @@ def _native_backward(operator: str) -> Callable[..., Any]:
 
 define_op(
     "forward_kinematics",
-    implementations={"cpp": native_cpu(["forward_kinematics_fwd", "forward_kinematics_bwd"])},
+    implementations={
+        "cpp": native_cpu(
+            ["forward_kinematics_fwd", "forward_kinematics_bwd", "joint_offsets_fwd", "joint_offsets_bwd"]
+        )
+    },
     forward=Kernel(
         f"({_INPUTS}, str backend) -> (Tensor, Tensor, Tensor)",
         fake=_fake,
@@ -161,7 +163,7 @@ def _offsets_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 define_op(
     "joint_offsets",
-    implementations={"cpp": native_cpu(["joint_offsets_fwd", "joint_offsets_bwd"])},
+    internal=True,
     forward=Kernel(
         "(Tensor t_parent_joint, Tensor shapedirs, Tensor betas, str backend) -> Tensor",
         fake=lambda t_parent_joint, shapedirs, betas, backend: betas.new_empty(

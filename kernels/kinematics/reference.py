@@ -59,9 +59,7 @@ def forward_kinematics(
     return joints, rotations_out, T_world_root
 
 
-def _root_pose(
-    like: Tensor, root: Tensor | None, batch: torch.Size, *, as_quaternion: bool
-) -> tuple[Tensor, Tensor]:
+def _root_pose(like: Tensor, root: Tensor | None, batch: torch.Size, *, as_quaternion: bool) -> tuple[Tensor, Tensor]:
     """The rotation, as a unit quaternion or a matrix, and the position (*batch, 3) of a pose (*#batch, 7) or None."""
     if root is None:
         identity = (QUATERNIONS if as_quaternion else MATRICES).identity(like)

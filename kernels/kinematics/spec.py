@@ -56,9 +56,7 @@ def _call(
         options["T_world_cpf"], options["t_head_cpf"] = rest.pop(0), rest.pop(0)
         # Tests shrink the tree.
         options["head"] = min(BODY_HEAD, len(case.sizes["parents"]) - 1)
-    result = forward_kinematics(
-        rotations, t_parent_joint, case.sizes["parents"], *rest, backend=backend, **options
-    )
+    result = forward_kinematics(rotations, t_parent_joint, case.sizes["parents"], *rest, backend=backend, **options)
     return tuple(tensor for tensor in result if tensor is not None)
 
 
@@ -141,5 +139,6 @@ SPECS = (
         call=_call,
         tolerances={torch.float32: Tolerance(5e-6, 3e-5), torch.float64: Tolerance(1e-14, 1e-13)},
         bytes_moved=_bytes_moved,
+        row_axes=(3, 2, 1),
     ),
 )
