@@ -78,7 +78,8 @@ def forward_kinematics(
     chosen by the signs of m22, m00 - m11 and m00 + m11 is positive.
 
     Raises:
-        TypeError, ValueError: wrong type, dtype, shape, option or tree. BackendError: ``backend`` cannot serve the call.
+        TypeError, ValueError: wrong type, dtype, shape, option or tree.
+        BackendError: ``backend`` cannot serve the call.
     """
     check_choice(_NAME, "representation", representation, REPRESENTATIONS)
     check_choice(_NAME, "output", output, OUTPUTS)

@@ -101,9 +101,9 @@ def _gradient(
 def _native_forward(operator: str) -> Callable[..., Any]:
     call = native(operator)
 
-    def run(rotations, t_parent_joint, root, t_head_cpf, parents, head, representation, output):  # noqa: ANN001, ANN202
-        codes = REPRESENTATIONS.index(representation), OUTPUTS.index(output)
-        return call(rotations, t_parent_joint, root, t_head_cpf, parents, head, *codes)
+    def run(*arguments: Any) -> Any:
+        *first, representation, output = arguments
+        return call(*first, REPRESENTATIONS.index(representation), OUTPUTS.index(output))
 
     return run
 
