@@ -170,7 +170,7 @@ MGRPO_HD MatrixQuat<T> matrix_quat(const Mat3<T>& R) {
   const Vec3<T> a = axial(R);
   const Vec3<T> s = {R.m[2][1] + R.m[1][2], R.m[0][2] + R.m[2][0], R.m[1][0] + R.m[0][1]};
   const auto low = m22 < T(0), x_over_y = m00 > m11, turned = m00 < -m11;
-  const auto by_x = low & x_over_y, by_y = low & (!x_over_y), by_z = (!low) & turned;
+  const typename Number<T>::Condition by_x = low & x_over_y, by_y = low & (!x_over_y), by_z = (!low) & turned;
   const T sign_x = select(by_y | by_z, T(-1), T(1)), sign_y = select(by_x | by_z, T(-1), T(1)),
           sign_z = select(by_x | by_y, T(-1), T(1));
   const T pivot = T(1) + sign_x * m00 + sign_y * m11 + sign_z * m22;  // at least 1

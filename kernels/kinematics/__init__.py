@@ -109,7 +109,7 @@ def forward_kinematics(
         if head_index >= len(tree):
             raise ValueError(f"{_NAME}(): head must be the index of one of J = {len(tree)} joints, got {head_index}")
 
-    chosen = resolve(_NAME, backend, rotations)
+    chosen = resolve(_NAME, backend, rotations, t_parent_joint)
     if chosen == "reference":
         if betas is not None:
             t_parent_joint = reference.joint_offsets(t_parent_joint, t_parent_joint_shapedirs, betas)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._library import Kernel, define_op, native, native_cpu
+from .._dispatch import Implementation
+from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
 
 REPRESENTATIONS = ("matrix", "quaternion", "rot6d")
 OUTPUTS = ("matrix", "quaternion", "positions")
@@ -98,43 +99,53 @@ def _gradient(
     return *grads, None, None, None, None, None
 
 
-def _native_forward(operator: str) -> Callable[..., Any]:
-    call = native(operator)
+_CODES = {"matrix": 0, "quaternion": 1, "rot6d": 2, "positions": 2}
+"""Representations and outputs as csrc/kinematics/kinematics_modes.h numbers them."""
+
+
+def _with_codes(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A native operator, called with the names of representation and output."""
 
     def run(*arguments: Any) -> Any:
-        *first, representation, output = arguments
-        return call(*first, REPRESENTATIONS.index(representation), OUTPUTS.index(output))
+        return call(*(_CODES[value] if isinstance(value, str) else value for value in arguments))
 
     return run
 
 
-def _native_backward(operator: str) -> Callable[..., Any]:
-    call = native(operator)
+_NATIVE = ("forward_kinematics_fwd", "forward_kinematics_bwd", "joint_offsets_fwd", "joint_offsets_bwd")
+_MOST_JOINTS_ON_GPU = 256  # kMostJoints of csrc/kinematics/kinematics_cuda.h
 
-    def run(*arguments: Any) -> Any:
-        *first, representation, output, wanted = arguments
-        return call(*first, REPRESENTATIONS.index(representation), OUTPUTS.index(output), wanted)
 
-    return run
+def _with_few_joints(implementation: Implementation) -> Implementation:
+    """Refuses trees that the GPU's kernels have no room for; dispatch is asked about (rotations, t_parent_joint)."""
+
+    def refuses(tensors: tuple[Tensor, ...]) -> str | None:
+        if len(tensors) > 1 and tensors[1].shape[-2] > _MOST_JOINTS_ON_GPU:
+            return f"takes at most {_MOST_JOINTS_ON_GPU} joints, got {tensors[1].shape[-2]}"
+        return implementation.refuses(tensors)
+
+    return Implementation(unavailable=implementation.unavailable, refuses=refuses)
 
 
 define_op(
     "forward_kinematics",
-    implementations={
-        "cpp": native_cpu(
-            ["forward_kinematics_fwd", "forward_kinematics_bwd", "joint_offsets_fwd", "joint_offsets_bwd"]
-        )
-    },
+    implementations={"cpp": native_cpu(_NATIVE), "cuda": _with_few_joints(native_cuda(_NATIVE))},
     forward=Kernel(
         f"({_INPUTS}, str backend) -> (Tensor, Tensor, Tensor)",
         fake=_fake,
-        backends={"cpp": _native_forward("forward_kinematics_fwd")},
+        backends={
+            "cpp": _with_codes(native("forward_kinematics_fwd")),
+            "cuda": _with_codes(cuda("forward_kinematics_fwd")),
+        },
     ),
     backward=Kernel(
         f"(Tensor? grad_joints, Tensor? grad_world, Tensor? grad_root, {_INPUTS}, bool[] wanted, str backend)"
         " -> (Tensor, Tensor, Tensor, Tensor)",
         fake=_fake_backward,
-        backends={"cpp": _native_backward("forward_kinematics_bwd")},
+        backends={
+            "cpp": _with_codes(native("forward_kinematics_bwd")),
+            "cuda": _with_codes(cuda("forward_kinematics_bwd")),
+        },
     ),
     setup_context=_setup_context,
     gradient=_gradient,
@@ -169,14 +180,14 @@ define_op(
         fake=lambda t_parent_joint, shapedirs, betas, backend: betas.new_empty(
             (*betas.shape[:-1], *t_parent_joint.shape)
         ),
-        backends={"cpp": native("joint_offsets_fwd")},
+        backends={"cpp": native("joint_offsets_fwd"), "cuda": cuda("joint_offsets_fwd")},
     ),
     backward=Kernel(
         "(Tensor grad_offsets, Tensor shapedirs, str backend) -> Tensor",
         fake=lambda grad_offsets, shapedirs, backend: grad_offsets.new_empty(
             (*grad_offsets.shape[:-2], shapedirs.shape[-1])
         ),
-        backends={"cpp": native("joint_offsets_bwd")},
+        backends={"cpp": native("joint_offsets_bwd"), "cuda": cuda("joint_offsets_bwd")},
     ),
     setup_context=_offsets_setup_context,
     gradient=_offsets_gradient,
