@@ -54,7 +54,9 @@ SIBLINGS: Mapping[str, frozenset[str]] = {"perlin": frozenset({"rng"})}
 """Operators that use another operator's public functions, by folder."""
 
 TESTS_ONLY = frozenset({"smplx", "roma", "hypothesis", "pytest", "scipy"})
-TRITON_FILES = frozenset({"triton_impl.py", "_triton_math.py", "_triton_philox.py", "_triton_rotations.py"})
+TRITON_FILES = frozenset(
+    {"triton_impl.py", "_triton_math.py", "_triton_philox.py", "_triton_rotations.py", "_triton_torque.py"}
+)
 """The files that import triton when they are imported, and are therefore imported on first use."""
 TRAINING_LOOPS = ("prior", "perceptual", "grpo")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._dispatch import Implementation
 from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
+from .._triton import triton_backend, triton_call
 
 REPRESENTATIONS = ("matrix", "quaternion", "rot6d")
 OUTPUTS = ("matrix", "quaternion", "positions")
@@ -113,15 +114,16 @@ def _with_codes(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _NATIVE = ("forward_kinematics_fwd", "forward_kinematics_bwd", "joint_offsets_fwd", "joint_offsets_bwd")
-_MOST_JOINTS_ON_GPU = 256  # kMostJoints of csrc/kinematics/kinematics_cuda.h
+_MOST_JOINTS_IN_CUDA = 256  # kMostJoints of csrc/kinematics/kinematics_cuda.h: room in shared memory
+_MOST_JOINTS_IN_TRITON = 64  # the tree is unrolled, and the compiler's time grows faster than it
 
 
-def _with_few_joints(implementation: Implementation) -> Implementation:
-    """Refuses trees that the GPU's kernels have no room for; dispatch is asked about (rotations, t_parent_joint)."""
+def _at_most(joints: int, implementation: Implementation) -> Implementation:
+    """Refuses larger trees; dispatch is asked about (rotations, t_parent_joint)."""
 
     def refuses(tensors: tuple[Tensor, ...]) -> str | None:
-        if len(tensors) > 1 and tensors[1].shape[-2] > _MOST_JOINTS_ON_GPU:
-            return f"takes at most {_MOST_JOINTS_ON_GPU} joints, got {tensors[1].shape[-2]}"
+        if len(tensors) > 1 and tensors[1].shape[-2] > joints:
+            return f"takes at most {joints} joints, got {tensors[1].shape[-2]}"
         return implementation.refuses(tensors)
 
     return Implementation(unavailable=implementation.unavailable, refuses=refuses)
@@ -129,12 +131,17 @@ def _with_few_joints(implementation: Implementation) -> Implementation:
 
 define_op(
     "forward_kinematics",
-    implementations={"cpp": native_cpu(_NATIVE), "cuda": _with_few_joints(native_cuda(_NATIVE))},
+    implementations={
+        "cpp": native_cpu(_NATIVE),
+        "triton": _at_most(_MOST_JOINTS_IN_TRITON, triton_backend()),
+        "cuda": _at_most(_MOST_JOINTS_IN_CUDA, native_cuda(_NATIVE)),
+    },
     forward=Kernel(
         f"({_INPUTS}, str backend) -> (Tensor, Tensor, Tensor)",
         fake=_fake,
         backends={
             "cpp": _with_codes(native("forward_kinematics_fwd")),
+            "triton": _with_codes(triton_call(__package__, "forward")),
             "cuda": _with_codes(cuda("forward_kinematics_fwd")),
         },
     ),
@@ -144,6 +151,7 @@ define_op(
         fake=_fake_backward,
         backends={
             "cpp": _with_codes(native("forward_kinematics_bwd")),
+            "triton": _with_codes(triton_call(__package__, "backward")),
             "cuda": _with_codes(cuda("forward_kinematics_bwd")),
         },
     ),
@@ -180,14 +188,22 @@ define_op(
         fake=lambda t_parent_joint, shapedirs, betas, backend: betas.new_empty(
             (*betas.shape[:-1], *t_parent_joint.shape)
         ),
-        backends={"cpp": native("joint_offsets_fwd"), "cuda": cuda("joint_offsets_fwd")},
+        backends={
+            "cpp": native("joint_offsets_fwd"),
+            "triton": triton_call(__package__, "joint_offsets_forward"),
+            "cuda": cuda("joint_offsets_fwd"),
+        },
     ),
     backward=Kernel(
         "(Tensor grad_offsets, Tensor shapedirs, str backend) -> Tensor",
         fake=lambda grad_offsets, shapedirs, backend: grad_offsets.new_empty(
             (*grad_offsets.shape[:-2], shapedirs.shape[-1])
         ),
-        backends={"cpp": native("joint_offsets_bwd"), "cuda": cuda("joint_offsets_bwd")},
+        backends={
+            "cpp": native("joint_offsets_bwd"),
+            "triton": triton_call(__package__, "joint_offsets_backward"),
+            "cuda": cuda("joint_offsets_bwd"),
+        },
     ),
     setup_context=_offsets_setup_context,
     gradient=_offsets_gradient,
