@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,15 +11,12 @@ from torch import Tensor
 
 from .._checks import STATE_DTYPES, check_choice, check_integer, check_number, check_tensor, debug_enabled
 from .._dispatch import resolve
-from .._library import define_op
+from . import op as _op  # noqa: F401  (registers the operators)
 from . import reference
 
 __all__ = ["ADVANTAGE_SCHEMES", "GroupAdvantages", "GrpoLoss", "group_advantages", "grpo_loss"]
 
 ADVANTAGE_SCHEMES = ("normalize_then_sum", "sum_then_normalize", "gdpo", "center_only", "batch_std")
-
-define_op("group_advantages")
-define_op("grpo_loss")
 
 
 class GroupAdvantages(NamedTuple):
@@ -122,22 +120,30 @@ def group_advantages(
         raise ValueError(f"{function}(): trim must be < 0.5, got {trim!r}")
     if clamp is not None:
         check_number(function, "clamp", clamp, minimum=0.0, exclusive_minimum=True)
-    values = rewards.detach().double()
+    dtype = torch.float64 if rewards.dtype == torch.float64 else torch.float32
+    values = rewards.detach().to(dtype)
     values = values[:, :, None] if values.dim() == 2 else values
     batch, group, kinds = values.shape
-    if valid is None:
-        valid = torch.ones((batch, group), dtype=torch.bool, device=rewards.device)
-    else:
+    if valid is not None:
         check_tensor(function, "valid", valid, ("B", "G"), dtypes=(torch.bool,), sizes={"B": batch, "G": group})
         _check_device(function, "valid", valid, "rewards", rewards)
     reward_weights = _check_weights(function, weights, kinds, rewards)
-    resolve(function, backend, rewards)
-    advantages, per_reward, std, dead, alive = reference.group_advantages(
-        values, valid, reward_weights, scheme=scheme, ddof=ddof, eps=eps, std_floor_ratio=std_floor_ratio,
-        dead_ratio=dead_ratio, dead_abs=dead_abs, trim=trim, clamp=clamp,
+    chosen = resolve(function, backend, values)
+    if chosen == "reference":
+        if valid is None:
+            valid = torch.ones((batch, group), dtype=torch.bool, device=rewards.device)
+        result = reference.group_advantages(
+            values.double(), valid, reward_weights, scheme=scheme, ddof=ddof, eps=eps, std_floor_ratio=std_floor_ratio,
+            dead_ratio=dead_ratio, dead_abs=dead_abs, trim=trim, clamp=clamp,
+        )  # fmt: skip
+        return GroupAdvantages(*(part.to(dtype) for part in result[:3]), *result[3:])
+    bound = math.inf if clamp is None else clamp
+    return GroupAdvantages(
+        *torch.ops.mgrpo.group_advantages(
+            values, valid, reward_weights, ADVANTAGE_SCHEMES.index(scheme), ddof, eps, std_floor_ratio, dead_ratio,
+            dead_abs, trim, bound, chosen,
+        )
     )  # fmt: skip
-    dtype = torch.float64 if rewards.dtype == torch.float64 else torch.float32
-    return GroupAdvantages(advantages.to(dtype), per_reward.to(dtype), std.to(dtype), dead, alive)
 
 
 def grpo_loss(
@@ -185,29 +191,21 @@ def grpo_loss(
     for name, value in (("advantages", advantages), ("weights", weights), ("kl", kl)):
         if value is not None or name == "advantages":
             _check_same(function, name, value, log_ratio, STATE_DTYPES)
-    if valid is None:
-        valid = torch.ones_like(log_ratio, dtype=torch.bool)
-    else:
+    if valid is not None:
         _check_same(function, "valid", valid, log_ratio, (torch.bool,))
-    divisor = _check_denominator(function, denominator, valid, log_ratio)
-    resolve(function, backend, log_ratio, advantages)
-
-    # Zeros take the place of what is not valid, before any arithmetic: a NaN there reaches neither value nor gradient.
-    safe_log_ratio = torch.where(valid, log_ratio.to(dtype), 0.0)
-    safe_advantages = torch.where(valid, advantages.detach().to(dtype), 0.0)
-    surrogate, ratio, clipped_low, clipped_high = reference.clipped_surrogate(
-        safe_log_ratio, safe_advantages, low, high
+    fixed, counted = _check_denominator(function, denominator, log_ratio)
+    kl = None if kl_coef == 0 else kl
+    log_ratio = log_ratio.to(dtype)
+    advantages, weights = (None if x is None else x.detach().to(dtype) for x in (advantages, weights))
+    kl = None if kl is None else kl.to(dtype)
+    chosen = resolve(function, backend, log_ratio)
+    if chosen == "reference":
+        divisor = fixed if fixed > 0 else counted
+        return GrpoLoss(*reference.grpo_loss(log_ratio, advantages, valid, weights, kl, divisor, low, high, kl_coef))
+    loss, *statistics, _ = torch.ops.mgrpo.grpo_loss(
+        log_ratio, advantages, valid, weights, kl, counted, fixed, low, high, float(kl_coef), chosen
     )
-    if weights is not None:
-        surrogate = surrogate * torch.where(valid, weights.detach().to(dtype), 0.0)
-    loss = (surrogate.sum(dtype=torch.float64) / divisor).to(dtype)
-    if kl is not None and kl_coef > 0:
-        loss = loss + (torch.where(valid, kl.to(dtype), 0.0).sum(dtype=torch.float64) * kl_coef / divisor).to(dtype)
-    with torch.no_grad():
-        count = valid.sum(dtype=torch.float64).clamp_min(1.0)
-        fractions = [(side.sum(dtype=torch.float64) / count).to(dtype) for side in (clipped_low, clipped_high)]
-        approx_kl = (reference.k3(safe_log_ratio.double()).sum() / count).to(dtype)
-    return GrpoLoss(loss, ratio, *fractions, approx_kl)
+    return GrpoLoss(loss, *(value.detach() for value in statistics))
 
 
 def _check_device(function: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
@@ -227,9 +225,9 @@ def _check_same(function: str, name: str, value: object, log_ratio: Tensor, dtyp
 def _check_weights(function: str, weights: Tensor | Sequence[float] | None, kinds: int, rewards: Tensor) -> Tensor:
     if weights is None:
         return torch.ones(kinds, dtype=torch.float64, device=rewards.device)
-    given = not isinstance(weights, Tensor)
-    if given:
-        weights = torch.tensor([float(w) for w in weights], dtype=torch.float64)
+    listed = None if isinstance(weights, Tensor) else [float(w) for w in weights]
+    if listed is not None:
+        weights = torch.tensor(listed, dtype=torch.float64)
     else:
         check_tensor(function, "weights", weights, dtypes=STATE_DTYPES)
         _check_device(function, "weights", weights, "rewards", rewards)
@@ -239,7 +237,10 @@ def _check_weights(function: str, weights: Tensor | Sequence[float] | None, kind
     readable = weights.device.type == "cpu" or debug_enabled()
     if readable and not torch.compiler.is_compiling() and not bool(torch.isfinite(weights).all()):
         raise ValueError(f"{function}(): weights must be finite, got {weights.tolist()}")
-    return weights.to(rewards.device)
+    if listed is None or rewards.device.type == "cpu":
+        return weights
+    # Filled on the device: a copy from the host would wait for it, and cannot be part of a CUDA graph.
+    return torch.stack([torch.full((), w, dtype=torch.float64, device=rewards.device) for w in listed])
 
 
 def _check_clip_range(function: str, clip_range: float | tuple[float, float]) -> tuple[float, float]:
@@ -255,15 +256,14 @@ def _check_clip_range(function: str, clip_range: float | tuple[float, float]) ->
 
 
 def _check_denominator(
-    function: str, denominator: float | Tensor | None, valid: Tensor, log_ratio: Tensor
-) -> float | Tensor:
+    function: str, denominator: float | Tensor | None, log_ratio: Tensor
+) -> tuple[float, Tensor | None]:
+    """A positive number, or 0.0 and the () float64 count; 0.0 and None ask for the number of valid elements."""
     if denominator is None:
-        return valid.sum(dtype=torch.float64).clamp_min(1.0)
+        return 0.0, None
     if isinstance(denominator, Tensor):
         check_tensor(function, "denominator", denominator, (), dtypes=(*STATE_DTYPES, torch.int32, torch.int64))
         _check_device(function, "denominator", denominator, "log_ratio", log_ratio)
-        # An all-reduced count may be 0 when every group is dead; the sum is 0 then as well.
-        count = denominator.detach().double()
-        return torch.where(count > 0, count, 1.0)
+        return 0.0, denominator.detach().double()
     check_number(function, "denominator", denominator, minimum=0.0, exclusive_minimum=True)
-    return float(denominator)
+    return float(denominator), None

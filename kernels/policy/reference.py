@@ -157,3 +157,46 @@ def k3(log_ratio: Tensor) -> Tensor:
     Schulman's low-variance estimator of KL(old || new) from samples of the old policy.
     """
     return torch.expm1(log_ratio) - log_ratio
+
+
+def grpo_loss(
+    log_ratio: Tensor,
+    advantages: Tensor,
+    valid: Tensor | None,
+    weights: Tensor | None,
+    kl: Tensor | None,
+    denominator: float | Tensor | None,
+    clip_low: float,
+    clip_high: float,
+    kl_coef: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss, ratio, clip fractions below and above, approximate KL; see :func:`mgrpo.kernels.grpo_loss`.
+
+    All tensors have the shape and dtype of ``log_ratio`` but ``valid`` (bool) and ``denominator`` (a number, a ()
+    float64 tensor, or None for the number of valid elements).
+    """
+    dtype = log_ratio.dtype
+    if valid is None:
+        valid = torch.ones_like(log_ratio, dtype=torch.bool)
+    count = valid.sum(dtype=torch.float64).clamp_min(1.0)
+    if denominator is None:
+        denominator = count
+    elif isinstance(denominator, Tensor):
+        # An all-reduced count may be 0 when every group is dead; the sum is 0 then as well.
+        denominator = torch.where(denominator > 0, denominator, 1.0)
+
+    # Zeros take the place of what is not valid, before any arithmetic: a NaN there reaches neither value nor gradient.
+    log_ratio = torch.where(valid, log_ratio, 0.0)
+    surrogate, ratio, clipped_low, clipped_high = clipped_surrogate(
+        log_ratio, torch.where(valid, advantages, 0.0), clip_low, clip_high
+    )
+    if weights is not None:
+        surrogate = surrogate * torch.where(valid, weights, 0.0)
+    total = surrogate.sum(dtype=torch.float64)
+    if kl is not None:
+        total = total + kl_coef * torch.where(valid, kl, 0.0).sum(dtype=torch.float64)
+    loss = (total / denominator).to(dtype)
+    with torch.no_grad():
+        low, high = ((side.sum(dtype=torch.float64) / count).to(dtype) for side in (clipped_low, clipped_high))
+        approx_kl = (k3(log_ratio.double()).sum() / count).to(dtype)
+    return loss, ratio, low, high, approx_kl
