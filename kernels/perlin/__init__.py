@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from .._checks import check_integer, check_number
-from ..rng import STREAM_PERLIN, philox_uniform
-from .reference import GAIN, gradient_noise
+from .._dispatch import resolve
+from ..rng import _check_key, _check_key_tensor
+from ..rng.reference import MEMBER_BITS
+from . import op as _op  # noqa: F401  (registers the operator)
+from .reference import GAIN, lattice_points
 
 _MAX_OCTAVES = 8
+_MAX_NUMBERS = 1 << 30
 
 
 def perlin_noise(
@@ -49,13 +51,15 @@ def perlin_noise(
         member: (N,) int64 in [0, 2^16), for noise that differs inside a group; None (the same as zeros): one noise per
             condition, shared by its group.
         channels: number of axes C >= 1. The noise of an axis depends on it.
-        backend: as for ``philox_uniform``, which draws the numbers.
+        backend: see :mod:`mgrpo.kernels`; None chooses. All give the same bits.
 
     Returns:
         (N, F, C) float32 on the device of ``condition``.
 
     Raises:
-        ValueError, TypeError: an argument has a wrong shape, dtype or value.
+        ValueError, TypeError: an argument has a wrong shape, dtype or value (keys in tensors on a GPU are only read
+            under ``MGRPO_DEBUG=1``).
+        BackendError: ``backend`` cannot serve the call.
     """
     frames = check_integer("perlin_noise", "frames", frames, minimum=1)
     channels = check_integer("perlin_noise", "channels", channels, minimum=1)
@@ -64,25 +68,24 @@ def perlin_noise(
         raise ValueError(f"perlin_noise(): octaves must be <= {_MAX_OCTAVES}, got {octaves}")
     check_number("perlin_noise", "alpha", alpha, minimum=0.0)
     check_number("perlin_noise", "lattice", lattice, minimum=1.0)
-    if member is None and isinstance(condition, Tensor):
+    finest = lattice_points(frames, float(lattice) / 2.0 ** (octaves - 1)) * channels
+    if finest > _MAX_NUMBERS:
+        raise ValueError(
+            f"perlin_noise(): frames must need at most 2^30 gradients per row, got {frames} frames with {finest}"
+        )
+    seed = _check_key("perlin_noise", "seed", seed, 64)
+    iteration = _check_key("perlin_noise", "iteration", iteration, 32)
+    rows: dict[str, int] = {}
+    _check_key_tensor("perlin_noise", "condition", condition, 32, rows)
+    if member is None:
         member = torch.zeros_like(condition)
-    keys = {
-        "seed": seed,
-        "iteration": iteration,
-        "condition": condition,
-        "member": member,
-        "stream": STREAM_PERLIN,
-        "backend": backend,
-    }
-    total = torch.zeros((), dtype=torch.float64)
-    for octave in range(octaves):
-        cell = float(lattice) / 2.0**octave
-        # Frame F - 1 lies before lattice point (F - 1) / cell + 1 (phase < 1), and its cell ends one point later.
-        points = math.floor((frames - 1) / cell) + 3
-        phase = philox_uniform((channels,), step=2 * octave + 1, **keys).double()
-        gradients = philox_uniform((points, channels), step=2 * octave, **keys).double() * 2.0 - 1.0
-        total = gradient_noise(gradients, phase, frames, cell) * GAIN**octave + total
-    bound = sum(GAIN**octave for octave in range(octaves))
+    _check_key_tensor("perlin_noise", "member", member, MEMBER_BITS, rows, condition.device)
+    chosen = resolve("perlin_noise", backend, condition)
     if alpha == 0:
-        return torch.zeros(total.shape, dtype=torch.float32, device=total.device)
-    return (total * (alpha / bound)).to(torch.float32)
+        return torch.zeros((condition.shape[0], frames, channels), dtype=torch.float32, device=condition.device)
+    scale = alpha / sum(GAIN**octave for octave in range(octaves))
+    # The operator's schema has signed 64-bit integers.
+    signed_seed = seed - (1 << 64) if seed >= 1 << 63 else seed
+    return torch.ops.mgrpo.perlin_noise(
+        condition, member, frames, channels, scale, float(lattice), octaves, signed_seed, iteration, chosen
+    )

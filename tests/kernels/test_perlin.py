@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgrpo.kernels import perlin_noise
+from mgrpo.kernels import available_backends, explain_backend, perlin_noise, use_backend
 from mgrpo.kernels.perlin.reference import fade, gradient_noise
 
 # Root mean square of gradient noise whose gradients are uniform in [-1, 1] and whose peak is 1:
@@ -17,6 +17,16 @@ from mgrpo.kernels.perlin.reference import fade, gradient_noise
 RMS = 2.0 * math.sqrt(2.0 / 3.0 * 535.0 / 18018.0)
 # Largest slope per cell: max over f of |d/df of (left weight)| + |d/df of (right weight)|, times 2.
 STEEPEST = 2.0 * 1.3471507
+PINNED = ["0x1.ad43c20000000p-6", "0x1.92c6140000000p-5", "0x1.46fc180000000p-8", "-0x1.771a840000000p-9"]
+
+
+@pytest.fixture(params=["reference", "cpp", "cuda"], scope="module", autouse=True)
+def backend(request):
+    """Every test of this file runs on every backend that this machine has."""
+    if request.param not in available_backends("perlin_noise"):
+        pytest.skip(explain_backend("perlin_noise"))
+    with use_backend(request.param):
+        yield request.param
 
 
 def rows(count: int) -> torch.Tensor:
@@ -134,6 +144,58 @@ def test_phases_are_spread():
     assert (values[:, 0] == 0).float().mean() < 0.01 and values[:, 12].std() > 0.2
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    frames=st.integers(1, 150),
+    lattice=st.floats(1.0, 40.0),
+    octaves=st.integers(1, 8),
+    channels=st.integers(1, 5),
+    seed=st.integers(0, 2**64 - 1),
+    alpha=st.floats(1e-3, 3.0),
+)
+def test_bits_are_those_of_the_oracle(frames, lattice, octaves, channels, seed, alpha):
+    options = {
+        "frames": frames, "lattice": lattice, "octaves": octaves, "channels": channels, "seed": seed, "alpha": alpha,
+        "condition": torch.tensor([0, 7, 2**32 - 1]), "member": torch.tensor([0, 65535, 3]), "iteration": 2**32 - 1,
+    }  # fmt: skip
+    assert torch.equal(noise(**options), noise(**options, backend="reference"))
+
+
+def test_pinned_bits():
+    """A saved run draws the same perturbation again."""
+    values = noise(frames=200, octaves=2, iteration=11, condition=torch.tensor([4, 1]), member=torch.tensor([0, 9]))
+    picked = values[[0, 0, 1, 1], [0, 199, 57, 128], [0, 2, 1, 0]]
+    assert [float(value).hex() for value in picked] == PINNED
+
+
+def test_any_number_of_threads_and_strided_keys():
+    expected = noise(condition=rows(300), octaves=2)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(noise(condition=torch.stack((rows(300), rows(300) + 5), 1)[:, 0], octaves=2), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_operator_and_compilation(backend):
+    keys = torch.tensor([4, 1, 9]), torch.tensor([0, 2, 1])
+    torch.library.opcheck(torch.ops.mgrpo.perlin_noise, (*keys, 20, 3, 0.1, 12.0, 2, -5, 3, backend))
+    torch._dynamo.reset()
+
+    def shifted(positions, condition):
+        return positions + noise(frames=20, condition=condition, octaves=2)
+
+    compiled = torch.compile(shifted, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(torch.ones(3, 20, 3), keys[0]), shifted(torch.ones(3, 20, 3), keys[0]))
+
+
+def test_no_value_is_read():
+    with use_backend(None):  # the meta device has the reference alone
+        assert noise(condition=torch.empty(6, dtype=torch.int64, device="meta"), octaves=2).shape == (6, 64, 3)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -145,7 +207,9 @@ def test_phases_are_spread():
         ({"octaves": 0}, ValueError, "octaves must be >= 1, got 0"),
         ({"octaves": 9}, ValueError, "octaves must be <= 8, got 9"),
         ({"channels": 0}, ValueError, "channels must be >= 1, got 0"),
-        ({"seed": -1}, ValueError, r"seed must be in \[0, 2\^64\), got -1"),
+        ({"frames": 2**29, "lattice": 1.0}, ValueError, r"frames must need at most 2\^30 gradients per row, got 536870912 frames"),
+        ({"seed": -1}, ValueError, r"perlin_noise\(\): seed must be in \[0, 2\^64\), got -1"),
+        ({"condition": rows(6) - 1}, ValueError, r"condition must be in \[0, 2\^32\), got -1 in row 0"),
         ({"condition": [0, 1]}, TypeError, "condition must be a torch.Tensor, got list"),
         ({"member": rows(5)}, ValueError, r"member must have shape \(N,\) with N = 6, got \(5,\)"),
     ],

@@ -13,10 +13,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mgrpo.kernels import ADVANTAGE_SCHEMES, explain_backend, group_advantages, grpo_loss
+from mgrpo.kernels import (
+    ADVANTAGE_SCHEMES,
+    BackendError,
+    available_backends,
+    explain_backend,
+    group_advantages,
+    grpo_loss,
+    use_backend,
+)
 
 B, G, K = 6, 8, 3
 SUMMED = "sum_then_normalize"
+
+
+@pytest.fixture(params=["reference", "cpp", "cuda"], scope="module", autouse=True)
+def backend(request):
+    """Every test of this file runs on every backend that this machine has."""
+    if request.param not in available_backends("grpo_loss"):
+        pytest.skip(explain_backend("grpo_loss"))
+    with use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(scope="module")
+def fused(backend):
+    if backend == "reference":
+        pytest.skip("only for backends with registered operators")
+    return backend
 
 
 def rewards(seed: int = 0, shape=(B, G, K), dtype=torch.float64) -> Tensor:
@@ -498,20 +522,32 @@ def test_known_to_dispatch():
 
 
 def test_compiled_equals_eager():
+    torch._dynamo.reset()
     log_ratio, advantages = batch(dtype=torch.float32)
     r = rewards(dtype=torch.float32)
 
     def both(log_ratio, advantages, r):
-        result = group_advantages(r, scheme="gdpo", trim=0.1, clamp=2.0)
-        return result.advantages, grpo_loss(log_ratio, advantages, clip_range=0.2).loss
+        result = group_advantages(r, scheme="gdpo", trim=0.1, clamp=2.0, weights=[1.0, 2.0, 3.0])
+        loss = grpo_loss(log_ratio, advantages, clip_range=0.2, valid=advantages > -1, kl=log_ratio**2, kl_coef=0.1)
+        return result.advantages, *loss
 
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
-    for got, expected in zip(compiled(log_ratio, advantages, r), both(log_ratio, advantages, r), strict=True):
+    leaves = [log_ratio.clone().requires_grad_() for _ in range(2)]
+    results = compiled(leaves[0], advantages, r), both(leaves[1], advantages, r)
+    for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected)
+    for result in results:
+        result[1].backward()
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
 
 
 def test_no_value_is_read_and_no_device_mixed():
     """On the meta device a read of a value raises: what passes there waits for no GPU and fits a CUDA graph."""
+    with use_backend(None):  # the meta device has the reference alone
+        _call_everything_on_meta()
+
+
+def _call_everything_on_meta():
     r = torch.empty(B, G, K, device="meta")
     for scheme in ADVANTAGE_SCHEMES:
         result = group_advantages(r, scheme=scheme, weights=[1.0, 2.0, 3.0], trim=0.1, clamp=5.0)
@@ -528,6 +564,181 @@ def test_no_value_is_read_and_no_device_mixed():
             kl_coef=0.1,
             denominator=denominator,
         ).loss.backward()
+
+
+# ------------------------------------------------ fused backends against float64
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "scheme": st.sampled_from(ADVANTAGE_SCHEMES),
+        "ddof": st.integers(0, 1),
+        "eps": st.sampled_from([0.0, 1e-8, 0.1]),
+        "std_floor_ratio": st.sampled_from([0.0, 0.2]),
+        "dead_ratio": st.sampled_from([0.0, 1e-3, 0.9]),
+        "dead_abs": st.sampled_from([0.0, 1e-6, 0.08]),
+        "trim": st.sampled_from([0.0, 0.1, 0.13, 0.3, 0.49]),
+        "clamp": st.sampled_from([None, 1.5]),
+        "weights": st.sampled_from([None, (1.0, 2.0, 0.5), (1.0, 0.0, -0.5), (0.0, 0.0, 0.0)]),
+    }
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    options=OPTIONS,
+    seed=st.integers(0, 10_000),
+    size=st.sampled_from([(1, 2), (2, 3), (6, 8), (3, 17)]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    holes=st.sampled_from([0.0, 0.1, 0.6]),
+    ties=st.booleans(),
+)
+def test_every_option_agrees_with_the_oracle(fused, options, seed, size, dtype, holes, ties):
+    generator = torch.Generator().manual_seed(seed)
+    r = rewards(seed, (*size, K))
+    if ties:
+        r = r.round()
+    r[torch.rand(r.shape, generator=generator) < holes / 3] = torch.nan
+    valid = torch.rand(size, generator=generator) >= holes if holes else None
+    r = r.to(dtype)
+    got = group_advantages(r, valid=valid, **options)
+    wanted = group_advantages(r.double(), valid=valid, backend="reference", **options)
+    # A spread that is 0 but for rounding may be judged either way where nothing calls it dead.
+    sure = (wanted.std > 1e-12).all(dim=1) | (options["dead_abs"] > 0)
+    if options["scheme"] == SUMMED and options["dead_abs"] == 0:
+        sure = sure & ((r.double().nan_to_num() * torch.tensor(options["weights"] or (1, 1, 1))).sum(2).std(1) > 1e-12)
+    if options["scheme"] == "gdpo" and not sure.all():
+        return
+    tolerance = 1e-9 if dtype == torch.float64 else 3e-6
+    for name, a, b in zip(got._fields, got, wanted, strict=True):
+        if b.dtype == torch.bool:
+            assert torch.equal(a[sure], b[sure]), name
+        else:
+            assert a.dtype == dtype and a.is_contiguous()
+            torch.testing.assert_close(a.double()[sure], b[sure], rtol=tolerance, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 9000])
+def test_loss_and_gradients_agree_with_float64(fused, dtype, count):
+    generator = torch.Generator().manual_seed(count)
+
+    def numbers(low=-1.0):
+        return low + (1 - low) * torch.rand(count, generator=generator, dtype=torch.float64).to(dtype)
+
+    log_ratio, advantages, weights, kl, valid = numbers(), numbers(), numbers(0.0), numbers(0.0), numbers() > -0.5
+    advantages[::7] = 0.0
+    results, grads = [], []
+    for backend, wide in ((fused, dtype), ("reference", torch.float64)):
+        leaves = [x.to(wide, copy=True).requires_grad_() for x in (log_ratio, kl)]
+        result = grpo_loss(
+            leaves[0], advantages.to(wide), clip_range=(0.2, 0.3), valid=valid, weights=weights.to(wide),
+            kl=leaves[1], kl_coef=0.3, denominator=max(count / 3, 1.0), backend=backend,
+        )  # fmt: skip
+        (result.loss * 1.7).backward()
+        results.append(result)
+        grads.append([leaf.grad for leaf in leaves])
+    tolerance = {torch.float32: 1e-6, torch.float64: 1e-14}[dtype]
+    for a, b in (*zip(*results, strict=True), *zip(*grads, strict=True)):
+        assert a.dtype == dtype and a.is_contiguous()
+        torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * 1e-3)
+
+
+def test_exponentials_are_accurate_everywhere(fused):
+    """Ratio and k3 against torch in float64, from subnormal to infinite ratios and through the tiny ones."""
+    tiny = torch.logspace(-300, -3, 2000, dtype=torch.float64)
+    x = torch.cat((torch.linspace(-800, 800, 40_001, dtype=torch.float64), tiny, -tiny, torch.zeros(2).double()))
+    x = torch.cat((x, torch.tensor([-torch.inf, torch.inf, torch.nan], dtype=torch.float64)))
+    ratio = grpo_loss(x, torch.zeros_like(x), clip_range=0.5).ratio
+    torch.testing.assert_close(ratio, x.exp(), rtol=4e-15, atol=1e-320, equal_nan=True)
+    for value in (-700.0, -30.0, -0.4, -0.3, -1e-3, -1e-6, 1e-6, 1e-3, 0.3, 0.35, 5.0, 700.0):
+        k3 = grpo_loss(torch.tensor([value], dtype=torch.float64), torch.zeros(1).double(), clip_range=0.5).approx_kl
+        exact = math.expm1(value) - value
+        if abs(value) < 1e-2:
+            exact = value**2 / 2 + value**3 / 6 + value**4 / 24 + value**5 / 120
+        assert abs(float(k3) - exact) <= 3e-14 * exact
+
+
+def test_runs_repeat_bitwise_on_any_number_of_threads(fused):
+    generator = torch.Generator().manual_seed(4)
+    log_ratio, advantages = (0.3 * torch.randn(50_000, generator=generator) for _ in range(2))
+    r = torch.randn(300, 16, 5, generator=generator)
+
+    def run():
+        leaf = log_ratio.clone().requires_grad_()
+        result = grpo_loss(leaf, advantages, clip_range=0.2)
+        result.loss.backward()
+        return [*group_advantages(r, scheme="gdpo", trim=0.1), *(x.detach() for x in result), leaf.grad]
+
+    threads = torch.get_num_threads()
+    try:
+        first = run()
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            for a, b in zip(first, run(), strict=True):
+                assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("scheme", ["normalize_then_sum", SUMMED, "center_only"])
+def test_a_group_alone_equals_the_group_in_the_batch(fused, scheme):
+    """Bit for bit, where no option looks at the rest of the batch; a bad group spoils no other."""
+    r = rewards(dtype=torch.float32)
+    options = {"scheme": scheme, "dead_ratio": 0.0, "trim": 0.15}
+    whole = group_advantages(r, **options)
+    spoilt = r.clone()
+    spoilt[2, 1, 0], spoilt[2, 5, 2] = torch.nan, torch.inf
+    for b in range(B):
+        for a, e in zip(group_advantages(r[b : b + 1], **options), whole, strict=True):
+            assert torch.equal(a[0], e[b])
+        for a, e in zip(group_advantages(spoilt, **options), whole, strict=True):
+            assert b == 2 or torch.equal(a[b], e[b])
+
+
+def test_strided_and_expanded_inputs(backend):
+    r = rewards(dtype=torch.float32)
+    strided = torch.stack((r, torch.full_like(r, 9.0)), dim=-1)[..., 0]
+    valid = torch.rand(G, B, generator=torch.Generator().manual_seed(1)).T > 0.2
+    wanted = group_advantages(r, valid=valid.contiguous())
+    for a, b in zip(group_advantages(strided, valid=valid), wanted, strict=True):
+        assert torch.equal(a, b)
+    log_ratio, advantages = batch()  # advantages are expanded over steps
+    leaves = [x.clone().requires_grad_() for x in (log_ratio, log_ratio)]
+    one = grpo_loss(leaves[0].transpose(0, 2), advantages.transpose(0, 2), clip_range=0.2)
+    other = grpo_loss(leaves[1], advantages.contiguous(), clip_range=0.2)
+    close(one.loss, other.loss)
+    assert torch.equal(one.ratio.transpose(0, 2), other.ratio)
+    one.loss.backward()
+    other.loss.backward()
+    close(leaves[0].grad, leaves[1].grad)
+
+
+def test_operators_are_registered_correctly(fused):
+    log_ratio, advantages = (x.detach() for x in batch())
+    valid, kl = log_ratio > -0.2, log_ratio.square()
+    options = (0.0, 0.2, 0.3, 0.5, fused)
+    for with_valid, count in ((None, None), (valid, torch.tensor(7.0).double())):
+        arguments = (log_ratio.clone().requires_grad_(), advantages, with_valid, None, kl.requires_grad_(), count)
+        torch.library.opcheck(torch.ops.mgrpo.grpo_loss, (*arguments, *options))
+    torch.library.opcheck(
+        torch.ops.mgrpo.grpo_loss, (log_ratio.requires_grad_(), advantages, None, None, None, None, *options)
+    )
+    weights = torch.ones(K, dtype=torch.float64)
+    for scheme in range(len(ADVANTAGE_SCHEMES)):
+        arguments = (rewards(), valid[:, :, 0], weights, scheme, 1, 1e-8, 0.1, 1e-3, 1e-6, 0.1, 5.0, fused)
+        torch.library.opcheck(torch.ops.mgrpo.group_advantages, arguments)
+
+
+def test_second_derivative_only_in_the_reference(backend):
+    log_ratio, advantages = batch()
+    loss = grpo_loss(log_ratio.requires_grad_(), advantages, clip_range=0.2).loss
+    (grad,) = torch.autograd.grad(loss, log_ratio, create_graph=True)
+    if backend == "reference":
+        grad.sum().backward()
+        return
+    with pytest.raises(BackendError, match="backend='reference'"):
+        grad.sum().backward()
 
 
 # -------------------------------------------------------------------- golden
