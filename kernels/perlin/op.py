@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._library import Kernel, define_op, native, native_cpu
+from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
 from . import reference
 
 
@@ -30,11 +30,18 @@ def _fake(
 
 define_op(
     "perlin_noise",
-    implementations={"cpp": native_cpu(["perlin_noise_fwd"], (torch.int64,))},
+    implementations={
+        "cpp": native_cpu(["perlin_noise_fwd"], (torch.int64,)),
+        "cuda": native_cuda(["perlin_noise_fwd"], (torch.int64,)),
+    },
     forward=Kernel(
         "(Tensor condition, Tensor member, SymInt frames, int channels, float scale, float lattice, int octaves,"
         " int seed, int iteration, str backend) -> Tensor",
         fake=_fake,
-        backends={"reference": reference.perlin_noise, "cpp": native("perlin_noise_fwd")},
+        backends={
+            "reference": reference.perlin_noise,
+            "cpp": native("perlin_noise_fwd"),
+            "cuda": cuda("perlin_noise_fwd"),
+        },
     ),
 )

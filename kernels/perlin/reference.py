@@ -1,4 +1,4 @@
-"""One-dimensional gradient noise evaluated at frame times, in plain torch operations that are each rounded on their own.
+"""One-dimensional gradient noise at frame times, in plain torch operations that are each rounded on their own.
 
 Every other backend gives the same bits.
 """

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._library import Kernel, define_op, native, native_cpu
+from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
+
+_LOSS_OPERATORS = ("grpo_loss_fwd", "grpo_loss_bwd")
 
 
 def _fake_advantages(rewards: Tensor, *options: Any) -> tuple[Tensor, ...]:
@@ -23,13 +25,13 @@ def _fake_advantages(rewards: Tensor, *options: Any) -> tuple[Tensor, ...]:
 
 define_op(
     "group_advantages",
-    implementations={"cpp": native_cpu(["group_advantages_fwd"])},
+    implementations={"cpp": native_cpu(["group_advantages_fwd"]), "cuda": native_cuda(["group_advantages_fwd"])},
     forward=Kernel(
         "(Tensor rewards, Tensor? valid, Tensor weights, int scheme, int ddof, float eps, float std_floor_ratio,"
         " float dead_ratio, float dead_abs, float trim, float clamp, str backend)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
         fake=_fake_advantages,
-        backends={"cpp": native("group_advantages_fwd")},
+        backends={"cpp": native("group_advantages_fwd"), "cuda": cuda("group_advantages_fwd")},
     ),
 )
 
@@ -62,19 +64,19 @@ def _gradient(ctx: Any, grad_loss: Tensor, *grads: Tensor) -> tuple[Any, ...]:
 
 define_op(
     "grpo_loss",
-    implementations={"cpp": native_cpu(["grpo_loss_fwd", "grpo_loss_bwd"])},
+    implementations={"cpp": native_cpu(_LOSS_OPERATORS), "cuda": native_cuda(_LOSS_OPERATORS)},
     forward=Kernel(
         "(Tensor log_ratio, Tensor advantages, Tensor? valid, Tensor? weights, Tensor? kl, Tensor? denominator,"
         " float fixed_denominator, float clip_low, float clip_high, float kl_coef, str backend)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         fake=_fake_loss,
-        backends={"cpp": native("grpo_loss_fwd")},
+        backends={"cpp": native("grpo_loss_fwd"), "cuda": cuda("grpo_loss_fwd")},
     ),
     backward=Kernel(
         "(Tensor grad_loss, Tensor log_ratio, Tensor advantages, Tensor? valid, Tensor? weights, Tensor divisor,"
         " float clip_low, float clip_high, float kl_coef, bool with_kl, str backend) -> (Tensor, Tensor)",
         fake=_fake_loss_backward,
-        backends={"cpp": native("grpo_loss_bwd")},
+        backends={"cpp": native("grpo_loss_bwd"), "cuda": cuda("grpo_loss_bwd")},
     ),
     setup_context=_setup_context,
     gradient=_gradient,

@@ -207,7 +207,11 @@ def test_no_value_is_read():
         ({"octaves": 0}, ValueError, "octaves must be >= 1, got 0"),
         ({"octaves": 9}, ValueError, "octaves must be <= 8, got 9"),
         ({"channels": 0}, ValueError, "channels must be >= 1, got 0"),
-        ({"frames": 2**29, "lattice": 1.0}, ValueError, r"frames must need at most 2\^30 gradients per row, got 536870912 frames"),
+        (
+            {"frames": 2**29, "lattice": 1.0},
+            ValueError,
+            r"frames must need at most 2\^30 gradients per row, got 536870912 frames",
+        ),
         ({"seed": -1}, ValueError, r"perlin_noise\(\): seed must be in \[0, 2\^64\), got -1"),
         ({"condition": rows(6) - 1}, ValueError, r"condition must be in \[0, 2\^32\), got -1 in row 0"),
         ({"condition": [0, 1]}, TypeError, "condition must be a torch.Tensor, got list"),
