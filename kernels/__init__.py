@@ -25,6 +25,7 @@ from ._dispatch import (
     use_backend,
 )
 from .kinematics import ForwardKinematics, forward_kinematics
+from .metrics import MotionMetrics, motion_metrics
 from .perlin import perlin_noise
 from .policy import ADVANTAGE_SCHEMES, GroupAdvantages, GrpoLoss, group_advantages, grpo_loss
 from .procrustes import Alignment, procrustes_align
@@ -53,11 +54,13 @@ __all__ = [
     "ForwardKinematics",
     "GroupAdvantages",
     "GrpoLoss",
+    "MotionMetrics",
     "available_backends",
     "explain_backend",
     "forward_kinematics",
     "group_advantages",
     "grpo_loss",
+    "motion_metrics",
     "perlin_noise",
     "philox_normal",
     "philox_uniform",

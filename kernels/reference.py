@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from . import kinematics, perlin, policy, procrustes, rng, so3, transition
+from . import kinematics, metrics, perlin, policy, procrustes, rng, so3, transition
 
 forward_kinematics = partial(kinematics.forward_kinematics, backend="reference")
 group_advantages = partial(policy.group_advantages, backend="reference")
 grpo_loss = partial(policy.grpo_loss, backend="reference")
+motion_metrics = partial(metrics.motion_metrics, backend="reference")
 perlin_noise = partial(perlin.perlin_noise, backend="reference")
 philox_normal = partial(rng.philox_normal, backend="reference")
 philox_uniform = partial(rng.philox_uniform, backend="reference")
@@ -27,6 +28,7 @@ __all__ = [
     "forward_kinematics",
     "group_advantages",
     "grpo_loss",
+    "motion_metrics",
     "perlin_noise",
     "philox_normal",
     "philox_uniform",

@@ -50,7 +50,7 @@ OUTSIDE: Mapping[str, frozenset[str]] = {
 }
 """Other packages that a part may import, where that is limited; "" is mgrpo/__init__.py."""
 
-SIBLINGS: Mapping[str, frozenset[str]] = {"perlin": frozenset({"rng"})}
+SIBLINGS: Mapping[str, frozenset[str]] = {"metrics": frozenset({"procrustes"}), "perlin": frozenset({"rng"})}
 """Operators that use another operator's public functions, by folder."""
 
 TESTS_ONLY = frozenset({"smplx", "roma", "hypothesis", "pytest", "scipy"})

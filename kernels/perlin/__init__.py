@@ -7,8 +7,7 @@ from torch import Tensor
 
 from .._checks import check_integer, check_number
 from .._dispatch import resolve
-from ..rng import _check_key, _check_key_tensor
-from ..rng.reference import MEMBER_BITS
+from ..rng import MEMBER_BITS, _check_key, _check_key_tensor
 from . import op as _op  # noqa: F401  (registers the operator)
 from .reference import GAIN, lattice_points
 

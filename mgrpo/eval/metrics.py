@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mgrpo import geometry
+from mgrpo import kernels
 from mgrpo.body.skeleton import FOOT_CONTACT_HEIGHTS_M, FOOT_JOINTS, HEAD
 from mgrpo.errors import InputError
-from mgrpo.kernels import procrustes_align
+from mgrpo.kernels.metrics import reference as formulas
 
 HEAD_22 = HEAD + 1
 """Row of the head among the 22 joints with the pelvis first."""
@@ -242,37 +241,15 @@ class TargetMotion(Protocol):
         ...
 
 
-def _frame_mask(mask: Tensor | None, per_frame: Tensor, span: int = 1) -> Tensor | None:
-    """Mask of windows of ``span`` consecutive frames ``(…, T-span+1)`` that lie wholly on real frames, or None."""
+def _checked(mask: Tensor | None, frames: int) -> Tensor | None:
+    """The mask, after a check that it is bool and covers ``frames`` frames."""
     if mask is None:
         return None
     if mask.dtype != torch.bool:
         raise InputError(f"A frame mask must be a bool tensor (…, T), got {mask.dtype}; pass `mask.bool()`.")
-    positions = max(0, mask.shape[-1] - span + 1)
-    if positions != per_frame.shape[-1]:
-        raise InputError(
-            f"A frame mask must cover the motion's {per_frame.shape[-1] + span - 1} frames, "
-            f"got shape {tuple(mask.shape)}."
-        )
-    return torch.stack([mask[..., shift : shift + positions] for shift in range(span)]).all(0)
-
-
-def _mean_over_frames(per_frame: Tensor, mask: Tensor | None, span: int = 1) -> Tensor:
-    """Mean over the last axis, frames, of ``(…, T')`` values that each look at ``span`` frames; NaN where there is no
-    frame."""
-    whole = _frame_mask(mask, per_frame, span)
-    if whole is None:
-        return per_frame.mean(-1)
-    kept = torch.where(whole, per_frame, torch.zeros_like(per_frame))
-    return kept.sum(-1) / whole.expand_as(kept).sum(-1)
-
-
-def _sum_over_frames(per_frame: Tensor, mask: Tensor | None, span: int = 1) -> Tensor:
-    """Sum over the last axis, frames; frames outside the mask count nothing."""
-    whole = _frame_mask(mask, per_frame, span)
-    if whole is None:
-        return per_frame.sum(-1)
-    return torch.where(whole, per_frame, torch.zeros_like(per_frame)).sum(-1)
+    if mask.shape[-1] != frames:
+        raise InputError(f"A frame mask must cover the motion's {frames} frames, got shape {tuple(mask.shape)}.")
+    return mask
 
 
 def _check_joints(joints: Tensor, name: str) -> None:
@@ -299,18 +276,7 @@ def mpjpe_mm(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor
     ``(…)``."""
     _check_joints(pred, "pred")
     _check_pair(pred, target, 3)
-    return 1000.0 * _mean_over_frames((pred - target).norm(dim=-1).mean(-1), mask)
-
-
-def _aligned_error_mm(source: Tensor, goal: Tensor, against: Tensor, mask: Tensor | None, with_scale: bool) -> Tensor:
-    """Fit ``source`` to ``goal`` frame by frame, then the mean distance to ``against`` in mm."""
-    source, goal, against = torch.broadcast_tensors(source, goal, against)
-    if mask is not None:
-        # Frames outside the mask may hold NaN, which an iterative alignment must not meet.
-        inside = mask[..., None, None]
-        source, goal = (torch.where(inside, joints, torch.zeros_like(joints)) for joints in (source, goal))
-    aligned = procrustes_align(source.contiguous(), goal.contiguous(), with_scale=with_scale).aligned
-    return 1000.0 * _mean_over_frames((aligned - against).norm(dim=-1).mean(-1), mask)
+    return formulas.mpjpe_mm(pred, target, _checked(mask, pred.shape[-3]))
 
 
 def pa_mpjpe_mm(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, with_scale: bool = True) -> Tensor:
@@ -318,7 +284,7 @@ def pa_mpjpe_mm(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, wit
     and (unless ``with_scale`` is False) a scale, then compared with it. ``(…, T, J, 3)`` twice -> ``(…)``."""
     _check_joints(pred, "pred")
     _check_pair(pred, target, 3)
-    return _aligned_error_mm(pred, target, target, mask, with_scale)
+    return formulas.pa_mpjpe_mm(pred, target, _checked(mask, pred.shape[-3]), with_scale)
 
 
 def pa_mpjpe_egoallo_mm(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -330,7 +296,7 @@ def pa_mpjpe_egoallo_mm(pred: Tensor, target: Tensor, mask: Tensor | None = None
     """
     _check_joints(pred, "pred")
     _check_pair(pred, target, 3)
-    return _aligned_error_mm(target, pred, target, mask, True)
+    return formulas.pa_mpjpe_egoallo_mm(pred, target, _checked(mask, pred.shape[-3]))
 
 
 def mpjve_mm_s(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, fps: float = 30.0) -> Tensor:
@@ -338,14 +304,13 @@ def mpjve_mm_s(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, fps:
     twice -> ``(…)``."""
     _check_joints(pred, "pred")
     _check_pair(pred, target, 3)
-    difference = (pred.diff(dim=-3) - target.diff(dim=-3)) * (1000.0 * fps)
-    return _mean_over_frames(difference.norm(dim=-1).mean(-1), mask, span=2)
+    return formulas.mpjve_mm_s(pred, target, _checked(mask, pred.shape[-3]), fps)
 
 
 def mpjre_geodesic_deg(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean geodesic angle in degrees (paper equation 19) of local rotations ``(…, T, 21, 3, 3)`` twice -> ``(…)``."""
     _check_pair(pred, target, 4)
-    return torch.rad2deg(_mean_over_frames(geometry.geodesic_angle(pred, target).mean(-1), mask))
+    return formulas.mpjre_geodesic_deg(pred, target, _checked(mask, pred.shape[-4]))
 
 
 def mpjre_paper_deg(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, short_way: bool = True) -> Tensor:
@@ -358,16 +323,7 @@ def mpjre_paper_deg(pred: Tensor, target: Tensor, mask: Tensor | None = None, *,
     beyond 120 degrees.
     """
     _check_pair(pred, target, 4)
-    # Normalised so that NaN stays NaN.
-    pred_quat, target_quat = (F.normalize(geometry.rotmat_to_quat(rotmats), dim=-1) for rotmats in (pred, target))
-    target_vector = geometry.quat_to_axis_angle(target_quat)
-    pred_vector = geometry.quat_to_axis_angle(pred_quat)
-    if not short_way:
-        angle = pred_vector.norm(dim=-1, keepdim=True)
-        full_turn = 2.0 * torch.pi / angle.clamp_min(torch.finfo(angle.dtype).eps)
-        pred_vector = torch.where(pred_quat[..., :1] < 0, pred_vector * (1.0 - full_turn), pred_vector)
-    difference = torch.remainder(pred_vector - target_vector + torch.pi, 2.0 * torch.pi) - torch.pi
-    return torch.rad2deg(_mean_over_frames(difference.abs().mean((-1, -2)), mask))
+    return formulas.mpjre_paper_deg(pred, target, _checked(mask, pred.shape[-4]), short_way)
 
 
 def head_position_mm(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -375,32 +331,30 @@ def head_position_mm(pred: Tensor, target: Tensor, mask: Tensor | None = None) -
     ``(…)``."""
     _check_feet(pred)
     _check_pair(pred, target, 3)
-    return 1000.0 * _mean_over_frames((pred[..., HEAD_22, :] - target[..., HEAD_22, :]).norm(dim=-1), mask)
+    return formulas.head_position_mm(pred, target, _checked(mask, pred.shape[-3]), HEAD_22)
 
 
 def head_angle_deg(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean geodesic angle in degrees of the head's world rotation. World rotations ``(…, T, 22, 3, 3)`` twice ->
     ``(…)``."""
     _check_pair(pred, target, 4)
-    angle = geometry.geodesic_angle(pred[..., HEAD_22, :, :], target[..., HEAD_22, :, :])
-    return torch.rad2deg(_mean_over_frames(angle, mask))
+    pred, target = pred[..., HEAD_22, :, :], target[..., HEAD_22, :, :]
+    return formulas.head_angle_deg(pred, target, _checked(mask, pred.shape[-3]))
 
 
 def head_rotation_frobenius(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """EgoAllo's head orientation error: mean Frobenius norm of ``R_pred R_targetᵀ - I``. ``(…, T, 22, 3, 3)`` twice ->
     ``(…)``."""
     _check_pair(pred, target, 4)
-    product = pred[..., HEAD_22, :, :] @ target[..., HEAD_22, :, :].transpose(-1, -2)
-    identity = torch.eye(3, dtype=product.dtype, device=product.device)
-    return _mean_over_frames((product - identity).flatten(-2).norm(dim=-1), mask)
+    pred, target = pred[..., HEAD_22, :, :], target[..., HEAD_22, :, :]
+    return formulas.head_rotation_frobenius(pred, target, _checked(mask, pred.shape[-3]))
 
 
 def jitter_m_s3(joints: Tensor, mask: Tensor | None = None, *, fps: float = 30.0) -> Tensor:
     """Mean norm of the jerk in m/s³: third forward difference times fps³. ``(…, T, J, 3)`` -> ``(…)``; needs four
     frames."""
     _check_joints(joints, "joints")
-    jerk = joints.diff(n=3, dim=-3) * fps**3
-    return _mean_over_frames(jerk.norm(dim=-1).mean(-1), mask, span=4)
+    return formulas.jitter_m_s3(joints, _checked(mask, joints.shape[-3]), fps)
 
 
 def jitter_ratio(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, fps: float = 30.0) -> Tensor:
@@ -410,40 +364,18 @@ def jitter_ratio(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, fp
     return jitter_m_s3(pred, mask, fps=fps) / jitter_m_s3(target, mask, fps=fps)
 
 
-def _deepest_m(joints: Tensor) -> Tensor:
-    """Depth in metres of the deepest joint below z = 0 in every frame ``(…, T)``, zero where none is below."""
-    _check_joints(joints, "joints")
-    return (-joints[..., 2]).amax(-1).clamp_min(0.0)
-
-
 def gp_sum_m(joints: Tensor, mask: Tensor | None = None) -> Tensor:
     """Ground penetration as published, in metres: depth of the deepest joint below z = 0, summed over frames. ``(…, T,
     J, 3)`` -> ``(…)``."""
-    return _sum_over_frames(_deepest_m(joints), mask)
+    _check_joints(joints, "joints")
+    return formulas.gp_sum_m(joints, _checked(mask, joints.shape[-3]))
 
 
 def gp_mean_mm(joints: Tensor, mask: Tensor | None = None) -> Tensor:
     """Ground penetration in mm: depth of the deepest joint below z = 0, mean over frames. ``(…, T, J, 3)`` ->
     ``(…)``."""
-    return 1000.0 * _mean_over_frames(_deepest_m(joints), mask)
-
-
-def _feet_over_lowest(joints: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Foot joints ``(…, T, 4, 3)`` after the clip is put down on its lowest joint, and the contact heights ``(4,)`` in
-    metres.
-
-    The lowest joint is sought among the 21 joints below the pelvis row, over all real frames of the clip.
-    """
-    _check_feet(joints)
-    heights = joints[..., 1:, 2]
-    if mask is not None:
-        _frame_mask(mask, heights[..., 0])
-        heights = torch.where(mask[..., None], heights, torch.full_like(heights, torch.inf))
-    lowest = heights.amin((-1, -2))
-    feet = joints[..., list(FEET_22), :]
-    shift = torch.zeros_like(feet[..., 0, 0, :])
-    shift[..., 2] = lowest
-    return feet - shift[..., None, None, :], joints.new_tensor(FOOT_CONTACT_HEIGHTS_M)
+    _check_joints(joints, "joints")
+    return formulas.gp_mean_mm(joints, _checked(mask, joints.shape[-3]))
 
 
 def fs_egoallo_m(joints: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -453,11 +385,8 @@ def fs_egoallo_m(joints: Tensor, mask: Tensor | None = None) -> Tensor:
     later frame is lower than ``H``. It grows with the clip's length. ``(…, T, 22, 3)`` -> ``(…)``; every leading index
     is a clip with a floor of its own.
     """
-    feet, heights = _feet_over_lowest(joints, mask)
-    slide = feet.diff(dim=-3)[..., :2].abs().sum(-1)
-    z = feet[..., 1:, :, 2]
-    weight = torch.where(z < heights, 2.0 - torch.exp2(z / heights), torch.zeros_like(z))
-    return _sum_over_frames((slide * weight).sum(-1), mask, span=2)
+    _check_feet(joints)
+    return formulas.fs_egoallo_m(joints, _checked(mask, joints.shape[-3]), FEET_22, FOOT_CONTACT_HEIGHTS_M)
 
 
 def fs_mm_per_contact_frame(joints: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -467,20 +396,15 @@ def fs_mm_per_contact_frame(joints: Tensor, mask: Tensor | None = None) -> Tenso
     on its lowest joint as in :func:`fs_egoallo_m`. Independent of the clip's length; NaN for a clip without contact.
     ``(…, T, 22, 3)`` -> ``(…)``.
     """
-    feet, heights = _feet_over_lowest(joints, mask)
-    low = feet[..., 2] < heights
-    touching = low[..., 1:, :] & low[..., :-1, :]
-    slide = torch.where(touching, feet.diff(dim=-3)[..., :2].norm(dim=-1), torch.zeros_like(feet[..., 1:, :, 2]))
-    total = _sum_over_frames(slide.sum(-1), mask, span=2)
-    return 1000.0 * total / _sum_over_frames(touching.to(slide.dtype).sum(-1), mask, span=2)
+    _check_feet(joints)
+    return formulas.fs_mm_per_contact_frame(joints, _checked(mask, joints.shape[-3]), FEET_22, FOOT_CONTACT_HEIGHTS_M)
 
 
 def gnd(joints: Tensor, mask: Tensor | None = None) -> Tensor:
     """EgoAllo's GND: 1.0 for a clip in which any foot joint is ever below its contact height over z = 0, else 0.0. ->
     ``(…)``."""
     _check_feet(joints)
-    low = (joints[..., list(FEET_22), 2] < joints.new_tensor(FOOT_CONTACT_HEIGHTS_M)).any(-1).to(joints.dtype)
-    return (_sum_over_frames(low, mask) > 0).to(joints.dtype)
+    return formulas.gnd(joints, _checked(mask, joints.shape[-3]), FEET_22, FOOT_CONTACT_HEIGHTS_M)
 
 
 def diversity_l2(motions: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -493,7 +417,7 @@ def diversity_l2(motions: Tensor, mask: Tensor | None = None) -> Tensor:
     if motions.ndim < 3:
         raise InputError(f"diversity_l2() needs motions (…, S, T, D), got shape {tuple(motions.shape)}.")
     if mask is not None:
-        _frame_mask(mask, motions[..., 0, :, 0])
+        mask = _checked(mask, motions.shape[-2])
         motions = torch.where(mask[..., None, :, None], motions, torch.zeros_like(motions))
     flat = motions.flatten(-2)
     samples = flat.shape[-2]
@@ -513,7 +437,7 @@ def diversity_joint_std_mm(joints: Tensor, mask: Tensor | None = None) -> Tensor
     if joints.shape[-4] < 2:
         return joints.new_full(joints.shape[:-4], torch.nan)
     spread = joints.var(dim=-4, correction=1).sum(-1).sqrt()
-    return 1000.0 * _mean_over_frames(spread.mean(-1), mask)
+    return 1000.0 * formulas.mean_over_frames(spread.mean(-1), _checked(mask, joints.shape[-3]))
 
 
 def motion_metrics(pred: Motion, target: TargetMotion, *, fps: float = 30.0) -> dict[str, Tensor]:
@@ -529,30 +453,20 @@ def motion_metrics(pred: Motion, target: TargetMotion, *, fps: float = 30.0) -> 
             "motion_metrics() needs predictions (B, S, T, 22, 3) for targets (B, T, 22, 3), got "
             f"{tuple(joints.shape)} and {tuple(target.joints.shape)}; give a single prediction an S axis of 1."
         )
-    mask = target.mask[:, None]
-    true_joints, true_rotmats, true_world = (
+    found = kernels.motion_metrics(
+        joints,
         target.joints[:, None],
+        rotmats,
         target.body_rotmats[:, None],
-        target.R_world_joint[:, None],
+        target.mask[:, None],
+        pred_R_world_head=world[..., HEAD_22, :, :],
+        target_R_world_head=target.R_world_joint[:, None, :, HEAD_22],
+        fps=fps,
+        head=HEAD_22,
+        feet=FEET_22,
+        foot_heights=FOOT_CONTACT_HEIGHTS_M,
     )
-    return {
-        "mpjpe_mm": mpjpe_mm(joints, true_joints, mask),
-        "pa_mpjpe_mm": pa_mpjpe_mm(joints, true_joints, mask),
-        "pa_mpjpe_egoallo_mm": pa_mpjpe_egoallo_mm(joints, true_joints, mask),
-        "mpjve_mm_s": mpjve_mm_s(joints, true_joints, mask, fps=fps),
-        "mpjre_geodesic_deg": mpjre_geodesic_deg(rotmats, true_rotmats, mask),
-        "mpjre_paper_deg": mpjre_paper_deg(rotmats, true_rotmats, mask),
-        "jitter_m_s3": jitter_m_s3(joints, mask, fps=fps),
-        "jitter_ratio": jitter_ratio(joints, true_joints, mask, fps=fps),
-        "gp_mean_mm": gp_mean_mm(joints, mask),
-        "gp_sum_m": gp_sum_m(joints, mask),
-        "fs_mm_per_contact_frame": fs_mm_per_contact_frame(joints, mask),
-        "fs_egoallo_m": fs_egoallo_m(joints, mask),
-        "head_position_mm": head_position_mm(joints, true_joints, mask),
-        "head_angle_deg": head_angle_deg(world, true_world, mask),
-        "head_rotation_frobenius": head_rotation_frobenius(world, true_world, mask),
-        "gnd": gnd(joints, mask),
-    }
+    return found._asdict()
 
 
 def group_diversity(joints: Tensor, mask: Tensor) -> dict[str, Tensor]:
