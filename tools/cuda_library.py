@@ -1,4 +1,4 @@
-"""Link the library of CUDA kernels where torch has no CUDA: nothing can run it, but everything that it needs is there."""
+"""Link the library of CUDA kernels where torch has no CUDA: it cannot run, but no symbol that it needs is missing."""
 
 from __future__ import annotations
 

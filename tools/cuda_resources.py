@@ -4,7 +4,7 @@
     python tools/cuda_resources.py [--write]
 
 prints registers per thread and architecture, bytes of static shared memory, of stack and of spilled registers;
-``--write`` stores them in csrc/resources.csv, which tests compare with. Needs no GPU.
+``--write`` stores them in csrc/cuda_resources.csv, which tests compare with. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import nvcc
 from cached_build import BuildError, Compiled, compile_object, in_parallel, locked
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLE = ROOT / "csrc" / "resources.csv"
+TABLE = ROOT / "csrc" / "cuda_resources.csv"
 FOLDER = ROOT / "build" / "cuda"
 ARCHITECTURES = [f"sm_{name.replace('.', '')}" for name in nvcc.ARCHITECTURES]
 
@@ -125,13 +125,13 @@ def compiler_version() -> str:
 
 
 def read_table() -> tuple[str, list[dict[str, str]]]:
-    """The nvcc version and the rows of csrc/resources.csv."""
+    """The nvcc version and the rows of csrc/cuda_resources.csv."""
     first, *rest = TABLE.read_text().splitlines()
     return first.removeprefix("# nvcc "), list(csv.DictReader(rest))
 
 
 def format_table(rows: list[dict[str, str]]) -> str:
-    """The text of csrc/resources.csv."""
+    """The text of csrc/cuda_resources.csv."""
     text = io.StringIO()
     text.write(f"# nvcc {compiler_version()}\n")
     columns = ["source", "kernel", *ARCHITECTURES, "shared_bytes", "stack_bytes", "spill_bytes"]

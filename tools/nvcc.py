@@ -1,4 +1,4 @@
-"""How nvcc compiles our CUDA sources: where the toolkit is, the flags, the architectures. For setup.py and the tests."""
+"""How nvcc compiles our CUDA sources, for setup.py and the tests: where the toolkit is, flags, architectures."""
 
 from __future__ import annotations
 
