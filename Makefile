@@ -52,4 +52,4 @@ wheel: install
 	@ls dist/*.whl
 
 clean:
-	rm -rf build dist *.egg-info kernels/_C*.so $(VENV)/.mgrpo-installed
+	rm -rf build dist *.egg-info kernels/_C*.so kernels/_cuda*.so $(VENV)/.mgrpo-installed

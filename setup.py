@@ -1,11 +1,14 @@
-"""Packages, and the optional native extension ``mgrpo.kernels._C``. Everything else stands in pyproject.toml.
+"""Packages, and the optional native extensions. Everything else stands in pyproject.toml.
 
-``MGRPO_BUILD`` chooses what is compiled: ``auto`` (default) builds what this machine can and goes on without the rest,
-saying once what is missing; ``cpu`` and ``cuda`` fail where they cannot be built; ``none`` compiles nothing.
-``MGRPO_CXXFLAGS`` adds compiler flags.
+``mgrpo.kernels._C`` holds the C++ operators, ``mgrpo.kernels._cuda`` the CUDA ones: two files, so that the first loads
+wherever torch does. ``MGRPO_BUILD`` chooses what is compiled: ``auto`` (default) builds what this machine can and goes
+on without the rest, saying once what is missing; ``cpu`` and ``cuda`` (both extensions) fail where they cannot be
+built; ``none`` compiles nothing. ``MGRPO_CXXFLAGS`` adds compiler flags. The CUDA part needs nvcc and a CUDA build of
+torch, but no GPU; ``TORCH_CUDA_ARCH_LIST`` names the architectures, by default that of the GPU at hand, or where there
+is none those of tools/nvcc.py.
 
-The extension contains no Python code: torch loads it as a library of operators registered through torch's stable ABI.
-So it needs no Python headers, and one binary serves Python 3.10 and later with torch 2.11 and later.
+The extensions contain no Python code: torch loads them as libraries of operators registered through torch's stable ABI.
+So they need no Python headers, and one binary serves Python 3.10 and later with torch 2.11 and later.
 """
 
 from __future__ import annotations
@@ -21,7 +24,12 @@ from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import nvcc  # noqa: E402  (tools/nvcc.py)
+
 CHOICES = ("auto", "cpu", "cuda", "none")
+COST_CUDA = "On a GPU, Triton and plain torch then serve every operator."
 COST = (
     "Everything works without it, on the 'reference' backend; geometry (rotation projection, kinematics, alignment) "
     "is then about ten times slower on the CPU."
@@ -41,19 +49,23 @@ CXX_FLAGS = [
 
 
 def main() -> None:
-    """Hand setuptools the packages and, where it can be built, the extension."""
     choice = os.environ.get("MGRPO_BUILD", "auto")
     if choice not in CHOICES:
         sys.exit(f"mgrpo: MGRPO_BUILD must be one of {', '.join(CHOICES)}, got {choice!r}")
-    extensions, command = [], build_ext
+    with_cpu, with_cuda = False, False
     if choice != "none":
         problem = why_no_extension()
-        if problem is None:
-            extensions, command = native_extension(choice)
-        elif choice == "auto":
-            report(problem)
-        else:
+        with_cpu = problem is None
+        if with_cpu and choice != "cpu":
+            problem = why_no_cuda()
+            with_cuda = problem is None
+        if problem is not None and choice != "auto":
             sys.exit(f"mgrpo: MGRPO_BUILD={choice} cannot be honoured: {problem}")
+        if not with_cpu:
+            report("the native extension is", problem, COST)
+        elif not with_cuda and choice == "auto" and torch_has_cuda():
+            report("the CUDA kernels are", problem, COST_CUDA)
+    extensions, command = native_extensions(choice, with_cuda) if with_cpu else ([], build_ext)
 
     kernels = ["mgrpo.kernels", *(f"mgrpo.kernels.{name}" for name in find_packages("kernels"))]
     setup(
@@ -67,10 +79,25 @@ def main() -> None:
     )
 
 
-def report(problem: str) -> None:
-    """Say once that the extension is left out, why, and what that costs: not while pip merely asks for metadata."""
+def report(what: str, problem: str, cost: str) -> None:
+    """Say once what is left out, why, and what that costs: not while pip merely asks for metadata."""
     if {"egg_info", "dist_info", "sdist"}.isdisjoint(sys.argv):
-        print(f"mgrpo: the native extension is not built: {problem}.\nmgrpo: {COST}", file=sys.stderr, flush=True)
+        print(f"mgrpo: {what} not built: {problem}.\nmgrpo: {cost}", file=sys.stderr, flush=True)
+
+
+def torch_has_cuda() -> bool:
+    import torch
+
+    return torch.version.cuda is not None
+
+
+def why_no_cuda() -> str | None:
+    """What the build of the CUDA kernels lacks here besides a C++ compiler, or None."""
+    if not torch_has_cuda():
+        return "this torch is built without CUDA"
+    if nvcc.find() is None:
+        return "there is no nvcc (put it on the PATH, or name its toolkit by CUDA_HOME)"
+    return None
 
 
 def why_no_extension() -> str | None:
@@ -106,47 +133,80 @@ def compiler_problem() -> str | None:
     return None
 
 
-def native_extension(choice: str) -> tuple[list, type]:
-    """The extension and the build command for it."""
+def native_extensions(choice: str, with_cuda: bool) -> tuple[list, type]:
+    """The extensions and the build command for them."""
+    if with_cuda:
+        # Before torch looks for it: torch takes the folder above nvcc, and that nvcc may be a script elsewhere.
+        os.environ.setdefault("CUDA_HOME", str(nvcc.toolkit(nvcc.find())))
     import torch
-    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     def found(*patterns: str) -> list[str]:
         return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(f"csrc/{pattern}"))
 
-    sources, headers, cuda_sources = found("*/*_cpu.cpp"), found("**/*.h"), found("*/*_cuda.cu", "*/*_cuda.cpp")
-    with_cuda = bool(choice != "cpu" and torch.version.cuda and CUDA_HOME and cuda_sources)
-    if choice == "cuda" and not with_cuda:
-        lacks = [
-            *([] if torch.version.cuda else ["a CUDA build of torch"]),
-            *([] if CUDA_HOME else ["nvcc (or CUDA_HOME)"]),
-            *([] if cuda_sources else ["CUDA sources in csrc, of which this version has none"]),
-        ]
-        sys.exit(f"mgrpo: MGRPO_BUILD=cuda cannot be honoured, it needs {', '.join(lacks)}")
-
-    flags = {"cxx": [*CXX_FLAGS, *shlex.split(os.environ.get("MGRPO_CXXFLAGS", ""))]}
-    make = CppExtension
+    cxx_flags = [*CXX_FLAGS, *shlex.split(os.environ.get("MGRPO_CXXFLAGS", ""))]
+    extensions = [
+        CppExtension(
+            "mgrpo.kernels._C",
+            found("*/*_cpu.cpp"),
+            depends=found("**/*.h"),
+            extra_compile_args={"cxx": cxx_flags},
+            py_limited_api=True,
+        )
+    ]
     if with_cuda:
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.9;9.0+PTX")
-        make, sources = CUDAExtension, [*sources, *cuda_sources]
-        flags["cxx"].append("-DUSE_CUDA")
-        flags["nvcc"] = ["-O3", "-std=c++17", "-lineinfo", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-    extension = make("mgrpo.kernels._C", sources, depends=headers, extra_compile_args=flags, py_limited_api=True)
+        if torch.cuda.is_available():
+            default = "{}.{}+PTX".format(*torch.cuda.get_device_capability())
+        else:
+            default = ";".join(nvcc.architectures(nvcc.find())) + "+PTX"
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default)
+        extensions.append(
+            CUDAExtension(
+                "mgrpo.kernels._cuda",
+                found("*/*_cuda.cu", "*/*_cuda_op.cpp"),
+                depends=found("**/*.h"),
+                extra_compile_args={
+                    "cxx": [*cxx_flags, "-DUSE_CUDA"],
+                    "nvcc": [*nvcc.FLAGS, "-Xcompiler", "-fvisibility=hidden"],
+                },
+                py_limited_api=True,
+            )
+        )
 
     class BuildNative(BuildExtension):
-        """torch's build command; under MGRPO_BUILD=auto a failed compilation leaves the extension out."""
+        """torch's build command; under MGRPO_BUILD=auto an extension that does not compile is left out."""
 
         def build_extensions(self) -> None:
+            wanted, self.left_out = list(self.extensions), []
+            while self.extensions:
+                try:
+                    super().build_extensions()
+                    break
+                except Exception as error:  # from torch's look at the compilers, before any file
+                    if choice != "auto":
+                        raise
+                    self._leave_out(self.extensions[-1], error)
+                    self.extensions = self.extensions[:-1]
+            self.extensions = [extension for extension in wanted if extension not in self.left_out]
+
+        def build_extension(self, extension: object) -> None:
             try:
-                super().build_extensions()
+                super().build_extension(extension)
             except Exception as error:
                 if choice != "auto":
                     raise
-                said = str(error).strip() or type(error).__name__
-                report(f"compiling it failed ({said}; the output above has the cause)")
-                self.extensions = []
+                self._leave_out(extension, error)
 
-    return [extension], BuildNative
+        def _leave_out(self, extension: object, error: Exception) -> None:
+            said = str(error).strip() or type(error).__name__
+            problem = f"compiling failed ({said}; the output above has the cause)"
+            if extension.name.endswith("_cuda"):
+                report("the CUDA kernels are", problem, COST_CUDA)
+            else:
+                report("the native extension is", problem, COST)
+            self.left_out.append(extension)
+
+    return extensions, BuildNative
 
 
 main()

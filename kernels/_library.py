@@ -41,7 +41,8 @@ def _load(path: Path, what: str, missing: str, remedy: str) -> str | None:
     try:
         torch.ops.load_library(path)  # not an import: the file holds operators and no Python module
     except OSError as error:
-        return f"{what} does not load with torch {torch.__version__} ({error}); {remedy}"
+        cause = error.__cause__ or error  # torch's own message names only the file
+        return f"{what} does not load with torch {torch.__version__} ({cause}); {remedy}"
     return None
 
 

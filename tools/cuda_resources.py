@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Compile every ``csrc/*/*_cuda.cu`` with nvcc, for every architecture, and list what its kernels need.
 
-    python tools/cuda_resources.py [--write]
+    python tools/cuda_resources.py
 
-prints registers per thread and architecture, bytes of static shared memory, of stack and of spilled registers;
-``--write`` stores them in csrc/cuda_resources.csv, which tests compare with. Needs no GPU.
+prints registers per thread and architecture, bytes of static shared memory, of stack and of spilled registers, and
+stores them in csrc/cuda_resources.csv, which tests compare with. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -142,17 +142,14 @@ def format_table(rows: list[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--write", action="store_true", help=f"store the table in {TABLE.relative_to(ROOT)}")
-    options = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__.split("\n", 1)[0]).parse_args()
     try:
         rows = [row for found in in_parallel(rows_of, sources()) for row in found]
     except BuildError as error:
         sys.exit(f"cuda_resources: {error}")
     text = format_table(rows)
     print(text, end="")
-    if options.write:
-        TABLE.write_text(text)
+    TABLE.write_text(text)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ _spec.loader.exec_module(emulated_ops)
 ROOT = Path(emulation.__file__).resolve().parents[1]
 SOURCES = [pytest.param(source, id=source.stem) for source in cuda_resources.sources()]
 BY_SPEC = [pytest.param(spec, id=spec.name) for spec in emulated_ops.SPECS]
-HOW = "after a wanted change: python tools/cuda_resources.py --write"
+HOW = "after a wanted change: python tools/cuda_resources.py"
 
 needs_nvcc = pytest.mark.skipif(nvcc.find() is None, reason="there is no nvcc")
 needs_emulation = pytest.mark.skipif(
