@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(MGRPO_EMULATION_SANITIZE)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -70,7 +70,7 @@ static void lay_out(Fiber& fiber, char* stack, size_t stack_size, void (*entry)(
 #endif
 
 void prepare(Fiber& fiber, char* stack, size_t stack_size, void (*entry)()) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(MGRPO_EMULATION_SANITIZE)
   // The code that used this stack before may have been abandoned in the middle of its functions.
   __asan_unpoison_memory_region(stack, stack_size);
 #endif
@@ -81,17 +81,17 @@ void prepare(Fiber& fiber, char* stack, size_t stack_size, void (*entry)()) {
 }
 
 void switch_fiber(Fiber& from, Fiber& to) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(MGRPO_EMULATION_SANITIZE)
   __sanitizer_start_switch_fiber(&from.fake_stack, to.stack_bottom, to.stack_size);
 #endif
   change_stacks(from, to);
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(MGRPO_EMULATION_SANITIZE)
   __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
 #endif
 }
 
 void fiber_started(Fiber& origin) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(MGRPO_EMULATION_SANITIZE)
   __sanitizer_finish_switch_fiber(nullptr, &origin.stack_bottom, &origin.stack_size);
 #else
   (void)origin;
@@ -101,7 +101,7 @@ void fiber_started(Fiber& origin) {
 namespace {
 
 constexpr size_t kGuard = 4096;
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(MGRPO_EMULATION_SANITIZE)
 constexpr size_t kStack = 256 << 10;  // the sanitizer's frames are several times as large
 #else
 constexpr size_t kStack = 64 << 10;
