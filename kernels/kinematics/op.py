@@ -115,7 +115,6 @@ def _with_codes(call: Callable[..., Any]) -> Callable[..., Any]:
 
 _NATIVE = ("forward_kinematics_fwd", "forward_kinematics_bwd", "joint_offsets_fwd", "joint_offsets_bwd")
 _MOST_JOINTS_IN_CUDA = 256  # kMostJoints of csrc/kinematics/kinematics_cuda.h: room in shared memory
-_MOST_JOINTS_IN_TRITON = 64  # the tree is unrolled, and the compiler's time grows faster than it
 
 
 def _at_most(joints: int, implementation: Implementation) -> Implementation:
@@ -133,7 +132,7 @@ define_op(
     "forward_kinematics",
     implementations={
         "cpp": native_cpu(_NATIVE),
-        "triton": _at_most(_MOST_JOINTS_IN_TRITON, triton_backend()),
+        "triton": triton_backend(),
         "cuda": _at_most(_MOST_JOINTS_IN_CUDA, native_cuda(_NATIVE)),
     },
     forward=Kernel(

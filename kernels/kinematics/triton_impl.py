@@ -1,7 +1,12 @@
-"""``forward_kinematics`` in Triton: one pose per lane, the tree unrolled by the compiler."""
+"""``forward_kinematics`` in Triton: one pose per lane.
+
+A loop over the joints; what a joint leaves for its children waits in device memory, mostly in the results themselves.
+(A tree unrolled by the compiler would keep it in registers, but takes triton more than 20 s to compile.)
+"""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +22,7 @@ from .._triton_math import (
     load_vec3,
     mat3_add,
     mat3_scale,
+    mat3_select,
     matmul,
     matvec,
     outer,
@@ -29,6 +35,7 @@ from .._triton_math import (
     transposed_times,
     vec3_add,
     vec3_scale,
+    vec3_select,
     vec3_sub,
 )
 from .._triton_torque import (
@@ -153,17 +160,25 @@ def _load_root(ptr, offset, mask, like, REPRESENTATION: tl.constexpr, HAS_ROOT: 
 
 
 @triton.jit
+def _joint_state(ptr, offset, mask, joint, REPRESENTATION: tl.constexpr, IN: tl.constexpr):
+    """A joint's local rotation as a state."""
+    return _decode(_load_rotation(ptr, offset + IN * joint, mask, REPRESENTATION), REPRESENTATION)
+
+
+@triton.jit
 def _cpf_from_root(
-    rotations_ptr, rotation_offset, offsets_ptr, offset_offset, mask, t_head_cpf,
-    PATH: tl.constexpr, REPRESENTATION: tl.constexpr, IN: tl.constexpr,
+    rotations_ptr, rotation_offset, offsets_ptr, offset_offset, mask, t_head_cpf, parents_ptr, head,
+    REPRESENTATION: tl.constexpr, IN: tl.constexpr,
 ):  # fmt: skip
-    """The central pupil frame as seen from the root; PATH are the joints from the head to the root."""
-    R = _decode(_load_rotation(rotations_ptr, rotation_offset + IN * PATH[0], mask, REPRESENTATION), REPRESENTATION)
-    t = vec3_add(load_vec3(offsets_ptr, offset_offset + 3 * PATH[0], mask), _rotate(R, t_head_cpf))
-    for i in tl.static_range(1, len(PATH)):
-        L = _decode(_load_rotation(rotations_ptr, rotation_offset + IN * PATH[i], mask, REPRESENTATION), REPRESENTATION)
+    """The central pupil frame as seen from the root."""
+    R = _joint_state(rotations_ptr, rotation_offset, mask, head, REPRESENTATION, IN)
+    t = vec3_add(load_vec3(offsets_ptr, offset_offset + 3 * head, mask), _rotate(R, t_head_cpf))
+    joint = tl.load(parents_ptr + head)
+    while joint >= 0:
+        L = _joint_state(rotations_ptr, rotation_offset, mask, joint, REPRESENTATION, IN)
         R = _compose(L, R)
-        t = vec3_add(load_vec3(offsets_ptr, offset_offset + 3 * PATH[i], mask), _rotate(L, t))
+        t = vec3_add(load_vec3(offsets_ptr, offset_offset + 3 * joint, mask), _rotate(L, t))
+        joint = tl.load(parents_ptr + joint)
     return R, t
 
 
@@ -174,50 +189,62 @@ def _root_under_cpf(R_cpf, t_cpf, R_in_root, t_in_root):
 
 
 @triton.jit
+def _select(condition, a, b):
+    if len(a) == 3:
+        return vec3_select(condition, a, b)
+    elif len(a) == 4:
+        return (
+            tl.where(condition, a[0], b[0]), tl.where(condition, a[1], b[1]),
+            tl.where(condition, a[2], b[2]), tl.where(condition, a[3], b[3]),
+        )  # fmt: skip
+    else:
+        return mat3_select(condition, a, b)
+
+
+@triton.jit
 def _fk_fwd_kernel(
     rotations_ptr, rotations_sizes, rotations_strides,
     offsets_ptr, offsets_sizes, offsets_strides,
     root_ptr, root_sizes, root_strides,
     t_head_cpf_ptr, t_head_cpf_sizes, t_head_cpf_strides,
-    out_joints_ptr, out_world_ptr, out_root_ptr, count,
-    PARENTS: tl.constexpr, PATH: tl.constexpr, REPRESENTATION: tl.constexpr, OUTPUT: tl.constexpr,
-    HAS_ROOT: tl.constexpr, HAS_CPF: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr,
+    parents_ptr, states_ptr, out_joints_ptr, out_world_ptr, out_root_ptr, count, J, head,
+    REPRESENTATION: tl.constexpr, OUTPUT: tl.constexpr, HAS_ROOT: tl.constexpr, HAS_CPF: tl.constexpr,
+    IN: tl.constexpr, STATE: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    J: tl.constexpr = len(PARENTS)
     row = program_rows(BLOCK)
     mask = row < count
     rotation_offset = row_offset(row, rotations_sizes, rotations_strides)
     offset_offset = row_offset(row, offsets_sizes, offsets_strides)
     like = load_vec3(offsets_ptr, offset_offset, mask)[0]
-    R_root, t_root = _load_root(
-        root_ptr, row_offset(row, root_sizes, root_strides), mask, like, REPRESENTATION, HAS_ROOT
-    )
+    root_offset = row_offset(row, root_sizes, root_strides)
+    R_root, t_root = _load_root(root_ptr, root_offset, mask, like, REPRESENTATION, HAS_ROOT)
     if HAS_CPF:
         t_head_cpf = load_vec3(t_head_cpf_ptr, row_offset(row, t_head_cpf_sizes, t_head_cpf_strides), mask)
         R_cpf, t_cpf = _cpf_from_root(
-            rotations_ptr, rotation_offset, offsets_ptr, offset_offset, mask, t_head_cpf, PATH, REPRESENTATION, IN
-        )
+            rotations_ptr, rotation_offset, offsets_ptr, offset_offset, mask, t_head_cpf, parents_ptr, head,
+            REPRESENTATION, IN,
+        )  # fmt: skip
         R_root, t_root = _root_under_cpf(R_root, t_root, R_cpf, t_cpf)
         store_numbers(out_root_ptr, 7 * row, _as_quat(R_root), mask)
         store_vec3(out_root_ptr, 7 * row + 4, t_root, mask)
-    worlds = ()
-    positions = ()
-    for j in tl.static_range(J):
-        L = _decode(_load_rotation(rotations_ptr, rotation_offset + IN * j, mask, REPRESENTATION), REPRESENTATION)
-        t = load_vec3(offsets_ptr, offset_offset + 3 * j, mask)
-        if PARENTS[j] < 0:
-            world = _compose(R_root, L)
-            position = vec3_add(t_root, _rotate(R_root, t))
-        else:
-            world = _compose(worlds[PARENTS[j]], L)
-            position = vec3_add(positions[PARENTS[j]], _rotate(worlds[PARENTS[j]], t))
-        store_vec3(out_joints_ptr, (row * J + j) * 3, position, mask)
-        if OUTPUT == _TO_MATRIX:
-            store_numbers(out_world_ptr, (row * J + j) * OUT, _as_matrix(world), mask)
-        if OUTPUT == _TO_QUATERNION:
-            store_numbers(out_world_ptr, (row * J + j) * OUT, _as_quat(world), mask)
-        worlds += (world,)
-        positions += (position,)
+    for j in range(J):
+        parent = tl.load(parents_ptr + j)
+        slot = row * J + parent
+        under_joint = mask & (parent >= 0)
+        R_parent = _select(parent < 0, R_root, load_numbers(states_ptr, slot * STATE, under_joint, STATE))
+        t_parent = _select(parent < 0, t_root, load_vec3(out_joints_ptr, slot * 3, under_joint))
+        L = _joint_state(rotations_ptr, rotation_offset, mask, j, REPRESENTATION, IN)
+        world = _compose(R_parent, L)
+        offset = load_vec3(offsets_ptr, offset_offset + 3 * j, mask)
+        slot = row * J + j
+        store_numbers(states_ptr, slot * STATE, world, mask)
+        store_vec3(out_joints_ptr, slot * 3, vec3_add(t_parent, _rotate(R_parent, offset)), mask)
+        if OUT != STATE:
+            if OUTPUT == _TO_MATRIX:
+                store_numbers(out_world_ptr, slot * OUT, _as_matrix(world), mask)
+            if OUTPUT == _TO_QUATERNION:
+                store_numbers(out_world_ptr, slot * OUT, _as_quat(world), mask)
+        tl.debug_barrier()  # the children read what was stored
 
 
 # Backward: general matrices carry dL/dR, nine numbers; proper rotations a torque, three.
@@ -305,13 +332,12 @@ def _fk_bwd_kernel(
     offsets_ptr, offsets_sizes, offsets_strides,
     root_ptr, root_sizes, root_strides,
     t_head_cpf_ptr, t_head_cpf_sizes, t_head_cpf_strides,
-    grad_rotations_ptr, grad_offsets_ptr, grad_root_ptr, grad_t_head_cpf_ptr, count,
-    PARENTS: tl.constexpr, PATH: tl.constexpr, REPRESENTATION: tl.constexpr, OUTPUT: tl.constexpr,
+    parents_ptr, sums_ptr, grad_rotations_ptr, grad_offsets_ptr, grad_root_ptr, grad_t_head_cpf_ptr, count, J, head,
+    REPRESENTATION: tl.constexpr, OUTPUT: tl.constexpr,
     HAS_GRAD_JOINTS: tl.constexpr, HAS_GRAD_POSE: tl.constexpr, HAS_ROOT: tl.constexpr, HAS_CPF: tl.constexpr,
-    WANTS_OFFSETS: tl.constexpr, WANTS_ROOT: tl.constexpr, WANTS_CPF: tl.constexpr,
-    IN: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr,
+    WANTS_ROOT: tl.constexpr, WANTS_CPF: tl.constexpr,
+    IN: tl.constexpr, OUT: tl.constexpr, CARRY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    J: tl.constexpr = len(PARENTS)
     row = program_rows(BLOCK)
     mask = row < count
     rotation_offset = row_offset(row, rotations_sizes, rotations_strides)
@@ -327,40 +353,40 @@ def _fk_bwd_kernel(
     if HAS_CPF:
         t_head_cpf = load_vec3(t_head_cpf_ptr, row_offset(row, t_head_cpf_sizes, t_head_cpf_strides), mask)
         R_in_root, t_in_root = _cpf_from_root(
-            rotations_ptr, rotation_offset, offsets_ptr, offset_offset, mask, t_head_cpf, PATH, REPRESENTATION, IN
-        )
+            rotations_ptr, rotation_offset, offsets_ptr, offset_offset, mask, t_head_cpf, parents_ptr, head,
+            REPRESENTATION, IN,
+        )  # fmt: skip
         R_root, _ = _root_under_cpf(R_placed, t_placed, R_in_root, t_in_root)
 
     # World rotations wait in the room of the gradients: each joint's is read last just before its own gradient, which
     # replaces it. A lane touches no room but its own pose's.
-    worlds = ()
-    for j in tl.static_range(J):
-        L = _decode(_load_rotation(rotations_ptr, rotation_offset + IN * j, mask, REPRESENTATION), REPRESENTATION)
-        if PARENTS[j] < 0:
-            world = _compose(R_root, L)
-        else:
-            world = _compose(worlds[PARENTS[j]], L)
-        _store_state(grad_rotations_ptr, (row * J + j) * IN, world, mask, REPRESENTATION)
-        worlds += (world,)
-    tl.debug_barrier()
-
-    root_grad = _own_gradient(grad_world_ptr, world_offset, mask, R_root, REPRESENTATION, 2, OUT)
-    root_force = (zero, zero, zero)
-    passed_grads = ()  # from joint J - 1 - i to its parent
-    passed_forces = ()
-    for j in tl.static_range(J - 1, -1, -1):
-        world = _load_state(grad_rotations_ptr, (row * J + j) * IN, mask, REPRESENTATION)
+    for j in range(J):
+        parent = tl.load(parents_ptr + j)
+        above = _load_state(grad_rotations_ptr, (row * J + parent) * IN, mask & (parent >= 0), REPRESENTATION)
+        L = _joint_state(rotations_ptr, rotation_offset, mask, j, REPRESENTATION, IN)
+        world = _compose(_select(parent < 0, R_root, above), L)
+        slot = row * J + j
+        _store_state(grad_rotations_ptr, slot * IN, world, mask, REPRESENTATION)
         grad = _own_gradient(grad_world_ptr, world_offset + OUT * j, mask, world, REPRESENTATION, OUTPUT, OUT)
+        store_numbers(sums_ptr, slot * CARRY, grad, mask)
         force = (zero, zero, zero)
         if HAS_GRAD_JOINTS:
             force = load_vec3(grad_joints_ptr, joints_offset + 3 * j, mask)
-        for child in tl.static_range(J - 1, j, -1):
-            if PARENTS[child] == j:
-                grad = _add(grad, passed_grads[J - 1 - child])
-                force = vec3_add(force, passed_forces[J - 1 - child])
-        R_parent = R_root
-        if PARENTS[j] >= 0:
-            R_parent = _load_state(grad_rotations_ptr, (row * J + PARENTS[j]) * IN, mask, REPRESENTATION)
+        store_vec3(grad_offsets_ptr, slot * 3, force, mask)
+        tl.debug_barrier()
+
+    root_grad = _own_gradient(grad_world_ptr, world_offset, mask, R_root, REPRESENTATION, _TO_POSITIONS, OUT)
+    root_force = (zero, zero, zero)
+    for i in range(J):
+        j = J - 1 - i  # children first
+        parent = tl.load(parents_ptr + j)
+        slot = row * J + j
+        parent_slot = row * J + parent
+        under_joint = mask & (parent >= 0)
+        above = _load_state(grad_rotations_ptr, parent_slot * IN, under_joint, REPRESENTATION)
+        R_parent = _select(parent < 0, R_root, above)
+        grad = load_numbers(sums_ptr, slot * CARRY, mask, CARRY)
+        force = load_vec3(grad_offsets_ptr, slot * 3, mask)
         numbers = _load_rotation(rotations_ptr, rotation_offset + IN * j, mask, REPRESENTATION)
         t = load_vec3(offsets_ptr, offset_offset + 3 * j, mask)
         if REPRESENTATION == _MATRIX:
@@ -369,14 +395,13 @@ def _fk_bwd_kernel(
         else:
             passed = vec3_add(grad, cross(_rotate(R_parent, t), force))
             local_grad = _pull_back(_rotate_back(R_parent, grad), numbers, REPRESENTATION)
-        store_numbers(grad_rotations_ptr, (row * J + j) * IN, local_grad, mask)
-        if WANTS_OFFSETS:
-            store_vec3(grad_offsets_ptr, (row * J + j) * 3, _rotate_back(R_parent, force), mask)
-        passed_grads += (passed,)
-        passed_forces += (force,)
-        if PARENTS[j] < 0:
-            root_grad = _add(root_grad, passed)
-            root_force = vec3_add(root_force, force)
+        _add_numbers(sums_ptr, parent_slot * CARRY, passed, under_joint)
+        _add_numbers(grad_offsets_ptr, parent_slot * 3, force, under_joint)
+        root_grad = _select(parent < 0, _add(root_grad, passed), root_grad)
+        root_force = _select(parent < 0, vec3_add(root_force, force), root_force)
+        store_numbers(grad_rotations_ptr, slot * IN, local_grad, mask)
+        store_vec3(grad_offsets_ptr, slot * 3, _rotate_back(R_parent, force), mask)
+        tl.debug_barrier()
 
     if HAS_CPF:
         if HAS_GRAD_POSE:
@@ -391,36 +416,43 @@ def _fk_bwd_kernel(
                 store_vec3(grad_t_head_cpf_ptr, 3 * row, transposed_matvec(R_in_root, force), mask)
             root_grad = matmul(G, R_in_root)
             G_joint = mat3_add(transposed_times(G, R_placed), outer(force, t_head_cpf))
-            for i in tl.static_range(len(PATH)):
+            joint = head
+            while joint >= 0:
                 # The parent's rotation from the root, anew for each joint: the path is short.
                 R_parent = identity_like(zero)
-                for above in tl.static_range(i + 1, len(PATH)):
-                    L = load_mat3(rotations_ptr, rotation_offset + 9 * PATH[above], mask)
-                    R_parent = matmul(L, R_parent)
-                slot = row * J + PATH[i]
+                above_joint = tl.load(parents_ptr + joint)
+                while above_joint >= 0:
+                    R_parent = matmul(load_mat3(rotations_ptr, rotation_offset + 9 * above_joint, mask), R_parent)
+                    above_joint = tl.load(parents_ptr + above_joint)
+                slot = row * J + joint
                 _add_numbers(grad_rotations_ptr, slot * 9, transposed_times(R_parent, G_joint), mask)
-                if WANTS_OFFSETS:
-                    _add_numbers(grad_offsets_ptr, slot * 3, transposed_matvec(R_parent, force), mask)
-                L = load_mat3(rotations_ptr, rotation_offset + 9 * PATH[i], mask)
-                t = load_vec3(offsets_ptr, offset_offset + 3 * PATH[i], mask)
+                _add_numbers(grad_offsets_ptr, slot * 3, transposed_matvec(R_parent, force), mask)
+                L = load_mat3(rotations_ptr, rotation_offset + 9 * joint, mask)
+                t = load_vec3(offsets_ptr, offset_offset + 3 * joint, mask)
                 G_joint = mat3_add(times_transposed(G_joint, L), outer(force, t))
+                joint = tl.load(parents_ptr + joint)
         else:
-            # With the pupils held, turning a joint between them and the root turns the rest of the body back.
-            reach = (zero, zero, zero)  # from the root to the joint
-            R_parent = R_root
-            for i in tl.static_range(len(PATH) - 1, -1, -1):
-                slot = row * J + PATH[i]
-                reach = vec3_add(reach, _rotate(R_parent, load_vec3(offsets_ptr, offset_offset + 3 * PATH[i], mask)))
-                numbers = _load_rotation(rotations_ptr, rotation_offset + IN * PATH[i], mask, REPRESENTATION)
-                torque = _rotate_back(R_parent, vec3_sub(cross(reach, root_force), root_grad))
-                _add_numbers(grad_rotations_ptr, slot * IN, _pull_back(torque, numbers, REPRESENTATION), mask)
-                if WANTS_OFFSETS:
-                    back = vec3_scale(-1.0, _rotate_back(R_parent, root_force))
-                    _add_numbers(grad_offsets_ptr, slot * 3, back, mask)
-                R_parent = _compose(R_parent, _decode(numbers, REPRESENTATION))
-            reach = vec3_add(reach, _rotate(R_parent, t_head_cpf))
+            # With the pupils held, turning a joint between them and the root turns the rest of the body back. World
+            # rotations are gone; from the pupils towards the root each is the last one times a local one's inverse.
+            R_head = _compose(R_root, R_in_root)
+            to_pupils = _rotate(R_head, t_head_cpf)
+            reach = _rotate(R_root, t_in_root)  # from the root to the pupils
             if WANTS_CPF:
-                store_vec3(grad_t_head_cpf_ptr, 3 * row, vec3_scale(-1.0, _rotate_back(R_parent, root_force)), mask)
+                store_vec3(grad_t_head_cpf_ptr, 3 * row, vec3_scale(-1.0, _rotate_back(R_head, root_force)), mask)
+            world = R_head
+            joint = head
+            while joint >= 0:
+                numbers = _load_rotation(rotations_ptr, rotation_offset + IN * joint, mask, REPRESENTATION)
+                R_parent = _compose(world, _inverse(_decode(numbers, REPRESENTATION)))
+                torque = vec3_sub(cross(vec3_sub(reach, to_pupils), root_force), root_grad)
+                slot = row * J + joint
+                pulled = _pull_back(_rotate_back(R_parent, torque), numbers, REPRESENTATION)
+                _add_numbers(grad_rotations_ptr, slot * IN, pulled, mask)
+                _add_numbers(grad_offsets_ptr, slot * 3, vec3_scale(-1.0, _rotate_back(R_parent, root_force)), mask)
+                t = load_vec3(offsets_ptr, offset_offset + 3 * joint, mask)
+                to_pupils = vec3_add(to_pupils, _rotate(R_parent, t))
+                world = R_parent
+                joint = tl.load(parents_ptr + joint)
             root_grad = vec3_sub(root_grad, cross(reach, root_force))
     if WANTS_ROOT:
         unit, inverse = quat_normalise(load_numbers(root_ptr, root_offset, mask, 4))
@@ -478,12 +510,10 @@ def _argument(tensor: Tensor | None, batch: torch.Size, inner: int, stand_in: Te
     return rows.tensor, rows.sizes, rows.strides
 
 
-def _path(parents: list[int], head: int) -> tuple[int, ...]:
-    path = []
-    while head >= 0:
-        path.append(head)
-        head = parents[head]
-    return tuple(path)
+@lru_cache(maxsize=64)
+def _parents_on(device: torch.device, parents: tuple[int, ...]) -> Tensor:
+    """The tree in device memory, copied there on its first use."""
+    return torch.tensor(parents, dtype=torch.int32, device=device)
 
 
 def forward(
@@ -506,15 +536,17 @@ def forward(
     root_pose = rotations.new_empty((0,) if t_head_cpf is None else (*batch, 7))
     if count == 0:
         return joints, world, root_pose
+    state = 4 if representation == 1 else 9
+    states = world if _NUMBERS_OUT[output] == state else rotations.new_empty((count, J, state))
     block = block_lanes(count)
     launch(
         _fk_fwd_kernel, triton.cdiv(count, block),
         *_argument(rotations, batch, inner, joints), *_argument(t_parent_joint, batch, 2, joints),
         *_argument(root, batch, 1, joints), *_argument(t_head_cpf, batch, 1, joints),
-        joints, world, root_pose, count,
-        on=joints, PARENTS=tuple(parents), PATH=_path(parents, head), REPRESENTATION=representation, OUTPUT=output,
+        _parents_on(joints.device, tuple(parents)), states, joints, world, root_pose, count, J, head,
+        on=joints, REPRESENTATION=representation, OUTPUT=output,
         HAS_ROOT=root is not None, HAS_CPF=t_head_cpf is not None,
-        IN=_NUMBERS_IN[representation], OUT=_NUMBERS_OUT[output], BLOCK=block, num_warps=4,
+        IN=_NUMBERS_IN[representation], STATE=state, OUT=_NUMBERS_OUT[output], BLOCK=block, num_warps=4,
     )  # fmt: skip
     return joints, world, root_pose
 
@@ -539,13 +571,22 @@ def backward(
     count = batch.numel()
     if output == 2 or grad_world is None:
         grad_world, output = None, 2
-    # Needed even where nobody asks for it: the kernel keeps the world rotations there.
-    grad_rotations = rotations.new_empty(rotations.shape)
-    wants = (wanted[1], wanted[2] and root is not None, wanted[3] and t_head_cpf is not None)
-    tails = ((J, 3), (7,), (3,))
-    grads = [rotations.new_empty((*batch, *tail) if want else (0,)) for want, tail in zip(wants, tails)]
+    wants_root, wants_cpf = wanted[2] and root is not None, wanted[3] and t_head_cpf is not None
+    # The first two are needed even where nobody asks for them: the kernel computes in their room.
+    grad_rotations, grad_offsets = rotations.new_empty(rotations.shape), rotations.new_empty((*batch, J, 3))
+    grad_placement = rotations.new_empty((*batch, 7) if wants_root else (0,))
+    grad_t_head_cpf = rotations.new_empty((*batch, 3) if wants_cpf else (0,))
+    nothing = rotations.new_empty((0,))
+    grads = (
+        grad_rotations if wanted[0] else nothing,
+        grad_offsets if wanted[1] else nothing.clone(),
+        grad_placement,
+        grad_t_head_cpf,
+    )
     if count == 0:
-        return grad_rotations if wanted[0] else rotations.new_empty((0,)), *grads
+        return grads
+    carry = 9 if representation == 0 else 3
+    sums = rotations.new_empty((count, J, carry))
     block = block_lanes(count)
     launch(
         _fk_bwd_kernel, triton.cdiv(count, block),
@@ -553,14 +594,15 @@ def backward(
         *_argument(grad_root, batch, 1, rotations), *_argument(rotations, batch, inner, rotations),
         *_argument(t_parent_joint, batch, 2, rotations), *_argument(root, batch, 1, rotations),
         *_argument(t_head_cpf, batch, 1, rotations),
-        grad_rotations, *grads, count,
-        on=rotations, PARENTS=tuple(parents), PATH=_path(parents, head), REPRESENTATION=representation, OUTPUT=output,
+        _parents_on(rotations.device, tuple(parents)), sums,
+        grad_rotations, grad_offsets, grad_placement, grad_t_head_cpf, count, J, head,
+        on=rotations, REPRESENTATION=representation, OUTPUT=output,
         HAS_GRAD_JOINTS=grad_joints is not None, HAS_GRAD_POSE=grad_root is not None,
         HAS_ROOT=root is not None, HAS_CPF=t_head_cpf is not None,
-        WANTS_OFFSETS=wants[0], WANTS_ROOT=wants[1], WANTS_CPF=wants[2],
-        IN=_NUMBERS_IN[representation], OUT=_NUMBERS_OUT[output], BLOCK=block, num_warps=4,
+        WANTS_ROOT=wants_root, WANTS_CPF=wants_cpf,
+        IN=_NUMBERS_IN[representation], OUT=_NUMBERS_OUT[output], CARRY=carry, BLOCK=block, num_warps=4,
     )  # fmt: skip
-    return grad_rotations if wanted[0] else rotations.new_empty((0,)), *grads
+    return grads
 
 
 def joint_offsets_forward(t_parent_joint: Tensor, shapedirs: Tensor, betas: Tensor) -> Tensor:
