@@ -28,7 +28,7 @@ from .kinematics import ForwardKinematics, forward_kinematics
 from .metrics import MotionMetrics, motion_metrics
 from .perlin import perlin_noise
 from .policy import ADVANTAGE_SCHEMES, GroupAdvantages, GrpoLoss, group_advantages, grpo_loss
-from .procrustes import Alignment, procrustes_align
+from .procrustes import Alignment, procrustes_align, procrustes_residual
 from .rng import (
     STREAM_DATA,
     STREAM_INIT,
@@ -65,6 +65,7 @@ __all__ = [
     "philox_normal",
     "philox_uniform",
     "procrustes_align",
+    "procrustes_residual",
     "project_so3",
     "registered_ops",
     "sde_kl",

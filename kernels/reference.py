@@ -18,6 +18,7 @@ perlin_noise = partial(perlin.perlin_noise, backend="reference")
 philox_normal = partial(rng.philox_normal, backend="reference")
 philox_uniform = partial(rng.philox_uniform, backend="reference")
 procrustes_align = partial(procrustes.procrustes_align, backend="reference")
+procrustes_residual = partial(procrustes.procrustes_residual, backend="reference")
 project_so3 = partial(so3.project_so3, backend="reference")
 sde_kl = partial(transition.sde_kl, backend="reference")
 sde_log_prob = partial(transition.sde_log_prob, backend="reference")
@@ -33,6 +34,7 @@ __all__ = [
     "philox_normal",
     "philox_uniform",
     "procrustes_align",
+    "procrustes_residual",
     "project_so3",
     "sde_kl",
     "sde_log_prob",

@@ -1,79 +1,205 @@
-// mgrpo_native::procrustes_align_fwd and _bwd on the CPU: one pair of clouds per step of a parallel loop.
+// mgrpo_native::procrustes_align_* and procrustes_residual_* on the CPU.
+#include <array>
+#include <memory>
+#include <optional>
 #include <tuple>
 
 #include "../common/rows.h"
-#include "procrustes_math.h"
+
+namespace mgrpo {
+
+struct NoRows {};  // in the place of the rows of weights that were not given
+
+// The batch as (outer, shared, inner): row (o * shared + s) * inner + i has the same target and weights for every s.
+// A block is up to kRows neighbouring rows of one outer index, with all their shared ones.
+struct PairBlocks {
+  static constexpr int64_t kRows = 16;
+  int64_t outer, shared, inner, per_outer;
+};
+
+}  // namespace mgrpo
+
+#define MGRPO_ISA_BODY "../procrustes/procrustes_lanes.h"
+#include "../common/for_each_isa.h"
 
 namespace mgrpo {
 namespace {
 
-constexpr int64_t kCloudsPerTask = 128;
+constexpr int64_t kPointsPerTask = 4096;
+constexpr int64_t kNumbersPerPoint = 14;  // of scratch, see PairScratch
+constexpr int64_t kRegister = 64;         // bytes, the widest
 
-void check_clouds(const Rows& source, const Rows& target, const Rows& weights, int64_t N) {
-  check_rows(source, source.count(), 3 * N, "source");
-  check_rows(target, source.count(), 3 * N, "target");
-  check_rows(weights, source.count(), N, "weights");
+// Batch axes along which the target (and the weights) do not move are shared: the first such run of axes.
+PairBlocks blocks_of(const Tensor& source, const Tensor& target, const std::optional<Tensor>& weights) {
+  const int64_t axes = source.dim() - 2;
+  PairBlocks blocks = {1, 1, 1, 0};
+  int state = 0;  // before, in and after the run
+  for (int64_t axis = 0; axis < axes; ++axis) {
+    const int64_t size = source.size(axis);
+    if (size == 1) continue;
+    const bool still = target.stride(axis) == 0 && (!weights.has_value() || weights->stride(axis) == 0);
+    if (state == 0 && still) state = 1;
+    if (state == 1 && !still) state = 2;
+    (state == 0 ? blocks.outer : state == 1 ? blocks.shared : blocks.inner) *= size;
+  }
+  blocks.per_outer = (blocks.inner + PairBlocks::kRows - 1) / PairBlocks::kRows;
+  // A run of few inner rows would leave most lanes empty: then every row loads its own target.
+  if (5 * blocks.inner < 4 * PairBlocks::kRows * blocks.per_outer) {
+    blocks = {1, 1, blocks.outer * blocks.shared * blocks.inner, 0};
+    blocks.per_outer = (blocks.inner + PairBlocks::kRows - 1) / PairBlocks::kRows;
+  }
+  return blocks;
 }
 
+// The arguments that all four operators share, checked as far as memory safety needs it.
+struct Clouds {
+  Clouds(const Tensor& source_tensor, const Tensor& target_tensor, const std::optional<Tensor>& weights_tensor)
+      : source_tensor(checked(source_tensor, 2)),
+        source(source_tensor, 2),
+        target(checked(target_tensor, 2), 2),
+        N(source_tensor.size(source_tensor.dim() - 2)) {
+    STD_TORCH_CHECK(target_tensor.dim() == source_tensor.dim(), "target has another number of axes than source");
+    check_rows(source, source.count(), 3 * N, "source");
+    check_rows(target, source.count(), 3 * N, "target");
+    check_same_dtype(target_tensor, source_tensor, "target");
+    if (weights_tensor.has_value()) {
+      STD_TORCH_CHECK(weights_tensor->dim() == source_tensor.dim() - 1, "weights has the wrong number of axes");
+      weights.emplace(*weights_tensor, 1);
+      check_rows(*weights, source.count(), N, "weights");
+      check_same_dtype(*weights_tensor, source_tensor, "weights");
+    }
+    blocks = blocks_of(source_tensor, target_tensor, weights_tensor);
+  }
+
+  static const Tensor& checked(const Tensor& tensor, int64_t axes) {
+    STD_TORCH_CHECK(tensor.dim() >= axes, "an argument has too few axes");
+    return tensor;
+  }
+
+  // Rows of a gradient that arrives for this batch, `size` numbers each in `axes` axes.
+  Rows incoming(const Tensor& gradient, int64_t axes, int64_t size) const {
+    Rows rows(checked(gradient, axes), axes);
+    check_rows(rows, source.count(), size, "a gradient");
+    check_same_dtype(gradient, source_tensor, "a gradient");
+    return rows;
+  }
+
+  // work(rows of weights or NoRows, scratch memory, first block, last block)
+  template <class Work>
+  void run(const Work& work) const {
+    const int64_t count = source.count() == 0 ? 0 : blocks.outer * blocks.per_outer;
+    const int64_t points = PairBlocks::kRows * blocks.shared * N;
+    const int64_t grain = points < kPointsPerTask ? kPointsPerTask / (points + 1) + 1 : 1;
+    torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+      const std::unique_ptr<char[]> memory(new char[kRegister * (kNumbersPerPoint * N + 1)]);
+      const auto start = (reinterpret_cast<uintptr_t>(memory.get()) + kRegister - 1) / kRegister * kRegister;
+      if (weights) {
+        work(*weights, reinterpret_cast<void*>(start), begin, end);
+      } else {
+        work(NoRows{}, reinterpret_cast<void*>(start), begin, end);
+      }
+    });
+  }
+
+  const Tensor& source_tensor;
+  Rows source, target;
+  int64_t N;
+  std::optional<Rows> weights;
+  PairBlocks blocks;
+};
+
+// The three gradients; an empty tensor and a null pointer for one that is not needed.
+struct Gradients {
+  Gradients(const Clouds& clouds, bool need_source, bool need_target, bool need_weights)
+      : source(make(clouds, need_source, {clouds.N, 3})),
+        target(make(clouds, need_target, {clouds.N, 3})),
+        weights(make(clouds, need_weights, {clouds.N})),
+        needs{need_source, need_target, need_weights} {}
+
+  static Tensor make(const Clouds& clouds, bool needed, const std::vector<int64_t>& tail) {
+    if (!needed) return torch::stable::new_empty(clouds.source_tensor, {0});
+    return new_rows(clouds.source_tensor, 2, tail);
+  }
+
+  template <class T>
+  std::array<T*, 3> pointers() {
+    return {needs[0] ? output<T>(source) : nullptr, needs[1] ? output<T>(target) : nullptr,
+            needs[2] ? output<T>(weights) : nullptr};
+  }
+
+  Tensor source, target, weights;
+  bool needs[3];
+};
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> align_forward_cpu(const Tensor& source, const Tensor& target,
-                                                             const Tensor& weights, bool with_scale) {
-  STD_TORCH_CHECK(source.dim() >= 2 && target.dim() >= 2 && weights.dim() >= 1, "an argument has too few axes");
-  const Rows x(source, 2), y(target, 2), w(weights, 1);
-  const int64_t N = source.size(source.dim() - 2);
-  check_clouds(x, y, w, N);
-  check_same_dtype(target, source, "target");
-  check_same_dtype(weights, source, "weights");
-  Tensor aligned = new_rows(source, 2, {N, 3}), R = new_rows(source, 2, {3, 3}), t = new_rows(source, 2, {3}),
+                                                             const std::optional<Tensor>& weights, bool with_scale,
+                                                             bool fix_det) {
+  const Clouds clouds(source, target, weights);
+  Tensor aligned = new_rows(source, 2, {clouds.N, 3}), R = new_rows(source, 2, {3, 3}), t = new_rows(source, 2, {3}),
          scale = new_rows(source, 2, {});
   dispatch_float_double(source, [&](auto zero) {
     using T = decltype(zero);
     T *out_aligned = output<T>(aligned), *out_R = output<T>(R), *out_t = output<T>(t), *out_scale = output<T>(scale);
-    torch::stable::parallel_for(0, x.count(), kCloudsPerTask, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        const T* points = x.at<T>(n);
-        const Fit<T> fit = fit_similarity(points, y.at<T>(n), w.at<T>(n), N, with_scale);
-        const Mat3<T> B = fit.scale * fit.R;
-        for (int64_t i = 0; i < N; ++i)
-          store_vec3(out_aligned + 3 * (N * n + i), B * (load_vec3(points + 3 * i) - fit.x_mean) + fit.y_mean);
-        store_mat3(out_R + 9 * n, fit.R);
-        store_vec3(out_t + 3 * n, fit.y_mean - B * fit.x_mean);
-        out_scale[n] = fit.scale;
-      }
+    clouds.run([&](const auto& rows, void* memory, int64_t begin, int64_t end) {
+      MGRPO_ISA_CALL(align_blocks<T>, clouds.source, clouds.target, rows, clouds.blocks, clouds.N, with_scale, fix_det,
+                     out_aligned, out_R, out_t, out_scale, memory, begin, end);
     });
   });
   return {aligned, R, t, scale};
 }
 
-std::tuple<Tensor, Tensor, Tensor> align_backward_cpu(const Tensor& grad_aligned, const Tensor& grad_R,
-                                                      const Tensor& grad_t, const Tensor& grad_scale,
-                                                      const Tensor& source, const Tensor& target, const Tensor& weights,
-                                                      bool with_scale) {
-  STD_TORCH_CHECK(source.dim() >= 2 && target.dim() >= 2 && weights.dim() >= 1 && grad_aligned.dim() >= 2 &&
-                      grad_R.dim() >= 2 && grad_t.dim() >= 1,
-                  "an argument has too few axes");
-  const Rows x(source, 2), y(target, 2), w(weights, 1), g_aligned(grad_aligned, 2), g_R(grad_R, 2), g_t(grad_t, 1),
-      g_scale(grad_scale, 0);
-  const int64_t N = source.size(source.dim() - 2);
-  check_clouds(x, y, w, N);
-  check_rows(g_aligned, x.count(), 3 * N, "grad_aligned");
-  check_rows(g_R, x.count(), 9, "grad_R");
-  check_rows(g_t, x.count(), 3, "grad_t");
-  check_rows(g_scale, x.count(), 1, "grad_scale");
-  for (const Tensor* other : {&target, &weights, &grad_aligned, &grad_R, &grad_t, &grad_scale})
-    check_same_dtype(*other, source, "an argument");
-  Tensor grad_source = new_rows(source, 2, {N, 3}), grad_target = new_rows(source, 2, {N, 3}),
-         grad_weights = new_rows(source, 2, {N});
+Tensor residual_forward_cpu(const Tensor& source, const Tensor& target, const std::optional<Tensor>& weights,
+                            bool with_scale, bool fix_det) {
+  const Clouds clouds(source, target, weights);
+  Tensor residual = new_rows(source, 2, {});
   dispatch_float_double(source, [&](auto zero) {
     using T = decltype(zero);
-    T *out_source = output<T>(grad_source), *out_target = output<T>(grad_target), *out_weights = output<T>(grad_weights);
-    torch::stable::parallel_for(0, x.count(), kCloudsPerTask, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n)
-        fit_similarity_backward(x.at<T>(n), y.at<T>(n), w.at<T>(n), N, with_scale, g_aligned.at<T>(n),
-                                load_mat3(g_R.at<T>(n)), load_vec3(g_t.at<T>(n)), *g_scale.at<T>(n),
-                                out_source + 3 * N * n, out_target + 3 * N * n, out_weights + N * n);
+    T* out = output<T>(residual);
+    clouds.run([&](const auto& rows, void* memory, int64_t begin, int64_t end) {
+      MGRPO_ISA_CALL(residual_blocks<T>, clouds.source, clouds.target, rows, clouds.blocks, clouds.N, with_scale,
+                     fix_det, out, memory, begin, end);
     });
   });
-  return {grad_source, grad_target, grad_weights};
+  return residual;
+}
+
+std::tuple<Tensor, Tensor, Tensor> align_backward_cpu(const Tensor& grad_aligned, const Tensor& grad_R,
+                                                      const Tensor& grad_t, const Tensor& grad_scale,
+                                                      const Tensor& source, const Tensor& target,
+                                                      const std::optional<Tensor>& weights, bool with_scale,
+                                                      bool fix_det, bool need_source, bool need_target,
+                                                      bool need_weights) {
+  const Clouds clouds(source, target, weights);
+  const Rows to_aligned = clouds.incoming(grad_aligned, 2, 3 * clouds.N), to_R = clouds.incoming(grad_R, 2, 9),
+             to_t = clouds.incoming(grad_t, 1, 3), to_scale = clouds.incoming(grad_scale, 0, 1);
+  Gradients grads(clouds, need_source, need_target, need_weights);
+  dispatch_float_double(source, [&](auto zero) {
+    using T = decltype(zero);
+    const std::array<T*, 3> out = grads.pointers<T>();
+    clouds.run([&](const auto& rows, void* memory, int64_t begin, int64_t end) {
+      MGRPO_ISA_CALL(align_blocks_backward<T>, to_aligned, to_R, to_t, to_scale, clouds.source, clouds.target, rows,
+                     clouds.blocks, clouds.N, with_scale, fix_det, out[0], out[1], out[2], memory, begin, end);
+    });
+  });
+  return {grads.source, grads.target, grads.weights};
+}
+
+std::tuple<Tensor, Tensor, Tensor> residual_backward_cpu(const Tensor& grad_residual, const Tensor& source,
+                                                         const Tensor& target, const std::optional<Tensor>& weights,
+                                                         bool with_scale, bool fix_det, bool need_source,
+                                                         bool need_target, bool need_weights) {
+  const Clouds clouds(source, target, weights);
+  const Rows to_residual = clouds.incoming(grad_residual, 0, 1);
+  Gradients grads(clouds, need_source, need_target, need_weights);
+  dispatch_float_double(source, [&](auto zero) {
+    using T = decltype(zero);
+    const std::array<T*, 3> out = grads.pointers<T>();
+    clouds.run([&](const auto& rows, void* memory, int64_t begin, int64_t end) {
+      MGRPO_ISA_CALL(residual_blocks_backward<T>, to_residual, clouds.source, clouds.target, rows, clouds.blocks,
+                     clouds.N, with_scale, fix_det, out[0], out[1], out[2], memory, begin, end);
+    });
+  });
+  return {grads.source, grads.target, grads.weights};
 }
 
 }  // namespace
@@ -81,13 +207,22 @@ std::tuple<Tensor, Tensor, Tensor> align_backward_cpu(const Tensor& grad_aligned
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mgrpo_native, m) {
   m.def(
-      "procrustes_align_fwd(Tensor source, Tensor target, Tensor weights, bool with_scale)"
+      "procrustes_align_fwd(Tensor source, Tensor target, Tensor? weights, bool with_scale, bool fix_det)"
       " -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "procrustes_align_bwd(Tensor grad_aligned, Tensor grad_R, Tensor grad_t, Tensor grad_scale, Tensor source,"
-      " Tensor target, Tensor weights, bool with_scale) -> (Tensor, Tensor, Tensor)");
+      " Tensor target, Tensor? weights, bool with_scale, bool fix_det, bool need_source, bool need_target,"
+      " bool need_weights) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "procrustes_residual_fwd(Tensor source, Tensor target, Tensor? weights, bool with_scale, bool fix_det)"
+      " -> Tensor");
+  m.def(
+      "procrustes_residual_bwd(Tensor grad_residual, Tensor source, Tensor target, Tensor? weights, bool with_scale,"
+      " bool fix_det, bool need_source, bool need_target, bool need_weights) -> (Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(mgrpo_native, CPU, m) {
   m.impl("procrustes_align_fwd", TORCH_BOX(&mgrpo::align_forward_cpu));
   m.impl("procrustes_align_bwd", TORCH_BOX(&mgrpo::align_backward_cpu));
+  m.impl("procrustes_residual_fwd", TORCH_BOX(&mgrpo::residual_forward_cpu));
+  m.impl("procrustes_residual_bwd", TORCH_BOX(&mgrpo::residual_backward_cpu));
 }

@@ -19,7 +19,7 @@ class Alignment(NamedTuple):
     aligned: Tensor
     """(*batch, N, 3) source points moved onto the target, metres."""
     R: Tensor
-    """(*batch, 3, 3) rotation, determinant +1."""
+    """(*batch, 3, 3) rotation; orthogonal, perhaps a reflection, without ``fix_det``."""
     t: Tensor
     """(*batch, 3) translation, metres."""
     scale: Tensor
@@ -32,6 +32,7 @@ def procrustes_align(
     weights: Tensor | None = None,
     *,
     with_scale: bool = True,
+    fix_det: bool = True,
     backend: str | None = None,
 ) -> Alignment:
     """The similarity that minimises ``sum_i w_i |scale R x_i + t - y_i|^2`` (Umeyama 1991), with gradients through it.
@@ -41,6 +42,7 @@ def procrustes_align(
         target: (*#batch, N, 3) points y, metres.
         weights: (*#batch, N), >= 0 (checked under MGRPO_DEBUG=1); None weighs all points alike.
         with_scale: False fixes the scale to 1 (rigid alignment).
+        fix_det: True gives a proper rotation (determinant +1). False lets R reflect where that fits better.
         backend: see :mod:`mgrpo.kernels`; None chooses.
 
     Returns:
@@ -49,30 +51,73 @@ def procrustes_align(
     Degenerate clouds never give NaN. Fewer than three points, or collinear ones, leave a turn about their line open: R
     is then one of the best rotations (with the same residual on every backend). Where all source points coincide (to
     rounding), or N = 0, or all weights are zero, R is the identity and the scale 1; without any weight also t = 0.
-    A reflected target gives the best proper rotation. A NaN stays in its own row.
+    A reflected target gives the best proper rotation. A NaN stays in its own row. A point of weight zero changes
+    nothing but its own aligned place; where it is not finite, no gradient comes from it or goes to it.
 
     Raises:
         TypeError, ValueError: wrong type, dtype or shape. BackendError: ``backend`` cannot serve the call.
     """
     name = "procrustes_align"
+    source, target, weights = _checked(name, source, target, weights)
+    chosen = resolve(name, backend, source)
+    if chosen == "reference":
+        everywhere = _unit_weights(source) if weights is None else weights
+        return Alignment(
+            *reference.procrustes_align(source, target, everywhere, with_scale=with_scale, fix_det=fix_det)
+        )
+    return Alignment(*torch.ops.mgrpo.procrustes_align(source, target, weights, with_scale, fix_det, chosen))
+
+
+def procrustes_residual(
+    source: Tensor,
+    target: Tensor,
+    weights: Tensor | None = None,
+    *,
+    with_scale: bool = True,
+    fix_det: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """How far the source stays from the target after the best alignment: ``sum_i w_i |scale R x_i + t - y_i| / sum_i w_i``.
+
+    The motion is that of :func:`procrustes_align`, with the same arguments; the aligned points are never written. With
+    frames of joints this is the aligned position error of motion recovery ("PA-MPJPE"), which minimises squares and
+    reports the mean distance.
+
+    Returns:
+        (*batch) metres; differentiable in source, target and weights, through the alignment. A point that already
+        lies on its target has gradient zero there. Zero where there is no point or no weight; one point, or a source
+        that is a single point, leaves the mean distance of the target from its own mean.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype or shape. BackendError: ``backend`` cannot serve the call.
+    """
+    name = "procrustes_residual"
+    source, target, weights = _checked(name, source, target, weights)
+    chosen = resolve(name, backend, source)
+    if chosen == "reference":
+        everywhere = _unit_weights(source) if weights is None else weights
+        return reference.procrustes_residual(source, target, everywhere, with_scale=with_scale, fix_det=fix_det)
+    return torch.ops.mgrpo.procrustes_residual(source, target, weights, with_scale, fix_det, chosen)
+
+
+def _checked(
+    name: str, source: Tensor, target: Tensor, weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The arguments after all checks, expanded (without copying) to their common batch."""
     sizes: dict[str, int] = {}
     check_tensor(name, "source", source, ("*#batch", "N", 3), sizes=sizes)
     check_tensor(name, "target", target, ("*#batch", "N", 3), sizes=sizes)
     check_like(name, "target", target, "source", source)
     batches = {"source": source.shape[:-2], "target": target.shape[:-2]}
-    if weights is None:
-        weights = torch.ones((), dtype=source.dtype, device=source.device)
-        weights = weights.expand(sizes["N"])
-    else:
+    if weights is not None:
         check_tensor(name, "weights", weights, ("*#batch", "N"), sizes=sizes)
         check_like(name, "weights", weights, "source", source)
         check_nonnegative(name, "weights", weights)
         batches["weights"] = weights.shape[:-1]
     batch = broadcast_batch(name, **batches)
     source, target = source.expand(*batch, -1, -1), target.expand(*batch, -1, -1)
-    weights = weights.expand(*batch, -1)
+    return source, target, None if weights is None else weights.expand(*batch, -1)
 
-    chosen = resolve(name, backend, source)
-    if chosen == "reference":
-        return Alignment(*reference.procrustes_align(source, target, weights, with_scale=with_scale))
-    return Alignment(*torch.ops.mgrpo.procrustes_align(source, target, weights, with_scale, chosen))
+
+def _unit_weights(source: Tensor) -> Tensor:
+    return torch.ones((), dtype=source.dtype, device=source.device).expand(source.shape[:-1])

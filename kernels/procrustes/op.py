@@ -1,4 +1,9 @@
-"""The registered operators ``mgrpo::procrustes_align`` and ``mgrpo::procrustes_align_backward``."""
+"""The registered operators ``mgrpo::procrustes_align`` and ``mgrpo::procrustes_residual``, and their backwards.
+
+Every tensor has the full batch here: the public functions expand (without copying), and autograd's expand sums the
+gradients of shared clouds. ``weights`` may be None. The backward operators get one flag per differentiable input and
+return an empty tensor for an input whose gradient nobody wants.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,11 @@ from torch import Tensor
 
 from .._library import Kernel, define_op, native, native_cpu
 
+_INPUTS = "Tensor source, Tensor target, Tensor? weights, bool with_scale, bool fix_det"
+_NEEDS = "bool need_source, bool need_target, bool need_weights"
 
-def _fake(source: Tensor, target: Tensor, weights: Tensor, with_scale: bool, backend: str) -> tuple[Tensor, ...]:
+
+def _fake_align(source: Tensor, *_: Any) -> tuple[Tensor, ...]:
     batch = source.shape[:-2]
     return (
         source.new_empty(source.shape),
@@ -20,46 +28,75 @@ def _fake(source: Tensor, target: Tensor, weights: Tensor, with_scale: bool, bac
     )
 
 
-def _fake_backward(
-    grad_aligned: Tensor,
-    grad_R: Tensor,
-    grad_t: Tensor,
-    grad_scale: Tensor,
-    source: Tensor,
-    target: Tensor,
-    weights: Tensor,
-    with_scale: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return source.new_empty(source.shape), source.new_empty(source.shape), source.new_empty(source.shape[:-1])
+def _fake_residual(source: Tensor, *_: Any) -> Tensor:
+    return source.new_empty(source.shape[:-2])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    source, target, weights, ctx.with_scale, ctx.backend = inputs
+def _fake_gradients(source: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor, ...]:
+    shapes = (source.shape, source.shape, source.shape[:-1])
+    return tuple(source.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs))
+
+
+def _fake_align_backward(
+    grad_aligned: Tensor, grad_R: Tensor, grad_t: Tensor, grad_scale: Tensor, source: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    return _fake_gradients(source, rest[4:7])
+
+
+def _fake_residual_backward(grad_residual: Tensor, source: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _fake_gradients(source, rest[4:7])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    source, target, weights, ctx.with_scale, ctx.fix_det, ctx.backend = inputs
     ctx.save_for_backward(source, target, weights)
 
 
-def _gradient(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    backward = torch.ops.mgrpo.procrustes_align_backward
-    return *backward(*grads, *ctx.saved_tensors, ctx.with_scale, ctx.backend), None, None
+def _gradients(ctx: Any, backward: Any, *grads: Tensor) -> tuple[Any, ...]:
+    needs = ctx.needs_input_grad[:3]
+    found = backward(*grads, *ctx.saved_tensors, ctx.with_scale, ctx.fix_det, *needs, ctx.backend)
+    return *(grad if need else None for grad, need in zip(found, needs)), None, None, None
 
 
-# Every tensor has the full batch here: the public function expands (without copying), and autograd's expand sums.
+def _align_gradient(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    return _gradients(ctx, torch.ops.mgrpo.procrustes_align_backward, *grads)
+
+
+def _residual_gradient(ctx: Any, grad_residual: Tensor) -> tuple[Any, ...]:
+    return _gradients(ctx, torch.ops.mgrpo.procrustes_residual_backward, grad_residual)
+
+
 define_op(
     "procrustes_align",
     implementations={"cpp": native_cpu(["procrustes_align_fwd", "procrustes_align_bwd"])},
     forward=Kernel(
-        "(Tensor source, Tensor target, Tensor weights, bool with_scale, str backend)"
-        " -> (Tensor, Tensor, Tensor, Tensor)",
-        fake=_fake,
+        f"({_INPUTS}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+        fake=_fake_align,
         backends={"cpp": native("procrustes_align_fwd")},
     ),
     backward=Kernel(
-        "(Tensor grad_aligned, Tensor grad_R, Tensor grad_t, Tensor grad_scale, Tensor source, Tensor target,"
-        " Tensor weights, bool with_scale, str backend) -> (Tensor, Tensor, Tensor)",
-        fake=_fake_backward,
+        f"(Tensor grad_aligned, Tensor grad_R, Tensor grad_t, Tensor grad_scale, {_INPUTS}, {_NEEDS}, str backend)"
+        " -> (Tensor, Tensor, Tensor)",
+        fake=_fake_align_backward,
         backends={"cpp": native("procrustes_align_bwd")},
     ),
     setup_context=_setup_context,
-    gradient=_gradient,
+    gradient=_align_gradient,
+)
+
+define_op(
+    "procrustes_residual",
+    implementations={"cpp": native_cpu(["procrustes_residual_fwd", "procrustes_residual_bwd"])},
+    forward=Kernel(
+        f"({_INPUTS}, str backend) -> Tensor",
+        fake=_fake_residual,
+        backends={"cpp": native("procrustes_residual_fwd")},
+    ),
+    backward=Kernel(
+        f"(Tensor grad_residual, {_INPUTS}, {_NEEDS}, str backend) -> (Tensor, Tensor, Tensor)",
+        fake=_fake_residual_backward,
+        backends={"cpp": native("procrustes_residual_bwd")},
+    ),
+    setup_context=_setup_context,
+    gradient=_residual_gradient,
 )

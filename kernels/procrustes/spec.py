@@ -1,4 +1,4 @@
-"""Cases of ``procrustes_align``: clouds that are noisy similar copies of each other, with and without weights."""
+"""Cases of ``procrustes_align`` and ``procrustes_residual``: clouds that are noisy similar copies of each other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._spec import Case, OpSpec, Tolerance
-from . import procrustes_align
+from . import procrustes_align, procrustes_residual
 
 
 def _make_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
@@ -24,6 +24,8 @@ def _make_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int
     source = cloud(case.sizes["source_batch"])
     turn = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))[0]
     turn = turn * torch.linalg.det(turn)
+    if case.sizes["mirrored"]:
+        turn = -turn
     # The source's first batch elements, moved, give a target that its own clouds resemble.
     target = 1.3 * cloud(case.sizes["target_batch"]) @ turn.T
     if source.numel() and case.sizes["source_batch"] == case.sizes["target_batch"]:
@@ -34,38 +36,63 @@ def _make_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int
     return tuple(tensor.to(device, dtype).contiguous() for tensor in inputs)
 
 
-def _call(
+def _call_align(
     case: Case, source: Tensor, target: Tensor, *weights: Tensor, backend: str | None = None
 ) -> tuple[Tensor, ...]:
     return tuple(procrustes_align(source, target, *weights, backend=backend, **case.options))
 
 
-def _case(name: str, N: int, source: tuple, target: tuple, weights: tuple | None, **options: bool) -> Case:
-    return Case(name, {"N": N, "source_batch": source, "target_batch": target, "weights_batch": weights}, options)
+def _call_residual(
+    case: Case, source: Tensor, target: Tensor, *weights: Tensor, backend: str | None = None
+) -> tuple[Tensor, ...]:
+    return (procrustes_residual(source, target, *weights, backend=backend, **case.options),)
 
 
-def _bytes_moved(case: Case, dtype: torch.dtype) -> int:
+def _case(
+    name: str, N: int, source: tuple, target: tuple, weights: tuple | None, mirrored: bool = False, **options: bool
+) -> Case:
+    sizes = {"N": N, "source_batch": source, "target_batch": target, "weights_batch": weights, "mirrored": mirrored}
+    return Case(name, sizes, options)
+
+
+def _bytes_read(case: Case) -> int:
     N = case.sizes["N"]
-    batch = torch.broadcast_shapes(case.sizes["source_batch"], case.sizes["target_batch"])
-    read = 3 * N * (math.prod(case.sizes["source_batch"]) + math.prod(case.sizes["target_batch"]))
-    read += N * math.prod(case.sizes["weights_batch"] or (0,))
-    return (read + math.prod(batch) * (3 * N + 9 + 3 + 1)) * dtype.itemsize
+    points = math.prod(case.sizes["source_batch"]) + math.prod(case.sizes["target_batch"])
+    return N * (3 * points + math.prod(case.sizes["weights_batch"] or (0,)))
 
+
+def _clouds(case: Case) -> int:
+    return math.prod(torch.broadcast_shapes(case.sizes["source_batch"], case.sizes["target_batch"]))
+
+
+_CASES = (
+    _case("frames", 22, (6, 11), (6, 11), None),
+    _case("weighted_rigid", 22, (40,), (40,), (40,), with_scale=False),
+    _case("mirrored_without_fix", 22, (19,), (19,), (19,), mirrored=True, fix_det=False),
+    _case("one_target_for_a_group", 22, (2, 4, 3), (2, 1, 3), (3,)),
+    _case("three_points", 3, (20,), (20,), None),
+    _case("one_pair", 22, (), (), ()),
+    _case("empty", 22, (0, 5), (5,), (5,)),
+)
+_TOLERANCES = {torch.float32: Tolerance(1e-5, 1e-4), torch.float64: Tolerance(1e-13, 1e-11)}
 
 SPECS = (
     OpSpec(
         name="procrustes_align",
-        cases=(
-            _case("frames", 22, (6, 11), (6, 11), None),
-            _case("weighted_rigid", 22, (40,), (40,), (40,), with_scale=False),
-            _case("one_target_for_a_group", 22, (2, 4, 3), (2, 1, 3), (3,)),
-            _case("three_points", 3, (20,), (20,), None),
-            _case("one_pair", 22, (), (), ()),
-            _case("empty", 22, (0, 5), (5,), (5,)),
-        ),
+        cases=_CASES,
         make_inputs=_make_inputs,
-        call=_call,
-        tolerances={torch.float32: Tolerance(1e-5, 1e-4), torch.float64: Tolerance(1e-13, 1e-11)},
-        bytes_moved=_bytes_moved,
+        call=_call_align,
+        tolerances=_TOLERANCES,
+        bytes_moved=lambda case, dtype: (
+            (_bytes_read(case) + _clouds(case) * (3 * case.sizes["N"] + 9 + 3 + 1)) * dtype.itemsize
+        ),
+    ),
+    OpSpec(
+        name="procrustes_residual",
+        cases=_CASES,
+        make_inputs=_make_inputs,
+        call=_call_residual,
+        tolerances=_TOLERANCES,
+        bytes_moved=lambda case, dtype: (_bytes_read(case) + _clouds(case)) * dtype.itemsize,
     ),
 )
