@@ -1,10 +1,8 @@
 // mgrpo_native::procrustes_align_* and procrustes_residual_* on the CPU.
-#include <array>
 #include <memory>
-#include <optional>
 #include <tuple>
 
-#include "../common/rows.h"
+#include "procrustes_op.h"
 
 namespace mgrpo {
 
@@ -51,97 +49,34 @@ PairBlocks blocks_of(const Tensor& source, const Tensor& target, const std::opti
   return blocks;
 }
 
-// The arguments that all four operators share, checked as far as memory safety needs it.
-struct Clouds {
-  Clouds(const Tensor& source_tensor, const Tensor& target_tensor, const std::optional<Tensor>& weights_tensor)
-      : source_tensor(checked(source_tensor, 2)),
-        source(source_tensor, 2),
-        target(checked(target_tensor, 2), 2),
-        N(source_tensor.size(source_tensor.dim() - 2)) {
-    STD_TORCH_CHECK(target_tensor.dim() == source_tensor.dim(), "target has another number of axes than source");
-    check_rows(source, source.count(), 3 * N, "source");
-    check_rows(target, source.count(), 3 * N, "target");
-    check_same_dtype(target_tensor, source_tensor, "target");
-    if (weights_tensor.has_value()) {
-      STD_TORCH_CHECK(weights_tensor->dim() == source_tensor.dim() - 1, "weights has the wrong number of axes");
-      weights.emplace(*weights_tensor, 1);
-      check_rows(*weights, source.count(), N, "weights");
-      check_same_dtype(*weights_tensor, source_tensor, "weights");
+// Calls work(rows of weights or NoRows, scratch memory, first block, last block) on as many threads as pay.
+template <class Work>
+void run(const CloudRows& clouds, const PairBlocks& blocks, const Work& work) {
+  const int64_t count = clouds.count() == 0 ? 0 : blocks.outer * blocks.per_outer;
+  const int64_t grain = kPointsPerTask / (PairBlocks::kRows * blocks.shared * clouds.N + 1) + 1;
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<char[]> memory(new char[kRegister * (kNumbersPerPoint * clouds.N + 1)]);
+    const auto start = (reinterpret_cast<uintptr_t>(memory.get()) + kRegister - 1) / kRegister * kRegister;
+    if (clouds.weights) {
+      work(*clouds.weights, reinterpret_cast<void*>(start), begin, end);
+    } else {
+      work(NoRows{}, reinterpret_cast<void*>(start), begin, end);
     }
-    blocks = blocks_of(source_tensor, target_tensor, weights_tensor);
-  }
-
-  static const Tensor& checked(const Tensor& tensor, int64_t axes) {
-    STD_TORCH_CHECK(tensor.dim() >= axes, "an argument has too few axes");
-    return tensor;
-  }
-
-  // Rows of a gradient that arrives for this batch, `size` numbers each in `axes` axes.
-  Rows incoming(const Tensor& gradient, int64_t axes, int64_t size) const {
-    Rows rows(checked(gradient, axes), axes);
-    check_rows(rows, source.count(), size, "a gradient");
-    check_same_dtype(gradient, source_tensor, "a gradient");
-    return rows;
-  }
-
-  // work(rows of weights or NoRows, scratch memory, first block, last block)
-  template <class Work>
-  void run(const Work& work) const {
-    const int64_t count = source.count() == 0 ? 0 : blocks.outer * blocks.per_outer;
-    const int64_t points = PairBlocks::kRows * blocks.shared * N;
-    const int64_t grain = points < kPointsPerTask ? kPointsPerTask / (points + 1) + 1 : 1;
-    torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-      const std::unique_ptr<char[]> memory(new char[kRegister * (kNumbersPerPoint * N + 1)]);
-      const auto start = (reinterpret_cast<uintptr_t>(memory.get()) + kRegister - 1) / kRegister * kRegister;
-      if (weights) {
-        work(*weights, reinterpret_cast<void*>(start), begin, end);
-      } else {
-        work(NoRows{}, reinterpret_cast<void*>(start), begin, end);
-      }
-    });
-  }
-
-  const Tensor& source_tensor;
-  Rows source, target;
-  int64_t N;
-  std::optional<Rows> weights;
-  PairBlocks blocks;
-};
-
-// The three gradients; an empty tensor and a null pointer for one that is not needed.
-struct Gradients {
-  Gradients(const Clouds& clouds, bool need_source, bool need_target, bool need_weights)
-      : source(make(clouds, need_source, {clouds.N, 3})),
-        target(make(clouds, need_target, {clouds.N, 3})),
-        weights(make(clouds, need_weights, {clouds.N})),
-        needs{need_source, need_target, need_weights} {}
-
-  static Tensor make(const Clouds& clouds, bool needed, const std::vector<int64_t>& tail) {
-    if (!needed) return torch::stable::new_empty(clouds.source_tensor, {0});
-    return new_rows(clouds.source_tensor, 2, tail);
-  }
-
-  template <class T>
-  std::array<T*, 3> pointers() {
-    return {needs[0] ? output<T>(source) : nullptr, needs[1] ? output<T>(target) : nullptr,
-            needs[2] ? output<T>(weights) : nullptr};
-  }
-
-  Tensor source, target, weights;
-  bool needs[3];
-};
+  });
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> align_forward_cpu(const Tensor& source, const Tensor& target,
                                                              const std::optional<Tensor>& weights, bool with_scale,
                                                              bool fix_det) {
-  const Clouds clouds(source, target, weights);
+  const CloudRows clouds(source, target, weights);
+  const PairBlocks blocks = blocks_of(source, target, weights);
   Tensor aligned = new_rows(source, 2, {clouds.N, 3}), R = new_rows(source, 2, {3, 3}), t = new_rows(source, 2, {3}),
          scale = new_rows(source, 2, {});
   dispatch_float_double(source, [&](auto zero) {
     using T = decltype(zero);
     T *out_aligned = output<T>(aligned), *out_R = output<T>(R), *out_t = output<T>(t), *out_scale = output<T>(scale);
-    clouds.run([&](const auto& rows, void* memory, int64_t begin, int64_t end) {
-      MGRPO_ISA_CALL(align_blocks<T>, clouds.source, clouds.target, rows, clouds.blocks, clouds.N, with_scale, fix_det,
+    run(clouds, blocks, [&](const auto& rows, void* memory, int64_t begin, int64_t end) {
+      MGRPO_ISA_CALL(align_blocks<T>, clouds.source, clouds.target, rows, blocks, clouds.N, with_scale, fix_det,
                      out_aligned, out_R, out_t, out_scale, memory, begin, end);
     });
   });
@@ -150,13 +85,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> align_forward_cpu(const Tensor& sourc
 
 Tensor residual_forward_cpu(const Tensor& source, const Tensor& target, const std::optional<Tensor>& weights,
                             bool with_scale, bool fix_det) {
-  const Clouds clouds(source, target, weights);
+  const CloudRows clouds(source, target, weights);
+  const PairBlocks blocks = blocks_of(source, target, weights);
   Tensor residual = new_rows(source, 2, {});
   dispatch_float_double(source, [&](auto zero) {
     using T = decltype(zero);
     T* out = output<T>(residual);
-    clouds.run([&](const auto& rows, void* memory, int64_t begin, int64_t end) {
-      MGRPO_ISA_CALL(residual_blocks<T>, clouds.source, clouds.target, rows, clouds.blocks, clouds.N, with_scale,
+    run(clouds, blocks, [&](const auto& rows, void* memory, int64_t begin, int64_t end) {
+      MGRPO_ISA_CALL(residual_blocks<T>, clouds.source, clouds.target, rows, blocks, clouds.N, with_scale,
                      fix_det, out, memory, begin, end);
     });
   });
@@ -169,16 +105,17 @@ std::tuple<Tensor, Tensor, Tensor> align_backward_cpu(const Tensor& grad_aligned
                                                       const std::optional<Tensor>& weights, bool with_scale,
                                                       bool fix_det, bool need_source, bool need_target,
                                                       bool need_weights) {
-  const Clouds clouds(source, target, weights);
+  const CloudRows clouds(source, target, weights);
+  const PairBlocks blocks = blocks_of(source, target, weights);
   const Rows to_aligned = clouds.incoming(grad_aligned, 2, 3 * clouds.N), to_R = clouds.incoming(grad_R, 2, 9),
              to_t = clouds.incoming(grad_t, 1, 3), to_scale = clouds.incoming(grad_scale, 0, 1);
-  Gradients grads(clouds, need_source, need_target, need_weights);
+  CloudGradients grads(clouds, need_source, need_target, need_weights);
   dispatch_float_double(source, [&](auto zero) {
     using T = decltype(zero);
     const std::array<T*, 3> out = grads.pointers<T>();
-    clouds.run([&](const auto& rows, void* memory, int64_t begin, int64_t end) {
+    run(clouds, blocks, [&](const auto& rows, void* memory, int64_t begin, int64_t end) {
       MGRPO_ISA_CALL(align_blocks_backward<T>, to_aligned, to_R, to_t, to_scale, clouds.source, clouds.target, rows,
-                     clouds.blocks, clouds.N, with_scale, fix_det, out[0], out[1], out[2], memory, begin, end);
+                     blocks, clouds.N, with_scale, fix_det, out[0], out[1], out[2], memory, begin, end);
     });
   });
   return {grads.source, grads.target, grads.weights};
@@ -188,14 +125,15 @@ std::tuple<Tensor, Tensor, Tensor> residual_backward_cpu(const Tensor& grad_resi
                                                          const Tensor& target, const std::optional<Tensor>& weights,
                                                          bool with_scale, bool fix_det, bool need_source,
                                                          bool need_target, bool need_weights) {
-  const Clouds clouds(source, target, weights);
+  const CloudRows clouds(source, target, weights);
+  const PairBlocks blocks = blocks_of(source, target, weights);
   const Rows to_residual = clouds.incoming(grad_residual, 0, 1);
-  Gradients grads(clouds, need_source, need_target, need_weights);
+  CloudGradients grads(clouds, need_source, need_target, need_weights);
   dispatch_float_double(source, [&](auto zero) {
     using T = decltype(zero);
     const std::array<T*, 3> out = grads.pointers<T>();
-    clouds.run([&](const auto& rows, void* memory, int64_t begin, int64_t end) {
-      MGRPO_ISA_CALL(residual_blocks_backward<T>, to_residual, clouds.source, clouds.target, rows, clouds.blocks,
+    run(clouds, blocks, [&](const auto& rows, void* memory, int64_t begin, int64_t end) {
+      MGRPO_ISA_CALL(residual_blocks_backward<T>, to_residual, clouds.source, clouds.target, rows, blocks,
                      clouds.N, with_scale, fix_det, out[0], out[1], out[2], memory, begin, end);
     });
   });
@@ -206,19 +144,10 @@ std::tuple<Tensor, Tensor, Tensor> residual_backward_cpu(const Tensor& grad_resi
 }  // namespace mgrpo
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mgrpo_native, m) {
-  m.def(
-      "procrustes_align_fwd(Tensor source, Tensor target, Tensor? weights, bool with_scale, bool fix_det)"
-      " -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "procrustes_align_bwd(Tensor grad_aligned, Tensor grad_R, Tensor grad_t, Tensor grad_scale, Tensor source,"
-      " Tensor target, Tensor? weights, bool with_scale, bool fix_det, bool need_source, bool need_target,"
-      " bool need_weights) -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "procrustes_residual_fwd(Tensor source, Tensor target, Tensor? weights, bool with_scale, bool fix_det)"
-      " -> Tensor");
-  m.def(
-      "procrustes_residual_bwd(Tensor grad_residual, Tensor source, Tensor target, Tensor? weights, bool with_scale,"
-      " bool fix_det, bool need_source, bool need_target, bool need_weights) -> (Tensor, Tensor, Tensor)");
+  m.def("procrustes_align_fwd" MGRPO_PROCRUSTES_ALIGN_FWD);
+  m.def("procrustes_align_bwd" MGRPO_PROCRUSTES_ALIGN_BWD);
+  m.def("procrustes_residual_fwd" MGRPO_PROCRUSTES_RESIDUAL_FWD);
+  m.def("procrustes_residual_bwd" MGRPO_PROCRUSTES_RESIDUAL_BWD);
 }
 STABLE_TORCH_LIBRARY_IMPL(mgrpo_native, CPU, m) {
   m.impl("procrustes_align_fwd", TORCH_BOX(&mgrpo::align_forward_cpu));

@@ -7,8 +7,6 @@
 #if defined(MGRPO_ISA_SECTION) || !defined(MGRPO_PROCRUSTES_MATH_H)
 #if !defined(MGRPO_ISA_SECTION)
 #define MGRPO_PROCRUSTES_MATH_H
-#include <cstdint>
-
 #include "../common/polar.h"
 #endif
 
@@ -40,10 +38,10 @@ template <class T>
 struct UnitWeights {
   static constexpr bool kGiven = false;
   T share, inverse;
-  MGRPO_HD T at(int64_t) const { return T(1); }
+  MGRPO_HD T at(int) const { return T(1); }
 };
 template <class T>
-MGRPO_HD UnitWeights<T> unit_weights(int64_t N) {
+MGRPO_HD UnitWeights<T> unit_weights(int N) {
   using Element = typename Number<T>::Element;
   return {T(N > 0 ? Element(1) / static_cast<Element>(N) : Element(0)), T(1)};
 }
@@ -53,14 +51,14 @@ struct GivenWeights {
   static constexpr bool kGiven = true;
   T share, inverse;  // 1 over the sum, or 0 without any weight; 1 over the largest weight
   const T* weights;
-  MGRPO_HD T at(int64_t i) const { return inverse * weights[i]; }
+  MGRPO_HD T at(int i) const { return inverse * weights[i]; }
 };
 template <class T>
-MGRPO_HD GivenWeights<T> given_weights(const T* weights, int64_t N) {
+MGRPO_HD GivenWeights<T> given_weights(const T* weights, int N) {
   T largest = T(Precision<typename Number<T>::Element>::kSmallestNormal), total = T(0);
-  for (int64_t i = 0; i < N; ++i) largest = max(largest, weights[i]);
+  for (int i = 0; i < N; ++i) largest = max(largest, weights[i]);
   const T inverse = T(1) / largest;
-  for (int64_t i = 0; i < N; ++i) total += inverse * weights[i];
+  for (int i = 0; i < N; ++i) total += inverse * weights[i];
   return {select(total == T(0), T(0), T(1) / total), inverse, weights};
 }
 
@@ -79,13 +77,13 @@ struct Cloud {
 };
 
 template <class T, class Weights>
-MGRPO_HD Cloud<T> survey(const T* points, const Weights& weights, int64_t N) {
+MGRPO_HD Cloud<T> survey(const T* points, const Weights& weights, int N) {
   Cloud<T> cloud;
   cloud.anchor = N > 0 && !Weights::kGiven ? load_vec3(points) : zero_vec3<T>();
   Vec3<T> sum = zero_vec3<T>();
   T extent = T(0);
   auto found = T(1) < T(0);
-  for (int64_t i = 0; i < N; ++i) {
+  for (int i = 0; i < N; ++i) {
     const Vec3<T> point = load_vec3(points + 3 * i);
     if constexpr (Weights::kGiven) {
       const T w = weights.at(i);
@@ -115,16 +113,16 @@ template <class T>
 struct RawPoints {
   const T* points;
   Cloud<T> cloud;
-  MGRPO_HD Vec3<T> at(int64_t i) const { return cloud.centred(load_vec3(points + 3 * i)); }
+  MGRPO_HD Vec3<T> at(int i) const { return cloud.centred(load_vec3(points + 3 * i)); }
 };
 template <class T>
 struct CentredPoints {
   const T* points;
-  MGRPO_HD Vec3<T> at(int64_t i) const { return load_vec3(points + 3 * i); }
+  MGRPO_HD Vec3<T> at(int i) const { return load_vec3(points + 3 * i); }
 };
 template <class T>
-MGRPO_HD void centre(T* points, const Cloud<T>& cloud, int64_t N) {
-  for (int64_t i = 0; i < N; ++i) store_vec3(points + 3 * i, cloud.centred(load_vec3(points + 3 * i)));
+MGRPO_HD void centre(T* points, const Cloud<T>& cloud, int N) {
+  for (int i = 0; i < N; ++i) store_vec3(points + 3 * i, cloud.centred(load_vec3(points + 3 * i)));
 }
 
 // Two clouds with their weights; X and Y are one of the two kinds of points above.
@@ -134,12 +132,19 @@ struct Pair {
   X x;
   Y y;
   Weights weights;
-  int64_t N;
+  int N;
 };
 template <class T, class X, class Y, class Weights>
 MGRPO_HD Pair<T, X, Y, Weights> pair_of(const Cloud<T>& source, X x, const Cloud<T>& target, Y y, Weights weights,
-                                        int64_t N) {
+                                        int N) {
   return {source, target, x, y, weights, N};
+}
+
+template <class T, class Weights>
+MGRPO_HD Pair<T, RawPoints<T>, RawPoints<T>, Weights> measured_pair(const T* source, const T* target, Weights weights,
+                                                                    int N) {
+  const Cloud<T> x = survey(source, weights, N), y = survey(target, weights, N);
+  return pair_of(x, RawPoints<T>{source, x}, y, RawPoints<T>{target, y}, weights, N);
 }
 
 // ---- the best motion: aligned = factor * R x' + mean of the target ----
@@ -160,7 +165,7 @@ MGRPO_HD Fit<T> fit_similarity(const P& pair, bool with_scale, bool fix_det) {
   Fit<T> fit;
   fit.product = zero3<T>();
   fit.spread = T(0);
-  for (int64_t i = 0; i < pair.N; ++i) {
+  for (int i = 0; i < pair.N; ++i) {
     Vec3<T> x = pair.x.at(i), y = pair.y.at(i);
     if constexpr (decltype(pair.weights)::kGiven) {
       const T w = pair.weights.at(i);
@@ -197,7 +202,7 @@ template <class T, class P>
 MGRPO_HD void align_points(const P& pair, const Fit<T>& fit, T* aligned) {
   const Mat3<T> B = fit.factor * fit.R;
   const Vec3<T> mean = pair.target.restored_mean();
-  for (int64_t i = 0; i < pair.N; ++i) store_vec3(aligned + 3 * i, B * pair.x.at(i) + mean);
+  for (int i = 0; i < pair.N; ++i) store_vec3(aligned + 3 * i, B * pair.x.at(i) + mean);
 }
 
 // ---- what remains ----
@@ -219,7 +224,7 @@ template <class T, class P>
 MGRPO_HD T mean_distance(const P& pair, const Fit<T>& fit) {
   const Misses<T> miss = misses(pair, fit);
   T sum = T(0);
-  for (int64_t i = 0; i < pair.N; ++i) {
+  for (int i = 0; i < pair.N; ++i) {
     Vec3<T> x = pair.x.at(i), y = pair.y.at(i);
     if constexpr (decltype(pair.weights)::kGiven) {
       const T w = pair.weights.at(i);
@@ -244,7 +249,7 @@ struct PointOfPair {
   typename Number<T>::Condition ignored;
 };
 template <class T, class P>
-MGRPO_HD PointOfPair<T> point_of(const P& pair, int64_t i) {
+MGRPO_HD PointOfPair<T> point_of(const P& pair, int i) {
   PointOfPair<T> point = {pair.x.at(i), pair.y.at(i), pair.weights.at(i), T(1) < T(0)};
   if constexpr (decltype(pair.weights)::kGiven) {
     const T far = T(ProcrustesLimits<typename Number<T>::Element>::kFar);
@@ -314,7 +319,7 @@ MGRPO_HD void align_gradient(const P& pair, bool with_scale, bool fix_det, const
   const Fit<T> fit = fit_similarity<T>(pair, with_scale, fix_det);
   Mat3<T> grad_B = zero3<T>();
   Vec3<T> sum = zero_vec3<T>();
-  for (int64_t i = 0; i < pair.N; ++i) {
+  for (int i = 0; i < pair.N; ++i) {
     const PointOfPair<T> point = point_of<T>(pair, i);
     const Vec3<T> g = select(point.ignored, zero_vec3<T>(), load_vec3(grad_aligned + 3 * i));
     grad_B = grad_B + outer(g, point.x);
@@ -322,7 +327,7 @@ MGRPO_HD void align_gradient(const P& pair, bool with_scale, bool fix_det, const
   }
   const FitGradient<T> grad =
       fit_gradient(pair, fit, with_scale, fix_det, grad_B, sum, grad_R, grad_t, grad_scale);
-  for (int64_t i = 0; i < pair.N; ++i) {
+  for (int i = 0; i < pair.N; ++i) {
     const PointOfPair<T> point = point_of<T>(pair, i);
     const Vec3<T> g = select(point.ignored, zero_vec3<T>(), load_vec3(grad_aligned + 3 * i));
     if (grad_source) store_vec3(grad_source + 3 * i, grad_of_source(pair, grad, point, g));
@@ -340,7 +345,7 @@ MGRPO_HD void residual_gradient(const P& pair, bool with_scale, bool fix_det, T 
   Mat3<T> grad_B = zero3<T>();
   Vec3<T> sum = zero_vec3<T>();
   T distances = T(0);
-  for (int64_t i = 0; i < pair.N; ++i) {
+  for (int i = 0; i < pair.N; ++i) {
     const PointOfPair<T> point = point_of<T>(pair, i);
     const Vec3<T> d = miss.of(point.x, point.y);
     const T squared = dot(d, d), distance = sqrt(squared);
@@ -352,7 +357,7 @@ MGRPO_HD void residual_gradient(const P& pair, bool with_scale, bool fix_det, T 
   const T mean = pair.weights.share * distances;
   const FitGradient<T> grad =
       fit_gradient(pair, fit, with_scale, fix_det, grad_B, sum, zero3<T>(), zero_vec3<T>(), T(0));
-  for (int64_t i = 0; i < pair.N; ++i) {
+  for (int i = 0; i < pair.N; ++i) {
     const PointOfPair<T> point = point_of<T>(pair, i);
     const Vec3<T> d = miss.of(point.x, point.y);
     const T squared = dot(d, d), distance = sqrt(squared);

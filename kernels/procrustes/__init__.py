@@ -77,7 +77,7 @@ def procrustes_residual(
     fix_det: bool = True,
     backend: str | None = None,
 ) -> Tensor:
-    """How far the source stays from the target after the best alignment: ``sum_i w_i |scale R x_i + t - y_i| / sum_i w_i``.
+    """The distance that the best alignment leaves, ``sum_i w_i |scale R x_i + t - y_i| / sum_i w_i``.
 
     The motion is that of :func:`procrustes_align`, with the same arguments; the aligned points are never written. With
     frames of joints this is the aligned position error of motion recovery ("PA-MPJPE"), which minimises squares and
@@ -100,9 +100,7 @@ def procrustes_residual(
     return torch.ops.mgrpo.procrustes_residual(source, target, weights, with_scale, fix_det, chosen)
 
 
-def _checked(
-    name: str, source: Tensor, target: Tensor, weights: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _checked(name: str, source: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """The arguments after all checks, expanded (without copying) to their common batch."""
     sizes: dict[str, int] = {}
     check_tensor(name, "source", source, ("*#batch", "N", 3), sizes=sizes)

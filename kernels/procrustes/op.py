@@ -7,12 +7,15 @@ return an empty tensor for an input whose gradient nobody wants.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._library import Kernel, define_op, native, native_cpu
+from .._dispatch import Implementation
+from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
+from .._triton import triton_backend, triton_call
 
 _INPUTS = "Tensor source, Tensor target, Tensor? weights, bool with_scale, bool fix_det"
 _NEEDS = "bool need_source, bool need_target, bool need_weights"
@@ -66,19 +69,35 @@ def _residual_gradient(ctx: Any, grad_residual: Tensor) -> tuple[Any, ...]:
     return _gradients(ctx, torch.ops.mgrpo.procrustes_residual_backward, grad_residual)
 
 
+_ALIGN = ("procrustes_align_fwd", "procrustes_align_bwd")
+_RESIDUAL = ("procrustes_residual_fwd", "procrustes_residual_bwd")
+
+
+def _implementations(operators: tuple[str, str]) -> dict[str, Implementation]:
+    return {"cpp": native_cpu(operators), "triton": triton_backend(), "cuda": native_cuda(operators)}
+
+
+def _backends(operator: str, triton_function: str) -> dict[str, Callable[..., Any]]:
+    return {
+        "cpp": native(operator),
+        "triton": triton_call(__package__, triton_function),
+        "cuda": cuda(operator),
+    }
+
+
 define_op(
     "procrustes_align",
-    implementations={"cpp": native_cpu(["procrustes_align_fwd", "procrustes_align_bwd"])},
+    implementations=_implementations(_ALIGN),
     forward=Kernel(
         f"({_INPUTS}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
         fake=_fake_align,
-        backends={"cpp": native("procrustes_align_fwd")},
+        backends=_backends("procrustes_align_fwd", "align_forward"),
     ),
     backward=Kernel(
         f"(Tensor grad_aligned, Tensor grad_R, Tensor grad_t, Tensor grad_scale, {_INPUTS}, {_NEEDS}, str backend)"
         " -> (Tensor, Tensor, Tensor)",
         fake=_fake_align_backward,
-        backends={"cpp": native("procrustes_align_bwd")},
+        backends=_backends("procrustes_align_bwd", "align_backward"),
     ),
     setup_context=_setup_context,
     gradient=_align_gradient,
@@ -86,16 +105,16 @@ define_op(
 
 define_op(
     "procrustes_residual",
-    implementations={"cpp": native_cpu(["procrustes_residual_fwd", "procrustes_residual_bwd"])},
+    implementations=_implementations(_RESIDUAL),
     forward=Kernel(
         f"({_INPUTS}, str backend) -> Tensor",
         fake=_fake_residual,
-        backends={"cpp": native("procrustes_residual_fwd")},
+        backends=_backends("procrustes_residual_fwd", "residual_forward"),
     ),
     backward=Kernel(
         f"(Tensor grad_residual, {_INPUTS}, {_NEEDS}, str backend) -> (Tensor, Tensor, Tensor)",
         fake=_fake_residual_backward,
-        backends={"cpp": native("procrustes_residual_bwd")},
+        backends=_backends("procrustes_residual_bwd", "residual_backward"),
     ),
     setup_context=_setup_context,
     gradient=_residual_gradient,

@@ -32,7 +32,7 @@ class Cloud(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """``aligned = factor * R (x - x_mean) + target_mean``, with x the source's points and x_mean in units of its size."""
+    """``aligned = factor * R (x - x_mean) + target_mean``; x and x_mean in units of the source's size."""
 
     source: Cloud
     target: Cloud
@@ -76,7 +76,8 @@ def procrustes_residual(
     x = _without(fit.ignored, fit.source.points) - fit.x_mean
     y = _without(fit.ignored, fit.target.points) - fit.y_mean
     unit = torch.maximum(fit.factor.detach(), fit.target.size)
-    difference = (fit.factor / unit)[..., None, None] * _turned(fit.R, x) - (fit.target.size / unit)[..., None, None] * y
+    moved = (fit.factor / unit)[..., None, None] * _turned(fit.R, x)
+    difference = moved - (fit.target.size / unit)[..., None, None] * y
     squared = difference.square().sum(-1)
     apart = squared != 0
     distance = torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)  # at distance zero the gradient is zero
@@ -105,7 +106,7 @@ def _fit(source: Tensor, target: Tensor, weights: Tensor, with_scale: bool, fix_
     cross_covariance = (w[..., None] * y).transpose(-1, -2) @ x
 
     rounding = COINCIDENT * torch.finfo(source.dtype).eps * _largest(source_cloud.anchor, -1)
-    one_point = (source_cloud.extent <= rounding) | (spread == 0)
+    one_point = ((source_cloud.extent <= rounding) & ~torch.isnan(spread)) | (spread == 0)
     cross_covariance = torch.where(one_point[..., None, None], 0.0, cross_covariance)
     R = nearest_rotation(cross_covariance, fix_det)
     scale, factor = torch.ones_like(spread), source_cloud.size

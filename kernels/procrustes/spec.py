@@ -83,6 +83,7 @@ SPECS = (
         make_inputs=_make_inputs,
         call=_call_align,
         tolerances=_TOLERANCES,
+        row_axes=(2, 2, 1),
         bytes_moved=lambda case, dtype: (
             (_bytes_read(case) + _clouds(case) * (3 * case.sizes["N"] + 9 + 3 + 1)) * dtype.itemsize
         ),
@@ -93,6 +94,7 @@ SPECS = (
         make_inputs=_make_inputs,
         call=_call_residual,
         tolerances=_TOLERANCES,
+        row_axes=(2, 2, 1),
         bytes_moved=lambda case, dtype: (_bytes_read(case) + _clouds(case)) * dtype.itemsize,
     ),
 )
