@@ -35,11 +35,12 @@ from .rng import (
     STREAM_PERLIN,
     STREAM_STEP,
     STREAM_TRAIN,
+    NoiseKey,
     philox_normal,
     philox_uniform,
 )
 from .so3 import project_so3
-from .transition import sde_kl, sde_log_prob, sde_log_ratio, sde_step
+from .transition import ProjectedStep, SdeStep, projected_sde_step, sde_kl, sde_log_prob, sde_log_ratio, sde_step
 
 __all__ = [
     "ADVANTAGE_SCHEMES",
@@ -55,6 +56,9 @@ __all__ = [
     "GroupAdvantages",
     "GrpoLoss",
     "MotionMetrics",
+    "NoiseKey",
+    "ProjectedStep",
+    "SdeStep",
     "available_backends",
     "explain_backend",
     "forward_kinematics",
@@ -67,6 +71,7 @@ __all__ = [
     "procrustes_align",
     "procrustes_residual",
     "project_so3",
+    "projected_sde_step",
     "registered_ops",
     "sde_kl",
     "sde_log_prob",

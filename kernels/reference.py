@@ -20,6 +20,7 @@ philox_uniform = partial(rng.philox_uniform, backend="reference")
 procrustes_align = partial(procrustes.procrustes_align, backend="reference")
 procrustes_residual = partial(procrustes.procrustes_residual, backend="reference")
 project_so3 = partial(so3.project_so3, backend="reference")
+projected_sde_step = partial(transition.projected_sde_step, backend="reference")
 sde_kl = partial(transition.sde_kl, backend="reference")
 sde_log_prob = partial(transition.sde_log_prob, backend="reference")
 sde_log_ratio = partial(transition.sde_log_ratio, backend="reference")
@@ -36,6 +37,7 @@ __all__ = [
     "procrustes_align",
     "procrustes_residual",
     "project_so3",
+    "projected_sde_step",
     "sde_kl",
     "sde_log_prob",
     "sde_log_ratio",

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._checks import check_integer, check_tensor, debug_enabled
+from .._checks import check_integer
 from .._dispatch import resolve
-from . import op as _op  # noqa: F401  (registers the operators)
-from .reference import (
+from .._noise_key import (
     MAX_COUNT,
-    MEMBER_BITS,
-    STEP_BITS,
-    STREAM_COUNT,
     STREAM_DATA,
     STREAM_INIT,
     STREAM_PERLIN,
     STREAM_STEP,
     STREAM_TRAIN,
+    NoiseKey,
+    check_key,
+    key_words,
 )
+from . import op as _op  # noqa: F401  (registers the operators)
 
 __all__ = [
     "STREAM_DATA",
@@ -28,6 +28,7 @@ __all__ = [
     "STREAM_PERLIN",
     "STREAM_STEP",
     "STREAM_TRAIN",
+    "NoiseKey",
     "philox_normal",
     "philox_uniform",
 ]
@@ -109,41 +110,8 @@ def _draw(
         count *= size
     if count > MAX_COUNT:
         raise ValueError(f"{function}(): shape must have at most 2^30 elements, got {sizes} with {count}")
-    seed = _check_key(function, "seed", seed, 64)
-    iteration = _check_key(function, "iteration", iteration, 32)
-    stream = _check_key(function, "stream", stream, STREAM_COUNT.bit_length() - 1)
-    rows: dict[str, int] = {}
-    _check_key_tensor(function, "condition", condition, 32, rows)
-    _check_key_tensor(function, "member", member, MEMBER_BITS, rows, condition.device)
-    if isinstance(step, Tensor):
-        _check_key_tensor(function, "step", step, STEP_BITS, rows, condition.device)
-    else:
-        step = _check_key(function, "step", step, STEP_BITS)
-    step_member = (member << STEP_BITS) | step
+    check_key(function, seed, iteration, condition, member, step, stream)
+    step_member, condition, *numbers = key_words(seed, iteration, condition, member, step, stream)
     chosen = resolve(function, backend, step_member, condition)
-    # The operator's schema has signed 64-bit integers.
-    signed_seed = seed - (1 << 64) if seed >= 1 << 63 else seed
-    operator = getattr(torch.ops.mgrpo, function)
-    values = operator(step_member, condition, count, signed_seed, iteration, stream, chosen)
+    values = getattr(torch.ops.mgrpo, function)(step_member, condition, count, *numbers, chosen)
     return values.view(condition.shape[0], *sizes)
-
-
-def _check_key(function: str, name: str, value: object, bits: int) -> int:
-    number = check_integer(function, name, value)
-    if not 0 <= number < 1 << bits:
-        raise ValueError(f"{function}(): {name} must be in [0, 2^{bits}), got {number}")
-    return number
-
-
-def _check_key_tensor(
-    function: str, name: str, value: object, bits: int, rows: dict[str, int], device: torch.device | None = None
-) -> None:
-    check_tensor(function, name, value, ("N",), dtypes=(torch.int64,), sizes=rows)
-    if device is not None and value.device != device:
-        raise ValueError(f"{function}(): {name} must be on {device} like condition, got {value.device}")
-    if torch.compiler.is_compiling() or not (value.device.type == "cpu" or debug_enabled()):
-        return
-    outside = (value < 0) | (value >= 1 << bits)
-    if bool(outside.any()):
-        first = int(outside.nonzero()[0, 0])
-        raise ValueError(f"{function}(): {name} must be in [0, 2^{bits}), got {int(value[first])} in row {first}")

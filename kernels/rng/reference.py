@@ -9,17 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STREAM_STEP = 0
-STREAM_INIT = 1
-STREAM_PERLIN = 2
-STREAM_TRAIN = 3
-STREAM_DATA = 4
-
-STREAM_COUNT = 16
-BLOCK_BITS = 28
-STEP_BITS = 16
-MEMBER_BITS = 16
-MAX_COUNT = 4 << BLOCK_BITS
+from .._noise_key import BLOCK_BITS
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIER_0 = 0xD2511F53

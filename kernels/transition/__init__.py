@@ -4,18 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._checks import STATE_DTYPES, check_choice, check_tensor, debug_enabled
+from .._checks import STATE_DTYPES, check_choice, check_integer, check_tensor, debug_enabled
 from .._dispatch import resolve
+from .._noise_key import MAX_COUNT, NoiseKey
+from ..rng import philox_normal
 from . import reference
 from .op import LogRatio
 
-__all__ = ["sde_kl", "sde_log_prob", "sde_log_ratio", "sde_step"]
+__all__ = [
+    "ProjectedStep",
+    "SdeStep",
+    "projected_sde_step",
+    "sde_kl",
+    "sde_log_prob",
+    "sde_log_ratio",
+    "sde_step",
+]
 
 REDUCTIONS = ("mean", "sum")
+
+
+class SdeStep(NamedTuple):
+    """A step and how likely it was."""
+
+    x_prev: Tensor
+    """(N, *) the next state."""
+    log_prob: Tensor
+    """(N,) its log-density in nats; carries no gradient."""
+
+
+class ProjectedStep(NamedTuple):
+    """A step from a prediction whose rotation matrices were projected."""
+
+    x_prev: Tensor
+    """(N, *) the next state."""
+    x0_pred: Tensor
+    """(N, *) the prediction that entered it, with rotations where it had 3x3 matrices."""
 
 
 def sde_step(
@@ -24,39 +53,145 @@ def sde_step(
     A: float | Tensor,
     B: float | Tensor,
     s: float | Tensor,
-    noise: Tensor | None,
+    noise: Tensor | NoiseKey | None,
     *,
+    return_log_prob: bool = False,
+    reduction: str = "mean",
+    channel_weights: Tensor | Sequence[float] | None = None,
+    mask: Tensor | None = None,
     backend: str | None = None,
-) -> Tensor:
+) -> Tensor | SdeStep:
     """x_prev = A x_t + B x0_pred + s noise: every sampler of the family is this with three scalars per step.
+
+    The operations are rounded one by one, ((x_t A) + (x0_pred B)) + (noise s), with A, B and s rounded to the result's
+    dtype first. So x_prev has the same bits in every backend, and the same bits whether the noise is given or drawn
+    from its key.
 
     Args:
         x_t: (N, *) state; float32, float64, bfloat16 or float16.
         x0_pred: (N, *) the network's estimate of the clean state.
         A, B, s: numbers or (N,) tensors; s >= 0 is the standard deviation.
-        noise: (N, *) standard normal; None where s is the number 0 (a deterministic step).
+        noise: (N, *) standard normal; or a :class:`NoiseKey` of N rows, whose numbers are drawn on the way and never
+            stored; None where s is the number 0 (a deterministic step).
+        return_log_prob: also return the log-density of the step that was drawn, from the noise, in the same pass over
+            memory. It is what :func:`sde_log_prob` gives for x_prev, without the rounding of x_prev.
+        reduction, channel_weights, mask: how that log-density is reduced, as in :func:`sde_log_prob`; they do not
+            touch x_prev.
         backend: see :mod:`mgrpo.kernels`.
 
     Returns:
-        (N, *) x_prev in float32, or float64 if an input is. Differentiable in all tensors.
+        (N, *) x_prev in float32, or float64 if an input is; differentiable in the states and the noise (on the
+        ``reference`` backend also in A, B and s). With ``return_log_prob`` an :class:`SdeStep`.
 
     Raises:
-        TypeError, ValueError: wrong type, dtype, shape or device; s < 0; noise None although s is not 0.
+        TypeError, ValueError: wrong type, dtype, shape or device; s < 0; noise None although s is not 0; a log-density
+            asked of a step without noise. BackendError: ``backend`` cannot serve the call.
     """
     function = "sde_step"
-    given = {"x_t": x_t, "x0_pred": x0_pred} | ({} if noise is None else {"noise": noise})
-    shape = _check_states(function, **given)
-    A, B = (_check_scalar(function, name, value, x_t) for name, value in (("A", A), ("B", B)))
-    s = _check_scalar(function, "s", s, x_t, minimum=0.0)
-    if noise is None and (isinstance(s, Tensor) or s != 0.0):
-        raise ValueError(f"{function}(): noise must be a tensor unless s is the number 0, got None")
-    if not isinstance(s, Tensor) and s == 0.0:
-        noise = None
-    resolve(function, backend, *given.values())
-    dtype = reference.compute_dtype(*given.values())
+    given, noise, key, shape = _check_noisy_states(function, x_t, x0_pred, noise)
+    A, B, s = _check_step_scalars(function, x_t, A, B, s, exclusive=return_log_prob)
+    noise, key = _used_noise(function, noise, key, s)
+    weights = None
+    if return_log_prob:
+        check_choice(function, "reduction", reduction, REDUCTIONS)
+        mask, weights = _check_weighting(function, x_t, shape, mask, channel_weights)
+    elif mask is not None or channel_weights is not None:
+        name = "mask" if mask is not None else "channel_weights"
+        raise ValueError(f"{function}(): {name} must be None unless return_log_prob is True, got a value")
+    chosen = resolve(function, backend, *given, *_tensors(A, B, s))
+    if chosen != "reference":
+        x_prev, log_prob = torch.ops.mgrpo.sde_step(
+            _rows(x_t, shape),
+            _rows(x0_pred, shape),
+            *_noise_arguments(noise, key, shape),
+            *_scalar_arguments(A, B, s),
+            mask,
+            weights,
+            reduction == "mean",
+            return_log_prob,
+            chosen,
+        )
+        x_prev = x_prev.view(x_t.shape)
+        return SdeStep(x_prev, log_prob) if return_log_prob else x_prev
+    dtype = reference.compute_dtype(*given)
+    noise = _drawn(noise, key, shape)
     states = [None if x is None else _rows(x, shape).to(dtype) for x in (x_t, x0_pred, noise)]
     scalars = [_spread(value, dtype) for value in (A, B, s)]
-    return reference.step(states[0], states[1], *scalars, states[2]).view(x_t.shape)
+    x_prev = reference.step(states[0], states[1], *scalars, states[2]).view(x_t.shape)
+    if not return_log_prob:
+        return x_prev
+    weight = reference.total_weight(shape, mask, weights, x_t)
+    scale = reference.row_scale(weight, reduction)
+    with torch.no_grad():
+        log_prob = reference.noise_log_prob(states[2], _log(s, weight), scale, weight, mask, weights)
+    return SdeStep(x_prev, log_prob)
+
+
+def projected_sde_step(
+    x_t: Tensor,
+    x0_pred: Tensor,
+    A: float | Tensor,
+    B: float | Tensor,
+    s: float | Tensor,
+    noise: Tensor | NoiseKey | None,
+    *,
+    first_channel: int,
+    matrices: int,
+    fix_det: bool = True,
+    backend: str | None = None,
+) -> ProjectedStep:
+    """:func:`sde_step` from a prediction whose 3x3 matrices are first replaced by their nearest rotations.
+
+    Channels first_channel, ..., first_channel + 9 matrices - 1 of every frame are row-major 3x3 matrices; each becomes
+    what :func:`project_so3` makes of it, all else stays. One pass over memory does what EgoAllo's sampler does between
+    the network and the next state (its ``project_rotmats_via_svd``, then the update).
+
+    Args:
+        x_t, A, B, s, noise, backend: as in :func:`sde_step`.
+        x0_pred: (N, T, D) or (N, *), D the last axis.
+        first_channel: where the first matrix begins, >= 0.
+        matrices: how many there are per frame, >= 1; they must fit into D.
+        fix_det: True makes proper rotations, False keeps reflections as EgoAllo does; see :func:`project_so3`.
+
+    Returns:
+        :class:`ProjectedStep` in float32, or float64 if an input is. Both parts are differentiable in the states and
+        the noise. x_prev is exactly :func:`sde_step` of the returned prediction.
+
+    Raises:
+        TypeError, ValueError: as :func:`sde_step`; matrices that do not fit. BackendError: ``backend`` cannot serve
+            the call.
+    """
+    function = "projected_sde_step"
+    given, noise, key, shape = _check_noisy_states(function, x_t, x0_pred, noise)
+    A, B, s = _check_step_scalars(function, x_t, A, B, s)
+    noise, key = _used_noise(function, noise, key, s)
+    first_channel = check_integer(function, "first_channel", first_channel, minimum=0)
+    matrices = check_integer(function, "matrices", matrices, minimum=1)
+    if first_channel + 9 * matrices > shape[2]:
+        raise ValueError(
+            f"{function}(): first_channel + 9 matrices must be <= D = {shape[2]}, got {first_channel} + 9 x {matrices}"
+        )
+    chosen = resolve(function, backend, *given, *_tensors(A, B, s))
+    dtype = reference.compute_dtype(*given)
+    x0_pred = _rows(x0_pred, shape).to(dtype)
+    if chosen != "reference":
+        x_prev, projected = torch.ops.mgrpo.projected_sde_step(
+            _rows(x_t, shape),
+            x0_pred,
+            *_noise_arguments(noise, key, shape),
+            *_scalar_arguments(A, B, s),
+            first_channel,
+            matrices,
+            fix_det,
+            chosen,
+        )
+    else:
+        noise = _drawn(noise, key, shape)
+        projected = reference.project_matrices(x0_pred, first_channel, matrices, fix_det)
+        states = [_rows(x_t, shape).to(dtype), projected, None if noise is None else _rows(noise, shape).to(dtype)]
+        scalars = [_spread(value, dtype) for value in (A, B, s)]
+        x_prev = reference.step(states[0], states[1], *scalars, states[2])
+    return ProjectedStep(x_prev.view(x_t.shape), projected.view(x_t.shape))
 
 
 def sde_log_prob(
@@ -88,8 +223,8 @@ def sde_log_prob(
         backend: see :mod:`mgrpo.kernels`.
 
     Returns:
-        (N,) in float32, or float64 if an input is; differentiable in the states. Half-precision inputs are computed
-        in float32, sums in float64.
+        (N,) in float32, or float64 if an input is; differentiable in the states (on the ``reference`` backend also in
+        A, B and s). Half-precision inputs are computed in float32, sums in float64.
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape or device; s <= 0 (for s on a GPU only under ``MGRPO_DEBUG=1``,
@@ -101,20 +236,30 @@ def sde_log_prob(
     A, B = (_check_scalar(function, name, value, x_t) for name, value in (("A", A), ("B", B)))
     s = _check_std(function, s, x_t)
     mask, weights = _check_weighting(function, x_t, shape, mask, channel_weights)
-    resolve(function, backend, x_prev, x_t, x0_pred)
+    chosen = resolve(function, backend, x_prev, x_t, x0_pred, *_tensors(A, B, s))
+    if chosen != "reference":
+        return torch.ops.mgrpo.sde_log_prob(
+            _rows(x_prev, shape),
+            _rows(x_t, shape),
+            _rows(x0_pred, shape),
+            *_scalar_arguments(A, B, s),
+            mask,
+            weights,
+            reduction == "mean",
+            chosen,
+        )
     dtype = reference.compute_dtype(x_prev, x_t, x0_pred)
     states = [_rows(x, shape).to(dtype) for x in (x_prev, x_t, x0_pred)]
     weight = reference.total_weight(shape, mask, weights, x_t)
-    log_s = s.double().log() if isinstance(s, Tensor) else torch.full_like(weight, math.log(s))
     scale = reference.row_scale(weight, reduction)
     scalars = [_spread(value, dtype) for value in (A, B, s)]
-    return reference.log_prob(*states, *scalars, log_s, scale, weight, mask, weights)
+    return reference.log_prob(*states, *scalars, _log(s, weight), scale, weight, mask, weights)
 
 
 def sde_log_ratio(
     x0_pred: Tensor,
     x0_pred_old: Tensor,
-    noise: Tensor,
+    noise: Tensor | NoiseKey,
     B: float | Tensor,
     s: float | Tensor,
     *,
@@ -134,7 +279,8 @@ def sde_log_ratio(
     Args:
         x0_pred: (N, T, D) or (N, *), prediction of the policy being trained.
         x0_pred_old: same shape, prediction at sampling time (a constant).
-        noise: same shape, the standard normal numbers of the step (constants).
+        noise: same shape, the standard normal numbers of the step (constants); or the :class:`NoiseKey` that they were
+            drawn with, which draws them again, forward and backward, instead of keeping them.
         B, s: numbers or (N,) tensors; s = 0 is refused as in :func:`sde_log_prob`.
         reduction, channel_weights, mask, backend: as in :func:`sde_log_prob`.
         drop_quadratic: leave delta^2 / 2 out, which removes the ratio's shift below 1 (GRPO-Guard's observation).
@@ -145,9 +291,27 @@ def sde_log_ratio(
     Raises:
         TypeError, ValueError: as :func:`sde_log_prob`.
     """
-    _check_states("sde_log_ratio", x0_pred=x0_pred, x0_pred_old=x0_pred_old, noise=noise)
+    function = "sde_log_ratio"
+    key = noise if isinstance(noise, NoiseKey) else None
+    states = {"x0_pred": x0_pred, "x0_pred_old": x0_pred_old}
+    shape = _check_states(function, **(states if key is not None else states | {"noise": noise}))
+    if key is not None:
+        _check_key_rows(function, key, x0_pred)
+        noise = None
     return _innovations(
-        "sde_log_ratio", x0_pred, x0_pred_old, noise, B, s, reduction, channel_weights, mask, drop_quadratic, backend
+        function,
+        x0_pred,
+        x0_pred_old,
+        noise,
+        key,
+        shape,
+        B,
+        s,
+        reduction,
+        channel_weights,
+        mask,
+        drop_quadratic,
+        backend,
     )
 
 
@@ -178,10 +342,9 @@ def sde_kl(
     Raises:
         TypeError, ValueError: as :func:`sde_log_prob`.
     """
-    _check_states("sde_kl", x0_pred=x0_pred, x0_pred_ref=x0_pred_ref)
-    # Without noise the log-ratio's mean is minus the divergence. 0 - x rather than -x, so that it never is -0.
-    return 0.0 - _innovations(
-        "sde_kl", x0_pred, x0_pred_ref, None, B, s, reduction, channel_weights, mask, False, backend
+    shape = _check_states("sde_kl", x0_pred=x0_pred, x0_pred_ref=x0_pred_ref)
+    return _innovations(
+        "sde_kl", x0_pred, x0_pred_ref, None, None, shape, B, s, reduction, channel_weights, mask, False, backend
     )
 
 
@@ -190,6 +353,8 @@ def _innovations(
     x0_pred: Tensor,
     other: Tensor,
     noise: Tensor | None,
+    key: NoiseKey | None,
+    shape: tuple[int, int, int],
     B: float | Tensor,
     s: float | Tensor,
     reduction: str,
@@ -198,25 +363,44 @@ def _innovations(
     drop_quadratic: bool,
     backend: str | None,
 ) -> Tensor:
+    """Log-ratio, or the divergence where there is neither noise nor a key."""
     check_choice(function, "reduction", reduction, REDUCTIONS)
-    shape = _flat_shape(x0_pred)
     B = _check_scalar(function, "B", B, x0_pred)
     s = _check_std(function, s, x0_pred)
     mask, weights = _check_weighting(function, x0_pred, shape, mask, channel_weights)
-    resolve(function, backend, x0_pred, other, *(() if noise is None else (noise,)))
+    chosen = resolve(function, backend, x0_pred, other, *_tensors(noise))
+    gain = _double(B) / _double(s)
+    if isinstance(gain, Tensor):
+        gain = gain.detach()
+    if noise is not None:
+        noise = _rows(noise, shape).detach()
+    if chosen != "reference":
+        if noise is not None and noise.dtype == torch.float64:
+            noise = noise.to(reference.compute_dtype(x0_pred, other))
+        return torch.ops.mgrpo.sde_log_ratio(
+            _rows(x0_pred, shape),
+            _rows(other, shape).detach(),
+            *_noise_arguments(noise, key, shape),
+            *_scalar_arguments(gain),
+            mask,
+            weights,
+            reduction == "mean",
+            drop_quadratic,
+            chosen,
+        )
     weight = reference.total_weight(shape, mask, weights, x0_pred)
-    scale = reference.row_scale(weight, reduction)
-    gain = torch.zeros_like(weight) + _double(B) / _double(s)
-    return LogRatio.apply(
+    ratio = LogRatio.apply(
         _rows(x0_pred, shape),
         _rows(other, shape).detach(),
-        None if noise is None else _rows(noise, shape).detach(),
-        gain.detach(),
-        scale,
+        _drawn(noise, key, shape),
+        torch.zeros_like(weight) + gain,
+        reference.row_scale(weight, reduction),
         mask,
         weights,
         drop_quadratic,
     )
+    # Without noise the log-ratio's mean is minus the divergence. 0 - x rather than -x, so that it never is -0.
+    return 0.0 - ratio if noise is None and key is None else ratio
 
 
 def _check_states(function: str, **states: Tensor) -> tuple[int, int, int]:
@@ -236,12 +420,99 @@ def _check_states(function: str, **states: Tensor) -> tuple[int, int, int]:
     return _flat_shape(first)
 
 
+def _check_noisy_states(
+    function: str, x_t: Tensor, x0_pred: Tensor, noise: Tensor | NoiseKey | None
+) -> tuple[tuple[Tensor, ...], Tensor | None, NoiseKey | None, tuple[int, int, int]]:
+    """The states as given, the noise as a tensor or as a key, and the shape (N, T, D)."""
+    if noise is None or isinstance(noise, NoiseKey):
+        shape = _check_states(function, x_t=x_t, x0_pred=x0_pred)
+        if noise is not None:
+            _check_key_rows(function, noise, x_t)
+        return (x_t, x0_pred), None, noise, shape
+    shape = _check_states(function, x_t=x_t, x0_pred=x0_pred, noise=noise)
+    return (x_t, x0_pred, noise), noise, None, shape
+
+
+def _check_key_rows(function: str, key: NoiseKey, state: Tensor) -> None:
+    condition = key.condition
+    if condition.shape != state.shape[:1]:
+        raise ValueError(
+            f"{function}(): noise must be a NoiseKey with N = {state.shape[0]} rows, got {condition.shape[0]}"
+        )
+    if condition.device != state.device:
+        raise ValueError(f"{function}(): noise must be on {state.device} like the states, got {condition.device}")
+    if math.prod(state.shape[1:]) > MAX_COUNT:
+        raise ValueError(
+            f"{function}(): noise must be a tensor for rows of more than 2^30 elements, got a NoiseKey for "
+            f"{math.prod(state.shape[1:])}"
+        )
+
+
+def _check_step_scalars(
+    function: str, like: Tensor, A: float | Tensor, B: float | Tensor, s: float | Tensor, exclusive: bool = False
+) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
+    return (
+        _check_scalar(function, "A", A, like),
+        _check_scalar(function, "B", B, like),
+        _check_scalar(function, "s", s, like, minimum=0.0, exclusive=exclusive),
+    )
+
+
+def _used_noise(
+    function: str, noise: Tensor | None, key: NoiseKey | None, s: float | Tensor
+) -> tuple[Tensor | None, NoiseKey | None]:
+    """Nothing where s is the number 0: then no noise is looked at."""
+    if not isinstance(s, Tensor) and s == 0.0:
+        return None, None
+    if noise is None and key is None:
+        raise ValueError(f"{function}(): noise must be a tensor or a NoiseKey unless s is the number 0, got None")
+    return noise, key
+
+
+def _drawn(noise: Tensor | None, key: NoiseKey | None, shape: tuple[int, int, int]) -> Tensor | None:
+    """The noise as numbers, for the reference."""
+    if key is None:
+        return noise
+    return philox_normal(
+        shape[1:],
+        seed=key.seed,
+        iteration=key.iteration,
+        condition=key.condition,
+        member=key.member,
+        step=key.step,
+        stream=key.stream,
+        backend="reference",
+    )
+
+
+def _noise_arguments(noise: Tensor | None, key: NoiseKey | None, shape: tuple[int, int, int]) -> tuple[object, ...]:
+    """(noise, step_member, condition, seed, iteration, stream) of the operators."""
+    if key is not None:
+        return None, *key.words
+    return None if noise is None else _rows(noise, shape), None, None, 0, 0, 0
+
+
+def _scalar_arguments(*values: float | Tensor) -> tuple[float | Tensor | None, ...]:
+    """All numbers (0 where there is one per row), then all (N,) float64 tensors (None where there is a number)."""
+    numbers = [0.0 if isinstance(value, Tensor) else value for value in values]
+    return *numbers, *(value.double() if isinstance(value, Tensor) else None for value in values)
+
+
+def _tensors(*values: object) -> tuple[Tensor, ...]:
+    return tuple(value for value in values if isinstance(value, Tensor))
+
+
+def _log(s: float | Tensor, like: Tensor) -> Tensor:
+    """(N,) float64 ln s."""
+    return s.double().log() if isinstance(s, Tensor) else torch.full_like(like, math.log(s))
+
+
 def _flat_shape(state: Tensor) -> tuple[int, int, int]:
     return state.shape[0], math.prod(state.shape[1:-1]), state.shape[-1]
 
 
 def _rows(state: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    return state.reshape(shape)
+    return state if state.dim() == 3 else state.reshape(shape)
 
 
 def _check_scalar(
@@ -332,7 +603,7 @@ def _check_weighting(
         raise ValueError(
             f"{function}(): channel_weights must be on {state.device} like the states, got {channel_weights.device}"
         )
-    return mask, channel_weights
+    return mask, channel_weights.double()
 
 
 def _spread(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:

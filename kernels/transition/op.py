@@ -1,4 +1,8 @@
-"""Registers the transitions with dispatch, and gives the likelihood ratio its closed-form gradient."""
+"""The registered operators ``mgrpo::sde_step``, ``projected_sde_step``, ``sde_log_prob`` and ``sde_log_ratio``.
+
+``sde_kl`` is ``sde_log_ratio`` without noise. States come as (N, T, D), noise as a tensor, as the words of a
+:class:`NoiseKey`, or not at all; a scalar as a number, which an (N,) float64 tensor replaces where it is given.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._library import define_op
+from .._checks import STATE_DTYPES
+from .._dispatch import Implementation
+from .._library import Kernel, define_op, native, native_cpu
 from . import reference
 
-for _name in ("sde_step", "sde_log_prob", "sde_log_ratio", "sde_kl"):
-    define_op(_name)
+_NOISE = "Tensor? noise, Tensor? step_member, Tensor? condition, int seed, int iteration, int stream"
+_SCALARS = "float A, float B, float s, Tensor? A_rows, Tensor? B_rows, Tensor? s_rows"
+_WEIGHTING = "Tensor? mask, Tensor? channel_weights, bool mean"
+_MATRICES = "int first_channel, int matrices, bool fix_det"
 
 
 class LogRatio(torch.autograd.Function):
@@ -46,3 +54,194 @@ class LogRatio(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x0_pred = reference.log_ratio_backward(grad, *ctx.saved_tensors, ctx.drop_quadratic)
         return grad_x0_pred, None, None, None, None, None, None, None
+
+
+def _constant_scalars(implementation: Implementation) -> Implementation:
+    """``implementation`` of an op whose A, B and s are constants: the one-dimensional ones among its tensors."""
+
+    def refuses(tensors: tuple[Tensor, ...]) -> str | None:
+        if torch.is_grad_enabled() and any(tensor.dim() == 1 and tensor.requires_grad for tensor in tensors):
+            return "has no gradient with respect to A, B or s"
+        return implementation.refuses(tensors)
+
+    return Implementation(unavailable=implementation.unavailable, refuses=refuses)
+
+
+def _empty_state(like: Tensor, *others: Tensor | None) -> Tensor:
+    return like.new_empty(like.shape, dtype=reference.compute_dtype(like, *(x for x in others if x is not None)))
+
+
+def _times(grad: Tensor, number: float, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (grad * (number if rows is None else rows.to(grad.dtype)[:, None, None])).to(dtype)
+
+
+# The step is linear in its states, so its gradient is three scaled copies of the incoming one: plain torch, which makes
+# only the wanted ones, is as fast as a kernel of ours, and has second derivatives.
+
+
+def _step_fake(x_t: Tensor, x0_pred: Tensor, noise: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    x_prev = _empty_state(x_t, x0_pred, noise)
+    with_log_prob = rest[-2]
+    return x_prev, x_prev.new_empty((x_t.shape[0] if with_log_prob else 0,))
+
+
+def _step_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
+    ctx.numbers = inputs[8:11]
+    ctx.inputs = len(inputs)
+    ctx.save_for_backward(*inputs[11:14])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _step_gradient(ctx: Any, grad_x_prev: Tensor, grad_log_prob: Tensor) -> tuple[Tensor | None, ...]:
+    grads = [
+        _times(grad_x_prev, number, rows, dtype) if needed else None
+        for needed, number, rows, dtype in zip(ctx.needs_input_grad[:3], ctx.numbers, ctx.saved_tensors, ctx.dtypes)
+    ]
+    return *grads, *(None,) * (ctx.inputs - 3)
+
+
+define_op(
+    "sde_step",
+    implementations={"cpp": _constant_scalars(native_cpu(["sde_step_fwd"], STATE_DTYPES))},
+    forward=Kernel(
+        f"(Tensor x_t, Tensor x0_pred, {_NOISE}, {_SCALARS}, {_WEIGHTING}, bool with_log_prob, str backend)"
+        " -> (Tensor, Tensor)",
+        fake=_step_fake,
+        backends={"cpp": native("sde_step_fwd")},
+    ),
+    setup_context=_step_context,
+    gradient=_step_gradient,
+)
+
+
+def _projected_fake(x_t: Tensor, x0_pred: Tensor, noise: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _empty_state(x_t, x0_pred, noise), _empty_state(x_t, x0_pred, noise)
+
+
+def _projected_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
+    ctx.numbers = inputs[8:11]
+    ctx.options = inputs[14:]
+    ctx.save_for_backward(*inputs[11:14], inputs[1], output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _projected_gradient(ctx: Any, grad_x_prev: Tensor | None, grad_projected: Tensor | None) -> tuple[Any, ...]:
+    *scalar_rows, x0_pred, projected = ctx.saved_tensors
+    grads: list[Tensor | None] = [None, None, None]
+    if ctx.needs_input_grad[1] and not (grad_x_prev is None and grad_projected is None):
+        grads[1] = torch.ops.mgrpo.projected_sde_step_backward(
+            grad_x_prev, grad_projected, x0_pred, projected, ctx.numbers[1], scalar_rows[1], *ctx.options
+        )
+    for i in (0, 2):
+        if ctx.needs_input_grad[i] and grad_x_prev is not None:
+            grads[i] = _times(grad_x_prev, ctx.numbers[i], scalar_rows[i], ctx.dtypes[i])
+    return *grads, *(None,) * (11 + len(ctx.options))
+
+
+define_op(
+    "projected_sde_step",
+    implementations={
+        "cpp": _constant_scalars(native_cpu(["projected_sde_step_fwd", "projected_sde_step_bwd"], STATE_DTYPES))
+    },
+    forward=Kernel(
+        f"(Tensor x_t, Tensor x0_pred, {_NOISE}, {_SCALARS}, {_MATRICES}, str backend) -> (Tensor, Tensor)",
+        fake=_projected_fake,
+        backends={"cpp": native("projected_sde_step_fwd")},
+    ),
+    backward=Kernel(
+        "(Tensor? grad_x_prev, Tensor? grad_projected, Tensor x0_pred, Tensor projected, float B, Tensor? B_rows, "
+        f"{_MATRICES}, str backend) -> Tensor",
+        fake=lambda grad_x_prev, grad_projected, x0_pred, *rest: x0_pred.new_empty(x0_pred.shape),
+        backends={"cpp": native("projected_sde_step_bwd")},
+    ),
+    setup_context=_projected_context,
+    gradient=_projected_gradient,
+)
+
+
+def _log_prob_fake(x_prev: Tensor, x_t: Tensor, x0_pred: Tensor, *rest: Any) -> Tensor:
+    return x_prev.new_empty((x_prev.shape[0],), dtype=reference.compute_dtype(x_prev, x_t, x0_pred))
+
+
+def _log_prob_backward_fake(
+    grad: Tensor, x_prev: Tensor, x_t: Tensor, x0_pred: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    needs = rest[-4:-1]
+    return tuple(x.new_empty(x.shape if needed else (0,)) for x, needed in zip((x_prev, x_t, x0_pred), needs))
+
+
+def _log_prob_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.numbers = inputs[3:6]
+    ctx.mean, ctx.backend = inputs[11:]
+    ctx.save_for_backward(*inputs[:3], *inputs[6:11])
+
+
+def _log_prob_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:3]
+    grads = torch.ops.mgrpo.sde_log_prob_backward(
+        grad, *saved[:3], *ctx.numbers, *saved[3:], ctx.mean, *needs, ctx.backend
+    )
+    return *(g if needed else None for g, needed in zip(grads, needs)), *(None,) * 10
+
+
+define_op(
+    "sde_log_prob",
+    implementations={"cpp": _constant_scalars(native_cpu(["sde_log_prob_fwd", "sde_log_prob_bwd"], STATE_DTYPES))},
+    forward=Kernel(
+        f"(Tensor x_prev, Tensor x_t, Tensor x0_pred, {_SCALARS}, {_WEIGHTING}, str backend) -> Tensor",
+        fake=_log_prob_fake,
+        backends={"cpp": native("sde_log_prob_fwd")},
+    ),
+    backward=Kernel(
+        f"(Tensor grad, Tensor x_prev, Tensor x_t, Tensor x0_pred, {_SCALARS}, {_WEIGHTING}, bool needs_x_prev, "
+        "bool needs_x_t, bool needs_x0_pred, str backend) -> (Tensor, Tensor, Tensor)",
+        fake=_log_prob_backward_fake,
+        backends={"cpp": native("sde_log_prob_bwd")},
+    ),
+    setup_context=_log_prob_context,
+    gradient=_log_prob_gradient,
+)
+
+
+def _log_ratio_fake(x0_pred: Tensor, other: Tensor, *rest: Any) -> Tensor:
+    return x0_pred.new_empty((x0_pred.shape[0],), dtype=reference.compute_dtype(x0_pred, other))
+
+
+def _log_ratio_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.numbers = inputs[5:9]
+    ctx.options = inputs[12:]
+    ctx.save_for_backward(*inputs[:5], *inputs[9:12])
+
+
+def _log_ratio_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    grad_x0_pred = None
+    if ctx.needs_input_grad[0]:
+        saved = ctx.saved_tensors
+        grad_x0_pred = torch.ops.mgrpo.sde_log_ratio_backward(grad, *saved[:5], *ctx.numbers, *saved[5:], *ctx.options)
+    return grad_x0_pred, *(None,) * (11 + len(ctx.options))
+
+
+_RATIO_IMPLEMENTATIONS = {"cpp": native_cpu(["sde_log_ratio_fwd", "sde_log_ratio_bwd"], STATE_DTYPES)}
+
+define_op(
+    "sde_log_ratio",
+    implementations=_RATIO_IMPLEMENTATIONS,
+    forward=Kernel(
+        f"(Tensor x0_pred, Tensor other, {_NOISE}, float gain, Tensor? gain_rows, {_WEIGHTING}, bool drop_quadratic, "
+        "str backend) -> Tensor",
+        fake=_log_ratio_fake,
+        backends={"cpp": native("sde_log_ratio_fwd")},
+    ),
+    backward=Kernel(
+        f"(Tensor grad, Tensor x0_pred, Tensor other, {_NOISE}, float gain, Tensor? gain_rows, {_WEIGHTING}, "
+        "bool drop_quadratic, str backend) -> Tensor",
+        fake=lambda grad, x0_pred, *rest: x0_pred.new_empty(x0_pred.shape),
+        backends={"cpp": native("sde_log_ratio_bwd")},
+    ),
+    setup_context=_log_ratio_context,
+    gradient=_log_ratio_gradient,
+)
+define_op("sde_kl", implementations=_RATIO_IMPLEMENTATIONS)

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from .._polar import nearest_rotation
+
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 Scalar = float | Tensor
@@ -21,6 +23,15 @@ def step(x_t: Tensor, x0_pred: Tensor, A: Scalar, B: Scalar, s: Scalar, noise: T
     """A x_t + B x0_pred (+ s noise)."""
     x_prev = x_t * A + x0_pred * B
     return x_prev if noise is None else x_prev + noise * s
+
+
+def project_matrices(x0_pred: Tensor, first_channel: int, matrices: int, fix_det: bool) -> Tensor:
+    """(N, T, D) with channels first_channel to first_channel + 9 matrices, row-major 3x3 each, made rotations."""
+    before, blocks, after = x0_pred.split(
+        (first_channel, 9 * matrices, x0_pred.shape[-1] - first_channel - 9 * matrices), dim=-1
+    )
+    rotations = nearest_rotation(blocks.unflatten(-1, (matrices, 3, 3)), fix_det).flatten(-3)
+    return torch.cat((before, rotations, after), dim=-1)
 
 
 def zero_excluded(values: Tensor, frames: Tensor | None, channel_weights: Tensor | None) -> Tensor:
@@ -78,10 +89,16 @@ def log_prob(
         scale: (N,) factor on the weighted sum.
         weight: (N,) sum_d w_d.
     """
-    z = (x_prev - x_t * A - x0_pred * B) / s
-    z = zero_excluded(z, None if mask is None else mask[:, :, None], channel_weights)
+    return noise_log_prob((x_prev - x_t * A - x0_pred * B) / s, log_s, scale, weight, mask, channel_weights)
+
+
+def noise_log_prob(
+    noise: Tensor, log_s: Tensor, scale: Tensor, weight: Tensor, mask: Tensor | None, channel_weights: Tensor | None
+) -> Tensor:
+    """(N,) the same from the step's (N, T, D) standard normal numbers (x_prev - A x_t - B x0_pred) / s."""
+    z = zero_excluded(noise, None if mask is None else mask[:, :, None], channel_weights)
     quadratic = weighted_sum(z * z, channel_weights) * -0.5
-    return ((quadratic - (log_s + HALF_LOG_2PI) * weight) * scale).to(x_prev.dtype)
+    return ((quadratic - (log_s + HALF_LOG_2PI) * weight) * scale).to(noise.dtype)
 
 
 def log_ratio(

@@ -1,0 +1,384 @@
+// mgrpo_native::sde_step, sde_log_prob, sde_log_ratio and projected_sde_step on the CPU.
+#include <algorithm>
+#include <tuple>
+
+#include "transition_args.h"
+#include "transition_task.h"
+
+// No fused multiply-add from here on: each rounding of a step and of its noise is part of the result.
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
+#endif
+
+#include "transition_math.h"
+
+#define MGRPO_ISA_BODY "../transition/transition_lanes.h"
+#include "../common/for_each_isa.h"
+
+namespace mgrpo {
+namespace {
+
+constexpr int64_t kTasksAtOnce = 4;  // 32,768 numbers: some ten microseconds, well above the cost of handing them out
+
+template <class F>
+void with_compute_type(bool is_double, F&& f) {
+  if (is_double)
+    f(double{});
+  else
+    f(float{});
+}
+
+ScalarType compute_dtype(bool is_double) { return is_double ? ScalarType::Double : ScalarType::Float; }
+
+// Calls run(task, index of the task) for all tasks, on all threads.
+template <class Run>
+void for_tasks(const Weighting& batch, const Tasks& tasks, Run run) {
+  torch::stable::parallel_for(0, tasks.count, kTasksAtOnce, [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t first = index % tasks.per_row * tasks.frames_per_task;
+      run(Task{index / tasks.per_row, first, std::min(first + tasks.frames_per_task, batch.frames)}, index);
+    }
+  });
+}
+
+template <class T>
+std::vector<T> weights_as(const Weighting& batch) {
+  if (batch.weights == nullptr) return {};
+  return std::vector<T>(batch.weights, batch.weights + batch.channels);
+}
+
+// The sum of each row's weights.
+std::vector<double> row_weights(const Weighting& batch) {
+  double per_frame = static_cast<double>(batch.channels);
+  if (batch.weights != nullptr) {
+    per_frame = 0;
+    for (int64_t channel = 0; channel < batch.channels; ++channel) per_frame += batch.weights[channel];
+  }
+  std::vector<double> weights(static_cast<size_t>(batch.rows), static_cast<double>(batch.frames) * per_frame);
+  if (batch.mask != nullptr) {
+    for (int64_t row = 0; row < batch.rows; ++row) {
+      int64_t frames = 0;
+      for (int64_t frame = 0; frame < batch.frames; ++frame) frames += batch.mask[row * batch.frames + frame];
+      weights[row] = static_cast<double>(frames) * per_frame;
+    }
+  }
+  return weights;
+}
+
+double row_sum(const std::vector<double>& parts, const Tasks& tasks, int64_t row) {
+  double sum = 0;
+  for (int64_t part = row * tasks.per_row; part < (row + 1) * tasks.per_row; ++part) sum += parts[part];
+  return sum;
+}
+
+Output new_output(Tensor& tensor) { return {tensor.mutable_data_ptr(), state_dtype(tensor, "a result")}; }
+
+Tensor new_state(const Tensor& like, ScalarType dtype) {
+  return torch::stable::new_empty(like, {like.size(0), like.size(1), like.size(2)}, dtype);
+}
+
+std::tuple<Tensor, Tensor> step(TransitionArguments& arguments, StepJob& job, const Tensor& like, Tensor projected) {
+  job.batch = arguments.batch;
+  const ScalarType dtype = compute_dtype(arguments.is_double);
+  Tensor x_prev = new_state(like, dtype);
+  Tensor log_prob = torch::stable::new_empty(like, {job.sum_noise ? job.batch.rows : 0}, dtype);
+  job.x_prev = new_output(x_prev);
+  if (job.matrices > 0) job.projected = new_output(projected);
+  const Tasks tasks(job.batch);
+  std::vector<double> parts(job.sum_noise ? static_cast<size_t>(tasks.count) : 0);
+  with_compute_type(arguments.is_double, [&](auto zero) {
+    using T = decltype(zero);
+    const std::vector<T> weights = weights_as<T>(job.batch);
+    const T* weights_data = job.batch.weights == nullptr ? nullptr : weights.data();
+    for_tasks(job.batch, tasks, [&](const Task& task, int64_t index) {
+      const double sum = MGRPO_ISA_CALL(step_task<T>, job, task, weights_data);
+      if (job.sum_noise) parts[index] = sum;
+    });
+    if (!job.sum_noise) return;
+    const std::vector<double> totals = row_weights(job.batch);
+    T* values = output<T>(log_prob);
+    for (int64_t row = 0; row < job.batch.rows; ++row)
+      values[row] = static_cast<T>(log_density(row_sum(parts, tasks, row), job.s.at(row), totals[row], job.batch.mean));
+  });
+  return {x_prev, log_prob};
+}
+
+std::tuple<Tensor, Tensor> sde_step_cpu(
+    const Tensor& x_t, const Tensor& x0_pred, const OptionalTensor& noise, const OptionalTensor& step_member,
+    const OptionalTensor& condition, int64_t seed, int64_t iteration, int64_t stream, double A, double B, double s,
+    const OptionalTensor& A_rows, const OptionalTensor& B_rows, const OptionalTensor& s_rows, const OptionalTensor& mask,
+    const OptionalTensor& channel_weights, bool mean, bool with_log_prob) {
+  TransitionArguments arguments(x_t);
+  StepJob job{};
+  job.x_t = arguments.state(x_t, "x_t");
+  job.x0_pred = arguments.state(x0_pred, "x0_pred");
+  job.noise = arguments.noise(noise, step_member, condition, seed, iteration, stream);
+  job.A = arguments.scalar(A, A_rows, "A");
+  job.B = arguments.scalar(B, B_rows, "B");
+  job.s = arguments.scalar(s, s_rows, "s");
+  arguments.weighting(mask, channel_weights, mean);
+  STD_TORCH_CHECK(!with_log_prob || job.noise.kind != Noise::Kind::kNone, "a step without noise has no density");
+  job.sum_noise = with_log_prob;
+  return step(arguments, job, x_t, x_t);
+}
+
+void check_matrices(const Weighting& batch, int64_t first_channel, int64_t matrices) {
+  STD_TORCH_CHECK(first_channel >= 0 && matrices >= 1 && matrices <= batch.channels / 9 &&
+                      first_channel <= batch.channels - 9 * matrices,
+                  "the matrices lie outside the channels");
+}
+
+std::tuple<Tensor, Tensor> projected_sde_step_cpu(
+    const Tensor& x_t, const Tensor& x0_pred, const OptionalTensor& noise, const OptionalTensor& step_member,
+    const OptionalTensor& condition, int64_t seed, int64_t iteration, int64_t stream, double A, double B, double s,
+    const OptionalTensor& A_rows, const OptionalTensor& B_rows, const OptionalTensor& s_rows, int64_t first_channel,
+    int64_t matrices, bool fix_det) {
+  TransitionArguments arguments(x_t);
+  StepJob job{};
+  job.x_t = arguments.state(x_t, "x_t");
+  job.x0_pred = arguments.state(x0_pred, "x0_pred");
+  job.noise = arguments.noise(noise, step_member, condition, seed, iteration, stream);
+  job.A = arguments.scalar(A, A_rows, "A");
+  job.B = arguments.scalar(B, B_rows, "B");
+  job.s = arguments.scalar(s, s_rows, "s");
+  check_matrices(arguments.batch, first_channel, matrices);
+  job.first_channel = first_channel;
+  job.matrices = matrices;
+  job.fix_det = fix_det;
+  Tensor projected = new_state(x_t, compute_dtype(arguments.is_double));
+  return {std::get<0>(step(arguments, job, x_t, projected)), projected};
+}
+
+Tensor projected_sde_step_backward_cpu(
+    const OptionalTensor& grad_x_prev, const OptionalTensor& grad_projected, const Tensor& x0_pred,
+    const Tensor& projected, double B, const OptionalTensor& B_rows, int64_t first_channel, int64_t matrices, bool fix_det) {
+  TransitionArguments arguments(x0_pred);
+  ProjectionGradientJob job{};
+  job.x0_pred = arguments.state(x0_pred, "x0_pred");
+  job.projected = arguments.state(projected, "projected");
+  job.grad_x_prev = arguments.optional_state(grad_x_prev, "grad_x_prev");
+  job.grad_projected = arguments.optional_state(grad_projected, "grad_projected");
+  STD_TORCH_CHECK(grad_x_prev.has_value() || grad_projected.has_value(), "a gradient must be given");
+  for (const OptionalTensor* grad : {&grad_x_prev, &grad_projected})
+    if (grad->has_value()) check_same_dtype(**grad, x0_pred, "a gradient");
+  check_same_dtype(projected, x0_pred, "projected");
+  job.B = arguments.scalar(B, B_rows, "B");
+  check_matrices(arguments.batch, first_channel, matrices);
+  job.first_channel = first_channel;
+  job.matrices = matrices;
+  job.fix_det = fix_det;
+  job.batch = arguments.batch;
+  Tensor grad = new_state(x0_pred, x0_pred.scalar_type());
+  job.grad = new_output(grad);
+  dispatch_float_double(x0_pred, [&](auto zero) {
+    using T = decltype(zero);
+    for_tasks(job.batch, Tasks(job.batch),
+              [&](const Task& task, int64_t) { MGRPO_ISA_CALL(projection_gradient_task<T>, job, task); });
+  });
+  return grad;
+}
+
+LogProbJob log_prob_job(TransitionArguments& arguments, const Tensor& x_prev, const Tensor& x_t, const Tensor& x0_pred,
+                        double A, double B, double s, const OptionalTensor& A_rows, const OptionalTensor& B_rows,
+                        const OptionalTensor& s_rows, const OptionalTensor& mask, const OptionalTensor& channel_weights,
+                        bool mean) {
+  LogProbJob job{};
+  job.x_prev = arguments.state(x_prev, "x_prev");
+  job.x_t = arguments.state(x_t, "x_t");
+  job.x0_pred = arguments.state(x0_pred, "x0_pred");
+  job.A = arguments.scalar(A, A_rows, "A");
+  job.B = arguments.scalar(B, B_rows, "B");
+  job.s = arguments.scalar(s, s_rows, "s");
+  arguments.weighting(mask, channel_weights, mean);
+  job.batch = arguments.batch;
+  return job;
+}
+
+Tensor sde_log_prob_cpu(const Tensor& x_prev, const Tensor& x_t, const Tensor& x0_pred, double A, double B, double s,
+                        const OptionalTensor& A_rows, const OptionalTensor& B_rows, const OptionalTensor& s_rows,
+                        const OptionalTensor& mask, const OptionalTensor& channel_weights, bool mean) {
+  TransitionArguments arguments(x_prev);
+  const LogProbJob job =
+      log_prob_job(arguments, x_prev, x_t, x0_pred, A, B, s, A_rows, B_rows, s_rows, mask, channel_weights, mean);
+  Tensor log_prob = torch::stable::new_empty(x_prev, {job.batch.rows}, compute_dtype(arguments.is_double));
+  const Tasks tasks(job.batch);
+  std::vector<double> parts(static_cast<size_t>(tasks.count));
+  with_compute_type(arguments.is_double, [&](auto zero) {
+    using T = decltype(zero);
+    const std::vector<T> weights = weights_as<T>(job.batch);
+    const T* weights_data = job.batch.weights == nullptr ? nullptr : weights.data();
+    for_tasks(job.batch, tasks, [&](const Task& task, int64_t index) {
+      parts[index] = MGRPO_ISA_CALL(log_prob_task<T>, job, task, weights_data);
+    });
+    const std::vector<double> totals = row_weights(job.batch);
+    T* values = output<T>(log_prob);
+    for (int64_t row = 0; row < job.batch.rows; ++row)
+      values[row] =
+          static_cast<T>(LogProbRow(job.s.at(row)).value(row_sum(parts, tasks, row), totals[row], job.batch.mean));
+  });
+  return log_prob;
+}
+
+// Incoming gradients (N,) in the compute type.
+std::vector<double> incoming(const Tensor& grad, const Weighting& batch) {
+  STD_TORCH_CHECK(grad.dim() == 1 && grad.size(0) == batch.rows, "grad must have shape (N,)");
+  const Tensor values = torch::stable::contiguous(grad);
+  std::vector<double> result(static_cast<size_t>(batch.rows));
+  dispatch_float_double(values, [&](auto zero) {
+    using T = decltype(zero);
+    const T* numbers = static_cast<const T*>(values.const_data_ptr());
+    std::copy(numbers, numbers + batch.rows, result.begin());
+  });
+  return result;
+}
+
+std::tuple<Tensor, Tensor, Tensor> sde_log_prob_backward_cpu(
+    const Tensor& grad, const Tensor& x_prev, const Tensor& x_t, const Tensor& x0_pred, double A, double B, double s,
+    const OptionalTensor& A_rows, const OptionalTensor& B_rows, const OptionalTensor& s_rows, const OptionalTensor& mask,
+    const OptionalTensor& channel_weights, bool mean, bool needs_x_prev, bool needs_x_t, bool needs_x0_pred) {
+  TransitionArguments arguments(x_prev);
+  LogProbGradientJob job{};
+  job.forward =
+      log_prob_job(arguments, x_prev, x_t, x0_pred, A, B, s, A_rows, B_rows, s_rows, mask, channel_weights, mean);
+  const Weighting& batch = job.forward.batch;
+  std::vector<double> slopes = incoming(grad, batch);
+  const std::vector<double> totals = row_weights(batch);
+  for (int64_t row = 0; row < batch.rows; ++row)
+    slopes[row] = LogProbRow(job.forward.s.at(row)).slope(slopes[row], totals[row], batch.mean);
+  job.slopes = slopes.data();
+  const auto gradient_of = [](const Tensor& state, bool needed) {
+    return needed ? new_state(state, state.scalar_type()) : torch::stable::new_empty(state, {0}, state.scalar_type());
+  };
+  Tensor grad_x_prev = gradient_of(x_prev, needs_x_prev), grad_x_t = gradient_of(x_t, needs_x_t),
+         grad_x0_pred = gradient_of(x0_pred, needs_x0_pred);
+  if (needs_x_prev) job.grad_x_prev = new_output(grad_x_prev);
+  if (needs_x_t) job.grad_x_t = new_output(grad_x_t);
+  if (needs_x0_pred) job.grad_x0_pred = new_output(grad_x0_pred);
+  with_compute_type(arguments.is_double, [&](auto zero) {
+    using T = decltype(zero);
+    const std::vector<T> weights = weights_as<T>(batch);
+    const T* weights_data = batch.weights == nullptr ? nullptr : weights.data();
+    for_tasks(batch, Tasks(batch), [&](const Task& task, int64_t) {
+      MGRPO_ISA_CALL(log_prob_gradient_task<T>, job, task, weights_data);
+    });
+  });
+  return {grad_x_prev, grad_x_t, grad_x0_pred};
+}
+
+RatioJob ratio_job(TransitionArguments& arguments, const Tensor& x0_pred, const Tensor& other,
+                   const OptionalTensor& noise, const OptionalTensor& step_member, const OptionalTensor& condition,
+                   int64_t seed, int64_t iteration, int64_t stream, double gain, const OptionalTensor& gain_rows,
+                   const OptionalTensor& mask, const OptionalTensor& channel_weights, bool mean, bool drop_quadratic) {
+  RatioJob job{};
+  job.x0_pred = arguments.state(x0_pred, "x0_pred");
+  job.other = arguments.state(other, "other");
+  // What is computed in follows from the predictions; noise of a wider type is not what x_prev was drawn with.
+  const bool is_double = arguments.is_double;
+  job.noise = arguments.noise(noise, step_member, condition, seed, iteration, stream);
+  STD_TORCH_CHECK(arguments.is_double == is_double, "noise must not be wider than the predictions");
+  job.gain = arguments.scalar(gain, gain_rows, "gain");
+  arguments.weighting(mask, channel_weights, mean);
+  job.batch = arguments.batch;
+  const RatioTerms terms = job.noise.kind == Noise::Kind::kNone ? RatioTerms::kDivergence
+                           : drop_quadratic                      ? RatioTerms::kLinear
+                                                                 : RatioTerms::kBoth;
+  job.terms = static_cast<int>(terms);
+  return job;
+}
+
+Tensor sde_log_ratio_cpu(const Tensor& x0_pred, const Tensor& other, const OptionalTensor& noise,
+                         const OptionalTensor& step_member, const OptionalTensor& condition, int64_t seed,
+                         int64_t iteration, int64_t stream, double gain, const OptionalTensor& gain_rows,
+                         const OptionalTensor& mask, const OptionalTensor& channel_weights, bool mean,
+                         bool drop_quadratic) {
+  TransitionArguments arguments(x0_pred);
+  const RatioJob job = ratio_job(arguments, x0_pred, other, noise, step_member, condition, seed, iteration, stream, gain,
+                                 gain_rows, mask, channel_weights, mean, drop_quadratic);
+  Tensor ratio = torch::stable::new_empty(x0_pred, {job.batch.rows}, compute_dtype(arguments.is_double));
+  const Tasks tasks(job.batch);
+  std::vector<double> linear(static_cast<size_t>(tasks.count)), squares(linear.size());
+  with_compute_type(arguments.is_double, [&](auto zero) {
+    using T = decltype(zero);
+    const std::vector<T> weights = weights_as<T>(job.batch);
+    const T* weights_data = job.batch.weights == nullptr ? nullptr : weights.data();
+    for_tasks(job.batch, tasks, [&](const Task& task, int64_t index) {
+      double sums[2];
+      MGRPO_ISA_CALL(ratio_task<T>, job, task, weights_data, sums);
+      linear[index] = sums[0];
+      squares[index] = sums[1];
+    });
+    const std::vector<double> totals = row_weights(job.batch);
+    T* values = output<T>(ratio);
+    for (int64_t row = 0; row < job.batch.rows; ++row)
+      values[row] = static_cast<T>(RatioRow(job.gain.at(row)).value(static_cast<RatioTerms>(job.terms),
+                                                                     row_sum(linear, tasks, row),
+                                                                     row_sum(squares, tasks, row), totals[row],
+                                                                     job.batch.mean));
+  });
+  return ratio;
+}
+
+Tensor sde_log_ratio_backward_cpu(const Tensor& grad, const Tensor& x0_pred, const Tensor& other,
+                                  const OptionalTensor& noise, const OptionalTensor& step_member,
+                                  const OptionalTensor& condition, int64_t seed, int64_t iteration, int64_t stream,
+                                  double gain, const OptionalTensor& gain_rows, const OptionalTensor& mask,
+                                  const OptionalTensor& channel_weights, bool mean, bool drop_quadratic) {
+  TransitionArguments arguments(x0_pred);
+  RatioGradientJob job{};
+  job.forward = ratio_job(arguments, x0_pred, other, noise, step_member, condition, seed, iteration, stream, gain,
+                          gain_rows, mask, channel_weights, mean, drop_quadratic);
+  const Weighting& batch = job.forward.batch;
+  std::vector<double> slopes = incoming(grad, batch);
+  const std::vector<double> totals = row_weights(batch);
+  for (int64_t row = 0; row < batch.rows; ++row)
+    slopes[row] = RatioRow(job.forward.gain.at(row)).slope(slopes[row], totals[row], batch.mean);
+  job.slopes = slopes.data();
+  Tensor grad_x0_pred = new_state(x0_pred, x0_pred.scalar_type());
+  job.grad = new_output(grad_x0_pred);
+  with_compute_type(arguments.is_double, [&](auto zero) {
+    using T = decltype(zero);
+    const std::vector<T> weights = weights_as<T>(batch);
+    const T* weights_data = batch.weights == nullptr ? nullptr : weights.data();
+    for_tasks(batch, Tasks(batch), [&](const Task& task, int64_t) {
+      MGRPO_ISA_CALL(ratio_gradient_task<T>, job, task, weights_data);
+    });
+  });
+  return grad_x0_pred;
+}
+
+}  // namespace
+}  // namespace mgrpo
+
+#define MGRPO_NOISE "Tensor? noise, Tensor? step_member, Tensor? condition, int seed, int iteration, int stream"
+#define MGRPO_SCALARS "float A, float B, float s, Tensor? A_rows, Tensor? B_rows, Tensor? s_rows"
+#define MGRPO_WEIGHTING "Tensor? mask, Tensor? channel_weights, bool mean"
+#define MGRPO_MATRICES "int first_channel, int matrices, bool fix_det"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(mgrpo_native, m) {
+  m.def("sde_step_fwd(Tensor x_t, Tensor x0_pred, " MGRPO_NOISE ", " MGRPO_SCALARS ", " MGRPO_WEIGHTING
+        ", bool with_log_prob) -> (Tensor, Tensor)");
+  m.def("projected_sde_step_fwd(Tensor x_t, Tensor x0_pred, " MGRPO_NOISE ", " MGRPO_SCALARS ", " MGRPO_MATRICES
+        ") -> (Tensor, Tensor)");
+  m.def("projected_sde_step_bwd(Tensor? grad_x_prev, Tensor? grad_projected, Tensor x0_pred, Tensor projected, float B, "
+        "Tensor? B_rows, " MGRPO_MATRICES ") -> Tensor");
+  m.def("sde_log_prob_fwd(Tensor x_prev, Tensor x_t, Tensor x0_pred, " MGRPO_SCALARS ", " MGRPO_WEIGHTING
+        ") -> Tensor");
+  m.def("sde_log_prob_bwd(Tensor grad, Tensor x_prev, Tensor x_t, Tensor x0_pred, " MGRPO_SCALARS ", " MGRPO_WEIGHTING
+        ", bool needs_x_prev, bool needs_x_t, bool needs_x0_pred) -> (Tensor, Tensor, Tensor)");
+  m.def("sde_log_ratio_fwd(Tensor x0_pred, Tensor other, " MGRPO_NOISE ", float gain, Tensor? gain_rows, " MGRPO_WEIGHTING
+        ", bool drop_quadratic) -> Tensor");
+  m.def("sde_log_ratio_bwd(Tensor grad, Tensor x0_pred, Tensor other, " MGRPO_NOISE
+        ", float gain, Tensor? gain_rows, " MGRPO_WEIGHTING ", bool drop_quadratic) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mgrpo_native, CPU, m) {
+  m.impl("sde_step_fwd", TORCH_BOX(&mgrpo::sde_step_cpu));
+  m.impl("projected_sde_step_fwd", TORCH_BOX(&mgrpo::projected_sde_step_cpu));
+  m.impl("projected_sde_step_bwd", TORCH_BOX(&mgrpo::projected_sde_step_backward_cpu));
+  m.impl("sde_log_prob_fwd", TORCH_BOX(&mgrpo::sde_log_prob_cpu));
+  m.impl("sde_log_prob_bwd", TORCH_BOX(&mgrpo::sde_log_prob_backward_cpu));
+  m.impl("sde_log_ratio_fwd", TORCH_BOX(&mgrpo::sde_log_ratio_cpu));
+  m.impl("sde_log_ratio_bwd", TORCH_BOX(&mgrpo::sde_log_ratio_backward_cpu));
+}
