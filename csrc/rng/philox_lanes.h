@@ -91,24 +91,45 @@ struct UniformNumbers {
   }
 };
 
-// The numbers of blocks block, ..., block + 4 tiles kPhiloxLanes - 1 of a row, in order, to out.
-template <class Numbers>
-MGRPO_HD void philox_tiles(const PhiloxRow& row, uint32_t block, int64_t tiles, float* out) {
+// The numbers of blocks block, block + 1, ... of a row, kPhiloxTile for each of `tiles`, in order, to out. `beside` is
+// called with each tile's first number before it is drawn: the place to ask for memory that is needed afterwards.
+//
+// First words, then numbers: in either loop the steps of one vector wait for each other, and the shorter the loop's body
+// the more vectors a processor has under way at once.
+template <class Numbers, class Beside>
+MGRPO_HD void philox_tiles(const PhiloxRow& row, uint32_t block, int64_t tiles, float* out, Beside beside) {
+  constexpr int kTilesAtOnce = 8, kGroups = kPhiloxTile / (4 * kPhiloxLanes);
   const RoundKeys keys = round_keys(row);
+  const PhiloxRow own = row;
   WideWords even;
   for (int lane = 0; lane < kPhiloxLanes / 2; ++lane) even[lane] = static_cast<uint64_t>(2 * lane);
-  for (int64_t at = 0; at < tiles * kPhiloxTile; at += 4 * kPhiloxLanes) {
-    const WideWords first = even + (row.first_word | (block + static_cast<uint32_t>(at / 4)));
-    const WideCounter a = philox_rounds(first, row, keys), b = philox_rounds(first + 1, row, keys);
-    const PhiloxLanes::Word words[4] = {merge(a.w0, b.w0), merge(a.w1, b.w1), merge(a.w2, b.w2), merge(a.w3, b.w3)};
-    PhiloxLanes::Float n[4], low[2], high[2], ordered[4];
-    Numbers::convert(words, n);
-    interleave(n[0], n[2], low[0], high[0]);
-    interleave(n[1], n[3], low[1], high[1]);
-    interleave(low[0], low[1], ordered[0], ordered[1]);
-    interleave(high[0], high[1], ordered[2], ordered[3]);
-    memcpy(out + at, ordered, sizeof ordered);
+  PhiloxLanes::Word words[kTilesAtOnce * kGroups][4];
+  for (int64_t tile = 0; tile < tiles; tile += kTilesAtOnce) {
+    const int groups = static_cast<int>(tiles - tile < kTilesAtOnce ? tiles - tile : kTilesAtOnce) * kGroups;
+    const uint32_t start = block + static_cast<uint32_t>(tile * (kPhiloxTile / 4));
+    for (int group = 0; group < groups; ++group) {
+      if (group % kGroups == 0) beside((tile + group / kGroups) * kPhiloxTile);
+      const WideWords first = even + (own.first_word | (start + static_cast<uint32_t>(group * kPhiloxLanes)));
+      const WideCounter a = philox_rounds(first, own, keys), b = philox_rounds(first + 1, own, keys);
+      words[group][0] = merge(a.w0, b.w0);
+      words[group][1] = merge(a.w1, b.w1);
+      words[group][2] = merge(a.w2, b.w2);
+      words[group][3] = merge(a.w3, b.w3);
+    }
+    for (int group = 0; group < groups; ++group) {
+      PhiloxLanes::Float n[4], low[2], high[2], ordered[4];
+      Numbers::convert(words[group], n);
+      interleave(n[0], n[2], low[0], high[0]);
+      interleave(n[1], n[3], low[1], high[1]);
+      interleave(low[0], low[1], ordered[0], ordered[1]);
+      interleave(high[0], high[1], ordered[2], ordered[3]);
+      memcpy(out + tile * kPhiloxTile + group * 4 * kPhiloxLanes, ordered, sizeof ordered);
+    }
   }
 }
+
+struct NothingBeside {
+  MGRPO_HD void operator()(int64_t) const {}
+};
 
 }  // namespace MGRPO_NAMESPACE

@@ -32,11 +32,14 @@ void with_compute_type(bool is_double, F&& f) {
 
 ScalarType compute_dtype(bool is_double) { return is_double ? ScalarType::Double : ScalarType::Float; }
 
-// Calls run(task, index of the task) for all tasks, on all threads.
+// Calls run(task, index of the task) for all tasks, on all threads. A backward pass goes from the last to the first: what
+// the forward pass read last is what a cache may still hold.
+enum class Order { kForward, kBackward };
 template <class Run>
-void for_tasks(const Weighting& batch, const Tasks& tasks, Run run) {
+void for_tasks(const Weighting& batch, const Tasks& tasks, Order order, Run run) {
   torch::stable::parallel_for(0, tasks.count, kTasksAtOnce, [&](int64_t begin, int64_t end) {
-    for (int64_t index = begin; index < end; ++index) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t index = order == Order::kForward ? i : end - 1 - (i - begin);
       const int64_t first = index % tasks.per_row * tasks.frames_per_task;
       run(Task{index / tasks.per_row, first, std::min(first + tasks.frames_per_task, batch.frames)}, index);
     }
@@ -85,6 +88,7 @@ std::tuple<Tensor, Tensor> step(TransitionArguments& arguments, StepJob& job, co
   Tensor x_prev = new_state(like, dtype);
   Tensor log_prob = torch::stable::new_empty(like, {job.sum_noise ? job.batch.rows : 0}, dtype);
   job.x_prev = new_output(x_prev);
+  job.past_caches = is_large(job.batch);
   if (job.matrices > 0) job.projected = new_output(projected);
   const Tasks tasks(job.batch);
   std::vector<double> parts(job.sum_noise ? static_cast<size_t>(tasks.count) : 0);
@@ -92,7 +96,7 @@ std::tuple<Tensor, Tensor> step(TransitionArguments& arguments, StepJob& job, co
     using T = decltype(zero);
     const std::vector<T> weights = weights_as<T>(job.batch);
     const T* weights_data = job.batch.weights == nullptr ? nullptr : weights.data();
-    for_tasks(job.batch, tasks, [&](const Task& task, int64_t index) {
+    for_tasks(job.batch, tasks, Order::kForward, [&](const Task& task, int64_t index) {
       const double sum = MGRPO_ISA_CALL(step_task<T>, job, task, weights_data);
       if (job.sum_noise) parts[index] = sum;
     });
@@ -174,7 +178,7 @@ Tensor projected_sde_step_backward_cpu(
   job.grad = new_output(grad);
   dispatch_float_double(x0_pred, [&](auto zero) {
     using T = decltype(zero);
-    for_tasks(job.batch, Tasks(job.batch),
+    for_tasks(job.batch, Tasks(job.batch), Order::kBackward,
               [&](const Task& task, int64_t) { MGRPO_ISA_CALL(projection_gradient_task<T>, job, task); });
   });
   return grad;
@@ -209,7 +213,7 @@ Tensor sde_log_prob_cpu(const Tensor& x_prev, const Tensor& x_t, const Tensor& x
     using T = decltype(zero);
     const std::vector<T> weights = weights_as<T>(job.batch);
     const T* weights_data = job.batch.weights == nullptr ? nullptr : weights.data();
-    for_tasks(job.batch, tasks, [&](const Task& task, int64_t index) {
+    for_tasks(job.batch, tasks, Order::kForward, [&](const Task& task, int64_t index) {
       parts[index] = MGRPO_ISA_CALL(log_prob_task<T>, job, task, weights_data);
     });
     const std::vector<double> totals = row_weights(job.batch);
@@ -248,6 +252,7 @@ std::tuple<Tensor, Tensor, Tensor> sde_log_prob_backward_cpu(
   for (int64_t row = 0; row < batch.rows; ++row)
     slopes[row] = LogProbRow(job.forward.s.at(row)).slope(slopes[row], totals[row], batch.mean);
   job.slopes = slopes.data();
+  job.past_caches = is_large(batch);
   const auto gradient_of = [](const Tensor& state, bool needed) {
     return needed ? new_state(state, state.scalar_type()) : torch::stable::new_empty(state, {0}, state.scalar_type());
   };
@@ -260,7 +265,7 @@ std::tuple<Tensor, Tensor, Tensor> sde_log_prob_backward_cpu(
     using T = decltype(zero);
     const std::vector<T> weights = weights_as<T>(batch);
     const T* weights_data = batch.weights == nullptr ? nullptr : weights.data();
-    for_tasks(batch, Tasks(batch), [&](const Task& task, int64_t) {
+    for_tasks(batch, Tasks(batch), Order::kBackward, [&](const Task& task, int64_t) {
       MGRPO_ISA_CALL(log_prob_gradient_task<T>, job, task, weights_data);
     });
   });
@@ -303,7 +308,7 @@ Tensor sde_log_ratio_cpu(const Tensor& x0_pred, const Tensor& other, const Optio
     using T = decltype(zero);
     const std::vector<T> weights = weights_as<T>(job.batch);
     const T* weights_data = job.batch.weights == nullptr ? nullptr : weights.data();
-    for_tasks(job.batch, tasks, [&](const Task& task, int64_t index) {
+    for_tasks(job.batch, tasks, Order::kForward, [&](const Task& task, int64_t index) {
       double sums[2];
       MGRPO_ISA_CALL(ratio_task<T>, job, task, weights_data, sums);
       linear[index] = sums[0];
@@ -335,13 +340,14 @@ Tensor sde_log_ratio_backward_cpu(const Tensor& grad, const Tensor& x0_pred, con
   for (int64_t row = 0; row < batch.rows; ++row)
     slopes[row] = RatioRow(job.forward.gain.at(row)).slope(slopes[row], totals[row], batch.mean);
   job.slopes = slopes.data();
+  job.past_caches = is_large(batch);
   Tensor grad_x0_pred = new_state(x0_pred, x0_pred.scalar_type());
   job.grad = new_output(grad_x0_pred);
   with_compute_type(arguments.is_double, [&](auto zero) {
     using T = decltype(zero);
     const std::vector<T> weights = weights_as<T>(batch);
     const T* weights_data = batch.weights == nullptr ? nullptr : weights.data();
-    for_tasks(batch, Tasks(batch), [&](const Task& task, int64_t) {
+    for_tasks(batch, Tasks(batch), Order::kBackward, [&](const Task& task, int64_t) {
       MGRPO_ISA_CALL(ratio_gradient_task<T>, job, task, weights_data);
     });
   });

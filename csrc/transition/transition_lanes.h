@@ -1,20 +1,56 @@
 // Loops over one task's elements; compiled once per instruction set (common/for_each_isa.h).
 //
-// A row's sum has the same bits on every instruction set: element i of a piece always goes to running sum i mod
+// A row's sum has the same bits on every instruction set: element i of a piece always goes to running sum i modulo
 // kSumLanes, and multiplications and additions are not fused.
 #include "../rng/philox_lanes.h"
 #include "transition_math.h"
 
 namespace MGRPO_NAMESPACE {
 
-constexpr int kSumLanes = 32;
+template <class T>
+constexpr int kSumLanes = 128 / sizeof(T);  // two of the widest vectors
 constexpr int64_t kPiece = 512;  // elements between two transfers of the running sums into double precision
 
 template <class T>
-constexpr int kSumPacks = kSumLanes / Pack<T>::kLanes;
+constexpr int kSumPacks = kSumLanes<T> / Pack<T>::kLanes;
 
 // ---- Access to memory: whole vectors, and the last one of a piece ----
 
+// Past the caches, to an aligned place: a store would first read from memory what it is about to overwrite.
+MGRPO_HD void store_past_caches(float* p, Pack<float> a) {
+#if defined(__x86_64__) && MGRPO_ISA_BYTES == 64
+  _mm512_stream_ps(p, (__m512)a.v);
+#elif defined(__x86_64__) && MGRPO_ISA_BYTES == 32
+  _mm256_stream_ps(p, (__m256)a.v);
+#elif defined(__x86_64__)
+  _mm_stream_ps(p, (__m128)a.v);
+#else
+  store_pack(p, a);
+#endif
+}
+MGRPO_HD void store_past_caches(double* p, Pack<double> a) {
+#if defined(__x86_64__) && MGRPO_ISA_BYTES == 64
+  _mm512_stream_pd(p, (__m512d)a.v);
+#elif defined(__x86_64__) && MGRPO_ISA_BYTES == 32
+  _mm256_stream_pd(p, (__m256d)a.v);
+#elif defined(__x86_64__)
+  _mm_stream_pd(p, (__m128d)a.v);
+#else
+  store_pack(p, a);
+#endif
+}
+// At the end of a task that stored past the caches: other threads see its stores before they see it finished.
+MGRPO_HD void finish_stores() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+template <class T>
+MGRPO_HD bool is_aligned(const T* p) {
+  return reinterpret_cast<uintptr_t>(p) % MGRPO_ISA_BYTES == 0;
+}
+
+template <bool kPastCaches>
 struct Whole {
   template <class T>
   MGRPO_HD Pack<T> load(const T* p) const {
@@ -22,7 +58,10 @@ struct Whole {
   }
   template <class T>
   MGRPO_HD void store(T* p, Pack<T> a) const {
-    store_pack(p, a);
+    if constexpr (kPastCaches)
+      store_past_caches(p, a);
+    else
+      store_pack(p, a);
   }
 };
 
@@ -40,15 +79,15 @@ struct Part {
 };
 
 // Calls body(access, offset, pack) for `count` elements; pack counts vectors modulo kSumPacks.
-template <class T, class Body>
+template <class T, bool kPastCaches = false, class Body>
 MGRPO_HD void sweep(int64_t count, Body& body) {
   constexpr int n = Pack<T>::kLanes;
   int64_t i = 0;
-  for (; i + kSumLanes <= count; i += kSumLanes) {
-#pragma GCC unroll 16
-    for (int pack = 0; pack < kSumPacks<T>; ++pack) body(Whole{}, i + pack * n, pack);
+  for (; i + kSumLanes<T> <= count; i += kSumLanes<T>) {
+#pragma GCC unroll 8
+    for (int pack = 0; pack < kSumPacks<T>; ++pack) body(Whole<kPastCaches>{}, i + pack * n, pack);
   }
-#pragma GCC unroll 16
+#pragma GCC unroll 8
   for (int pack = 0; pack < kSumPacks<T>; ++pack) {
     const int64_t left = count - i - pack * n;
     if (left > 0) body(Part{static_cast<int>(left < n ? left : n)}, i + pack * n, pack);
@@ -61,25 +100,25 @@ struct Run {
   Pack<T> lanes[kSumPacks<T>];
 
   MGRPO_HD Run() {
-#pragma GCC unroll 16
+#pragma GCC unroll 8
     for (int pack = 0; pack < kSumPacks<T>; ++pack) lanes[pack] = Pack<T>(T(0));
   }
 };
 
 // One sum over a task: the runs' totals in double.
+template <class T>
 struct Total {
-  double lanes[kSumLanes] = {};
+  double lanes[kSumLanes<T>] = {};
 
-  template <class T>
   MGRPO_HD void add(const Run<T>& run) {
-    T values[kSumLanes];
+    T values[kSumLanes<T>];
     memcpy(values, run.lanes, sizeof values);
-    for (int lane = 0; lane < kSumLanes; ++lane) lanes[lane] += static_cast<double>(values[lane]);
+    for (int lane = 0; lane < kSumLanes<T>; ++lane) lanes[lane] += static_cast<double>(values[lane]);
   }
   MGRPO_HD double sum() const {
-    double part[kSumLanes];
+    double part[kSumLanes<T>];
     memcpy(part, lanes, sizeof part);
-    for (int width = kSumLanes / 2; width > 0; width /= 2)
+    for (int width = kSumLanes<T> / 2; width > 0; width /= 2)
       for (int lane = 0; lane < width; ++lane) part[lane] += part[lane + width];
     return part[0];
   }
@@ -102,21 +141,25 @@ MGRPO_HD const T* weights_from(const T* weights, int64_t channel) {
 
 // ---- Rows as numbers of type T, whatever they are stored as ----
 
+// Another type's numbers as T; of the wider ones T is the widest of a call, so double never becomes float here.
+template <class T>
+__attribute__((noinline)) void convert_from(const State& state, int64_t first, int64_t count, T* numbers) {
+  if (state.dtype == StateDtype::kBFloat16) {
+    const uint16_t* stored = static_cast<const uint16_t*>(state.data) + first;
+    for (int64_t i = 0; i < count; ++i) numbers[i] = static_cast<T>(bfloat16_to_float(stored[i]));
+  } else if (state.dtype == StateDtype::kHalf) {
+    const uint16_t* stored = static_cast<const uint16_t*>(state.data) + first;
+    for (int64_t i = 0; i < count; ++i) numbers[i] = static_cast<T>(half_to_float(stored[i]));
+  } else {
+    const float* stored = static_cast<const float*>(state.data) + first;
+    for (int64_t i = 0; i < count; ++i) numbers[i] = static_cast<T>(stored[i]);
+  }
+}
 template <class T>
 MGRPO_HD const T* read(const State& state, int64_t row, int64_t offset, int64_t count, T* buffer) {
   const int64_t first = row * state.row_stride + offset;
   if (state.dtype == kDtypeOf<T>) return static_cast<const T*>(state.data) + first;
-  if (state.dtype == StateDtype::kBFloat16) {
-    const uint16_t* stored = static_cast<const uint16_t*>(state.data) + first;
-    for (int64_t i = 0; i < count; ++i) buffer[i] = static_cast<T>(bfloat16_to_float(stored[i]));
-  } else if (state.dtype == StateDtype::kHalf) {
-    const uint16_t* stored = static_cast<const uint16_t*>(state.data) + first;
-    for (int64_t i = 0; i < count; ++i) buffer[i] = static_cast<T>(half_to_float(stored[i]));
-  } else {
-    // float read as double: the other way round does not occur, since T is the widest type of a call.
-    const float* stored = static_cast<const float*>(state.data) + first;
-    for (int64_t i = 0; i < count; ++i) buffer[i] = static_cast<T>(stored[i]);
-  }
+  convert_from(state, first, count, buffer);
   return buffer;
 }
 
@@ -126,18 +169,21 @@ MGRPO_HD T* write_to(const Output& out, int64_t first, T* buffer) {
   return out.dtype == kDtypeOf<T> ? static_cast<T*>(out.data) + first : buffer;
 }
 template <class T>
-MGRPO_HD void finish(const Output& out, int64_t first, int64_t count, const T* buffer) {
-  if (out.dtype == kDtypeOf<T>) return;
+__attribute__((noinline)) void convert_to(const Output& out, int64_t first, int64_t count, const T* numbers) {
   if (out.dtype == StateDtype::kBFloat16) {
     uint16_t* stored = static_cast<uint16_t*>(out.data) + first;
-    for (int64_t i = 0; i < count; ++i) stored[i] = float_to_bfloat16(static_cast<float>(buffer[i]));
+    for (int64_t i = 0; i < count; ++i) stored[i] = float_to_bfloat16(static_cast<float>(numbers[i]));
   } else if (out.dtype == StateDtype::kHalf) {
     uint16_t* stored = static_cast<uint16_t*>(out.data) + first;
-    for (int64_t i = 0; i < count; ++i) stored[i] = float_to_half(static_cast<float>(buffer[i]));
+    for (int64_t i = 0; i < count; ++i) stored[i] = float_to_half(static_cast<float>(numbers[i]));
   } else {
     float* stored = static_cast<float*>(out.data) + first;
-    for (int64_t i = 0; i < count; ++i) stored[i] = static_cast<float>(buffer[i]);
+    for (int64_t i = 0; i < count; ++i) stored[i] = static_cast<float>(numbers[i]);
   }
+}
+template <class T>
+MGRPO_HD void finish(const Output& out, int64_t first, int64_t count, const T* buffer) {
+  if (out.dtype != kDtypeOf<T>) convert_to(out, first, count, buffer);
 }
 
 MGRPO_HD void write_zeros(const Output& out, int64_t first, int64_t count) {
@@ -150,12 +196,23 @@ struct NoiseBuffer {
   float drawn[kPiece + 2 * kPhiloxTile];
   T wide[kPiece];
 };
+// While numbers are drawn nothing asks for memory, so the other operands of the piece are called for then.
 template <class T>
-MGRPO_HD const T* read_noise(const Noise& noise, int64_t row, int64_t offset, int64_t count, NoiseBuffer<T>& buffer) {
+struct FetchBeside {
+  const T* streams[3];
+
+  MGRPO_HD void operator()(int64_t first) const {
+    for (const T* stream : streams)
+      for (int i = 0; i < kPhiloxTile; i += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(stream + first + i);
+  }
+};
+template <class T>
+MGRPO_HD const T* read_noise(const Noise& noise, int64_t row, int64_t offset, int64_t count, NoiseBuffer<T>& buffer,
+                             const FetchBeside<T>& beside) {
   if (noise.kind == Noise::Kind::kGiven) return read(noise.given, row, offset, count, buffer.wide);
   const int64_t before = offset % 4;
   philox_tiles<NormalNumbers>(noise.key(row), static_cast<uint32_t>(offset / 4),
-                              (before + count + kPhiloxTile - 1) / kPhiloxTile, buffer.drawn);
+                              (before + count + kPhiloxTile - 1) / kPhiloxTile, buffer.drawn, beside);
   if constexpr (sizeof(T) == 4) {
     return buffer.drawn + before;
   } else {
@@ -254,19 +311,23 @@ struct StepPieces {
   const State& x0_pred;
   const T* weights;
   Pack<T> A, B, s;
-  Total sum{};
+  Total<T> sum{};
   T x_t_buffer[kPiece], x0_buffer[kPiece];
   NoiseBuffer<T> noise_buffer;
 
   MGRPO_HD void operator()(int64_t offset, int64_t count, bool counted, int64_t channel) {
-    const T* noise = nullptr;
-    if constexpr (kNoise) noise = read_noise(job.noise, task.row, offset, count, noise_buffer);
     const T* x_t = read(job.x_t, task.row, offset, count, x_t_buffer);
     const T* x0 = read(x0_pred, task.row, offset, count, x0_buffer);
     T* x_prev = static_cast<T*>(job.x_prev.data) + task.row * job.batch.row_size() + offset;
+    const T* noise = nullptr;
+    if constexpr (kNoise) noise = read_noise(job.noise, task.row, offset, count, noise_buffer,
+                                                   {{x_t, x0, job.past_caches ? x_t : x_prev}});
     if (counted) {
       StepBody<T, kNoise, kSum, kWeights> body{x_t, x0, noise, weights_from<kWeights>(weights, channel), x_prev, A, B, s};
-      sweep<T>(count, body);
+      if (job.past_caches && is_aligned(x_prev))
+        sweep<T, true>(count, body);
+      else
+        sweep<T>(count, body);
       if constexpr (kSum) sum.add(body.run);
     } else {
       StepBody<T, kNoise, false, false> body{x_t, x0, noise, nullptr, x_prev, A, B, s};
@@ -288,6 +349,7 @@ double step_pieces(const StepJob& job, const Task& task, const State& x0_pred, c
   if constexpr (!kSum) plain.mask = nullptr;
   if constexpr (!kWeights) plain.weights = nullptr;
   for_pieces(plain, task, pieces);
+  if (job.past_caches) finish_stores();
   return pieces.sum.sum();
 }
 
@@ -327,7 +389,7 @@ struct LogProbPieces {
   const Task& task;
   const T* weights;
   Pack<T> A, B, inverse_unit;
-  Total sum{};
+  Total<T> sum{};
   T buffers[3][kPiece];
 
   MGRPO_HD void operator()(int64_t offset, int64_t count, bool counted, int64_t channel) {
@@ -410,7 +472,12 @@ struct LogProbGradientPieces {
                                           {slope[0], slope[1], slope[2]}};
     for (int k = 0; k < 3; ++k)
       body.out[k] = outputs[k]->data == nullptr ? nullptr : write_to<T>(*outputs[k], first, out_buffers[k]);
-    sweep<T>(count, body);
+    bool past_caches = job.past_caches;
+    for (int k = 0; k < 3; ++k) past_caches &= body.out[k] == nullptr || (body.out[k] != out_buffers[k] && is_aligned(body.out[k]));
+    if (past_caches)
+      sweep<T, true>(count, body);
+    else
+      sweep<T>(count, body);
     for (int k = 0; k < 3; ++k)
       if (outputs[k]->data != nullptr) finish<T>(*outputs[k], first, count, out_buffers[k]);
   }
@@ -430,6 +497,7 @@ void log_prob_gradient_pieces(const LogProbGradientJob& job, const Task& task, c
       {Pack<T>(static_cast<T>(slope)), Pack<T>(static_cast<T>(-A * slope)), Pack<T>(static_cast<T>(-B * slope))},
       slope == 0};
   for_pieces(job.forward.batch, task, pieces);
+  if (job.past_caches) finish_stores();
 }
 
 template <class T>
@@ -463,16 +531,19 @@ struct RatioPieces {
   const Task& task;
   const T* weights;
   Pack<T> unit;
-  Total linear{}, squares{};
+  Total<T> linear{}, squares{};
   T buffers[2][kPiece];
   NoiseBuffer<T> noise_buffer;
 
   MGRPO_HD void operator()(int64_t offset, int64_t count, bool counted, int64_t channel) {
     if (!counted) return;
+    const T* x0 = read(job.x0_pred, task.row, offset, count, buffers[0]);
+    const T* other = read(job.other, task.row, offset, count, buffers[1]);
     const T* noise = nullptr;
-    if constexpr (kTerms != RatioTerms::kDivergence) noise = read_noise(job.noise, task.row, offset, count, noise_buffer);
-    RatioBody<T, kTerms, kWeights> body{read(job.x0_pred, task.row, offset, count, buffers[0]),
-                                        read(job.other, task.row, offset, count, buffers[1]),
+    if constexpr (kTerms != RatioTerms::kDivergence)
+      noise = read_noise(job.noise, task.row, offset, count, noise_buffer, {{x0, other, other}});
+    RatioBody<T, kTerms, kWeights> body{x0,
+                                        other,
                                         noise,
                                         weights_from<kWeights>(weights, channel),
                                         unit};
@@ -539,16 +610,21 @@ struct RatioGradientPieces {
   MGRPO_HD void operator()(int64_t offset, int64_t count, bool counted, int64_t channel) {
     const int64_t first = task.row * job.forward.batch.row_size() + offset;
     if (!counted || all_zero) return write_zeros(job.grad, first, count);
-    const T *x0 = nullptr, *other = nullptr, *noise = nullptr;
-    if constexpr (kTerms != RatioTerms::kDivergence)
-      noise = read_noise(job.forward.noise, task.row, offset, count, noise_buffer);
+    T* out = write_to<T>(job.grad, first, out_buffer);
+    const T *x0 = out, *other = out, *noise = nullptr;  // the linear term's gradient needs no prediction
     if constexpr (kTerms != RatioTerms::kLinear) {
       x0 = read(job.forward.x0_pred, task.row, offset, count, buffers[0]);
       other = read(job.forward.other, task.row, offset, count, buffers[1]);
     }
+    if constexpr (kTerms != RatioTerms::kDivergence)
+      noise = read_noise(job.forward.noise, task.row, offset, count, noise_buffer,
+                         {{x0, other, job.past_caches ? x0 : out}});
     RatioGradientBody<T, kTerms, kWeights> body{
-        x0, other, noise, weights_from<kWeights>(weights, channel), write_to<T>(job.grad, first, out_buffer), unit, factor, slope};
-    sweep<T>(count, body);
+        x0, other, noise, weights_from<kWeights>(weights, channel), out, unit, factor, slope};
+    if (job.past_caches && out != out_buffer && is_aligned(out))
+      sweep<T, true>(count, body);
+    else
+      sweep<T>(count, body);
     finish<T>(job.grad, first, count, out_buffer);
   }
 };
@@ -565,6 +641,7 @@ void ratio_gradient_pieces(const RatioGradientJob& job, const Task& task, const 
                                                   Pack<T>(static_cast<T>(slope)),
                                                   slope == 0};
   for_pieces(job.forward.batch, task, pieces);
+  if (job.past_caches) finish_stores();
 }
 
 template <class T>

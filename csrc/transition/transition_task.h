@@ -23,6 +23,12 @@ struct Task {
   int64_t row, begin, end;
 };
 
+// Whether a result of this size is worth storing past the caches: where it is larger than a core's own cache, whoever
+// reads it next would not find it there anyway.
+inline bool is_large(const Weighting& batch) {
+  return batch.rows * batch.row_size() >= int64_t{1} << 19;
+}
+
 struct StepJob {
   Weighting batch;
   State x_t, x0_pred;
@@ -32,7 +38,7 @@ struct StepJob {
   // Rotation matrices per frame that are projected first, from channel `first_channel` on; 0 for none.
   int64_t first_channel, matrices;
   bool fix_det;
-  bool sum_noise;
+  bool sum_noise, past_caches;
 };
 
 struct LogProbJob {
@@ -45,6 +51,7 @@ struct LogProbGradientJob {
   LogProbJob forward;
   const double* slopes;  // (N,)
   Output grad_x_prev, grad_x_t, grad_x0_pred;
+  bool past_caches;
 };
 
 struct RatioJob {
@@ -59,6 +66,7 @@ struct RatioGradientJob {
   RatioJob forward;
   const double* slopes;  // (N,)
   Output grad;
+  bool past_caches;
 };
 
 struct ProjectionGradientJob {
