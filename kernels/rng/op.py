@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._library import Kernel, define_op, native, native_cpu
+from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
 from .._triton import triton_backend, triton_call
 from . import reference
 
@@ -29,6 +29,7 @@ for _name, _reference in (
         implementations={
             "cpp": native_cpu([f"{_name}_fwd"], (torch.int64,)),
             "triton": triton_backend((torch.int64,)),
+            "cuda": native_cuda([f"{_name}_fwd"], (torch.int64,)),
         },
         forward=Kernel(
             "(Tensor step_member, Tensor condition, SymInt count, int seed, int iteration, int stream, str backend)"
@@ -38,6 +39,7 @@ for _name, _reference in (
                 "reference": _reference,
                 "cpp": native(f"{_name}_fwd"),
                 "triton": triton_call(__package__, _name),
+                "cuda": cuda(f"{_name}_fwd"),
             },
         ),
     )
