@@ -29,6 +29,15 @@ from .metrics import MotionMetrics, motion_metrics
 from .perlin import perlin_noise
 from .policy import ADVANTAGE_SCHEMES, GroupAdvantages, GrpoLoss, group_advantages, grpo_loss
 from .procrustes import Alignment, procrustes_align, procrustes_residual
+from .rewards import (
+    JOINT_REWARDS,
+    GroupRewards,
+    MotionRewards,
+    RewardSkeleton,
+    StateChannels,
+    group_rewards,
+    motion_rewards,
+)
 from .rng import (
     STREAM_DATA,
     STREAM_INIT,
@@ -45,6 +54,7 @@ from .transition import ProjectedStep, SdeStep, projected_sde_step, sde_kl, sde_
 __all__ = [
     "ADVANTAGE_SCHEMES",
     "BACKENDS",
+    "JOINT_REWARDS",
     "STREAM_DATA",
     "STREAM_INIT",
     "STREAM_PERLIN",
@@ -54,17 +64,23 @@ __all__ = [
     "BackendError",
     "ForwardKinematics",
     "GroupAdvantages",
+    "GroupRewards",
     "GrpoLoss",
     "MotionMetrics",
+    "MotionRewards",
     "NoiseKey",
     "ProjectedStep",
+    "RewardSkeleton",
     "SdeStep",
+    "StateChannels",
     "available_backends",
     "explain_backend",
     "forward_kinematics",
     "group_advantages",
+    "group_rewards",
     "grpo_loss",
     "motion_metrics",
+    "motion_rewards",
     "perlin_noise",
     "philox_normal",
     "philox_uniform",

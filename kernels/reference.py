@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from functools import partial
 
-from . import kinematics, metrics, perlin, policy, procrustes, rng, so3, transition
+from . import kinematics, metrics, perlin, policy, procrustes, rewards, rng, so3, transition
 
 forward_kinematics = partial(kinematics.forward_kinematics, backend="reference")
 group_advantages = partial(policy.group_advantages, backend="reference")
+group_rewards = partial(rewards.group_rewards, backend="reference")
 grpo_loss = partial(policy.grpo_loss, backend="reference")
 motion_metrics = partial(metrics.motion_metrics, backend="reference")
+motion_rewards = partial(rewards.motion_rewards, backend="reference")
 perlin_noise = partial(perlin.perlin_noise, backend="reference")
 philox_normal = partial(rng.philox_normal, backend="reference")
 philox_uniform = partial(rng.philox_uniform, backend="reference")
@@ -29,8 +31,10 @@ sde_step = partial(transition.sde_step, backend="reference")
 __all__ = [
     "forward_kinematics",
     "group_advantages",
+    "group_rewards",
     "grpo_loss",
     "motion_metrics",
+    "motion_rewards",
     "perlin_noise",
     "philox_normal",
     "philox_uniform",
