@@ -308,7 +308,7 @@ def motion_rewards(
     if advantage_options and not with_advantages:
         raise ValueError(f"{function}(): advantage_options must be None with with_advantages=False")
 
-    has_shape = skeleton.t_parent_joint_shapedirs is not None and shape is not None
+    has_shape = joint_reward is not None and shape is not None and skeleton.t_parent_joint_shapedirs is not None
     constants = (
         _constant(T_world_cpf), _constant(target_joints), _constant(target_rotmats), valid,
         _constant(skeleton.t_parent_joint), _constant(skeleton.t_head_cpf),
@@ -404,10 +404,10 @@ def _check_not_empty(function: str, sizes: Mapping[str, int]) -> None:
 
 
 def _check_mask(function: str, mask: Tensor | None, sizes: dict[str, int], like_name: str, like: Tensor) -> Tensor:
-    """The mask as (B, 1 or G, T)."""
+    """The mask as (B, G, T), expanded, not copied."""
     B, G, T = sizes["B"], sizes["G"], sizes["T"]
     if mask is None:
-        return torch.ones((), dtype=torch.bool, device=like.device).expand(B, 1, T)
+        return torch.ones((), dtype=torch.bool, device=like.device).expand(B, G, T)
     check_tensor(function, "mask", mask, dtypes=(torch.bool,))
     if tuple(mask.shape) not in ((B, T), (B, G, T)):
         raise ValueError(
@@ -416,7 +416,7 @@ def _check_mask(function: str, mask: Tensor | None, sizes: dict[str, int], like_
         )
     if mask.device != like.device:
         raise ValueError(f"{function}(): mask must be on {like.device} like {like_name}, got {mask.device}")
-    return mask if mask.dim() == 3 else mask[:, None]
+    return mask if mask.dim() == 3 else mask[:, None].expand(B, G, T)
 
 
 def _check_row(function: str, name: str, row: object, rows: int) -> int:

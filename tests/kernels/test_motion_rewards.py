@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mgrpo.body.default import default_body
 from mgrpo.body.smplh import load_smplh
-from mgrpo.geometry import axis_angle_to_quat, axis_angle_to_rotmat, quat_to_rotmat, rotmat_to_quat
+from mgrpo.geometry import axis_angle_to_quat, axis_angle_to_rotmat, quat_multiply, quat_to_rotmat, rotmat_to_quat
 from mgrpo.kernels import (
     JOINT_REWARDS,
     BackendError,
@@ -80,9 +80,10 @@ def make_case(B=2, G=3, T=21, *, dtype=torch.float64, seed=0, raw=0.05) -> Case:
     angles = 0.3 * noise(B, 1, 21, 3) + 0.04 * noise(B, T, 21, 3).cumsum(1)
     betas = 0.5 * noise(B, 1, 16).expand(B, T, 16)
     heading = torch.cat((0.1 * noise(B, T, 3).cumsum(1), noise(B, 1, 3).expand(B, T, 3)), -1)
-    place = torch.cat((axis_angle_to_quat(heading[..., :3]), heading[..., 3:]), -1)
-    # Low enough that feet reach the floor and the lowest joints lie below it.
-    place[..., 6] = 0.9 + 0.03 * noise(B, T).cumsum(1)
+    upright = axis_angle_to_quat(torch.tensor([math.pi / 2, 0, 0], dtype=torch.float64))
+    place = torch.cat((quat_multiply(axis_angle_to_quat(heading[..., :3]), upright), heading[..., 3:]), -1)
+    # Low enough that feet reach the floor and some joints lie below it.
+    place[..., 6] = 1.5 + 0.03 * noise(B, T).cumsum(1)
     target_rotmats = axis_angle_to_rotmat(angles)
     clean = pack_state(LAYOUT, betas, target_rotmats, torch.zeros(B, T, 21, dtype=torch.float64))
     target = decode_motion(LAYOUT, clean, place, body, project=False)
@@ -306,8 +307,9 @@ def test_backend_equals_the_float64_reference(backend, dtype, frames):
             scale = error_scale(JOINT_REWARDS, expected.errors)
             # The body is float32 in one and its float64 copy in the other: equal numbers.
             assert got.errors.dtype == dtype and got.rewards.dtype == dtype
-            close(got.errors.double() / scale, expected.errors / scale, ERROR_TOLERANCE[dtype])
-            close(got.rewards.double(), expected.rewards, 1e-4 if dtype == torch.float32 else 1e-9)
+            close(got.errors.double() / scale, expected.errors / scale, ERROR_TOLERANCE[dtype], equal_nan=True)
+            tolerance = 1e-4 if dtype == torch.float32 else 1e-9
+            close(got.rewards.double(), expected.rewards, tolerance, equal_nan=True)
 
 
 @pytest.mark.parametrize("backend", FUSED)
@@ -545,10 +547,11 @@ def test_operator_registration(backend):
     T_world_cpf, joints, rotmats, skeleton, mask = case.arguments()
     grad = backend in DIFFERENTIABLE
     state = case.state.clone().requires_grad_(grad)
+    valid = mask[:, None].expand(2, 3, 5)
     numbers = ((0, 1, 2, 6), (1.0, 1.0, 1.0, 0.1), 30.0, 0, 0, backend)
     torch.library.opcheck(
         torch.ops.mgrpo.motion_rewards,
-        (state[..., 16:205], state[..., :16], T_world_cpf, joints, rotmats, mask[:, None], skeleton.t_parent_joint,
+        (state[..., 16:205], state[..., :16], T_world_cpf, joints, rotmats, valid, skeleton.t_parent_joint,
          skeleton.t_head_cpf, skeleton.t_parent_joint_shapedirs, skeleton.t_head_cpf_shapedirs,
          skeleton.parents, 14, (), (), 0, True, *numbers),
     )  # fmt: skip

@@ -1,0 +1,539 @@
+// The formulas of the rewards for one frame, and their gradients. Definitions and derivations: kernels/rewards/README.md.
+//
+// Generic in the number type T: one frame per thread, or one per lane of a Pack. A frame's points lie at p[3 * i + axis],
+// its matrices at p[9 * j + entry].
+#if defined(MGRPO_ISA_SECTION) || !defined(MGRPO_REWARDS_MATH_H)
+#if !defined(MGRPO_ISA_SECTION)
+#define MGRPO_REWARDS_MATH_H
+#include "../common/polar.h"
+#include "../procrustes/procrustes_math.h"
+#include "rewards_options.h"
+#endif
+
+namespace MGRPO_NAMESPACE {
+
+template <class T>
+MGRPO_HD T length(Vec3<T> a) {
+  return sqrt(dot(a, a));
+}
+// d|a| / da: zero where a is.
+template <class T>
+MGRPO_HD Vec3<T> direction(Vec3<T> a) {
+  const T size = length(a);
+  return select(size == T(0), T(0), T(1) / size) * a;
+}
+template <class T>
+MGRPO_HD void add_vec3(T* p, Vec3<T> a) {
+  p[0] += a.x;
+  p[1] += a.y;
+  p[2] += a.z;
+}
+template <class T>
+MGRPO_HD void add_mat3(T* p, const Mat3<T>& a) {
+  for (int i = 0; i < 3; ++i)
+    for (int j = 0; j < 3; ++j) p[3 * i + j] += a.m[i][j];
+}
+// The larger one; a NaN wins (max forgets it where it stands first).
+template <class T>
+MGRPO_HD T larger(T a, T b) {
+  return select((b > a) | (b != b), b, a);
+}
+
+// ---- elementary functions without a vector version ----
+
+// atan(q) / q as a polynomial in z = q^2 <= tan(pi / 8)^2, to 2e-8 (float) and 4e-17 (double).
+template <class T>
+MGRPO_HD T atan_series(T z, float) {
+  return T(1.0f) + z * (T(-0.33332786f) + z * (T(0.19974083f) + z * (T(-0.1384849f) + z * T(0.07976292f))));
+}
+template <class T>
+MGRPO_HD T atan_series(T z, double) {
+  T sum = T(0.021135371786724255);
+  sum = sum * z + T(-0.043480509875515695);
+  sum = sum * z + T(0.056883483762541064);
+  sum = sum * z + T(-0.066402336805179);
+  sum = sum * z + T(0.07689953457237089);
+  sum = sum * z + T(-0.09090773071361224);
+  sum = sum * z + T(0.11111106180288108);
+  sum = sum * z + T(-0.14285714180972484);
+  sum = sum * z + T(0.19999999998855084);
+  sum = sum * z + T(-0.3333333333332844);
+  return sum * z + T(1);
+}
+// atan2(y, x) for y >= 0: an angle in [0, pi].
+template <class T>
+MGRPO_HD T upper_angle(T y, T x) {
+  using Element = typename Number<T>::Element;
+  const T size = abs(x), least = min(y, size), most = larger(y, size);
+  // Above pi / 8 the angle is measured from pi / 4: tan(a - pi / 4) = (tan a - 1) / (tan a + 1).
+  const auto turned = least > T(Element(0.41421356237309503)) * most;
+  const T above = select(turned, least - most, least), below = select(turned, least + most, most);
+  const T q = select(below == T(0), T(0), above / below);
+  T angle = q * atan_series(q * q, Element());
+  angle = angle + select(turned, T(Element(0.78539816339744831)), T(0));
+  angle = select(y > size, T(Element(1.5707963267948966)) - angle, angle);
+  return select(x < T(0), T(Element(3.1415926535897932)) - angle, angle);
+}
+// 2^u for 0 <= u <= 1.
+template <class T>
+MGRPO_HD T exp2_series(T u, float) {
+  return T(1.0f) +
+         u * (T(0.69314694f) +
+              u * (T(0.24023046f) +
+                   u * (T(0.05548063f) + u * (T(0.009684186f) + u * (T(0.0012391332f) + u * T(0.00021865785f))))));
+}
+template <class T>
+MGRPO_HD T exp2_series(T u, double) {
+  T sum = T(6.301915740910197e-10);
+  sum = sum * u + T(6.538379972888172e-09);
+  sum = sum * u + T(1.0258239631175736e-07);
+  sum = sum * u + T(1.3207691263703903e-06);
+  sum = sum * u + T(1.5253231598340641e-05);
+  sum = sum * u + T(0.00015403509263546417);
+  sum = sum * u + T(0.00133335587354168);
+  sum = sum * u + T(0.009618129097240033);
+  sum = sum * u + T(0.055504108665900845);
+  sum = sum * u + T(0.24022650695904288);
+  sum = sum * u + T(0.6931471805599465);
+  return sum * u + T(1);
+}
+
+// ---- representations of rotations ----
+
+// Quaternions wxyz of any length but zero.
+template <class T>
+MGRPO_HD Mat3<T> quaternion_matrix(const T* q) {
+  const T w = q[0], x = q[1], y = q[2], z = q[3], one = T(1);
+  const T two = T(2) / (w * w + x * x + y * y + z * z);
+  return {{{one - two * (y * y + z * z), two * (x * y - w * z), two * (x * z + w * y)},
+           {two * (x * y + w * z), one - two * (x * x + z * z), two * (y * z - w * x)},
+           {two * (x * z - w * y), two * (y * z + w * x), one - two * (x * x + y * y)}}};
+}
+// R = 1 + two * N(q) with N quadratic and two = 2 / |q|^2.
+template <class T>
+MGRPO_HD void quaternion_gradient(const T* q, const Mat3<T>& G, T* out) {
+  const T w = q[0], x = q[1], y = q[2], z = q[3];
+  const T two = T(2) / (w * w + x * x + y * y + z * z);
+  const T yx = G.m[0][1] + G.m[1][0], zx = G.m[0][2] + G.m[2][0], zy = G.m[1][2] + G.m[2][1];
+  const Vec3<T> a = axial(G);
+  const T dw = x * a.x + y * a.y + z * a.z;
+  const T dx = w * a.x + y * yx + z * zx - T(2) * x * (G.m[1][1] + G.m[2][2]);
+  const T dy = w * a.y + x * yx + z * zy - T(2) * y * (G.m[0][0] + G.m[2][2]);
+  const T dz = w * a.z + x * zx + y * zy - T(2) * z * (G.m[0][0] + G.m[1][1]);
+  // N is homogeneous of degree 2: <q, dN> = 2 N, which is what the length takes away again.
+  const T along = T(0.5) * two * (w * dw + x * dx + y * dy + z * dz);
+  out[0] = two * (dw - along * w);
+  out[1] = two * (dx - along * x);
+  out[2] = two * (dy - along * y);
+  out[3] = two * (dz - along * z);
+}
+
+// Two columns, made orthonormal by Gram-Schmidt.
+template <class T>
+MGRPO_HD Mat3<T> columns_matrix(const T* p) {
+  const Vec3<T> a = load_vec3(p), b = load_vec3(p + 3);
+  const Vec3<T> first = (T(1) / length(a)) * a;
+  const Vec3<T> rest = b - dot(first, b) * first;
+  const Vec3<T> second = (T(1) / length(rest)) * rest;
+  return from_columns(first, second, cross(first, second));
+}
+template <class T>
+MGRPO_HD void columns_gradient(const T* p, const Mat3<T>& G, T* out) {
+  const Vec3<T> a = load_vec3(p), b = load_vec3(p + 3);
+  const T inverse_a = T(1) / length(a);
+  const Vec3<T> first = inverse_a * a;
+  const T along = dot(first, b);
+  const Vec3<T> rest = b - along * first;
+  const T inverse_rest = T(1) / length(rest);
+  const Vec3<T> second = inverse_rest * rest, third = column(G, 2);
+  Vec3<T> grad_first = column(G, 0) + cross(second, third);
+  const Vec3<T> grad_second = column(G, 1) + cross(third, first);
+  const Vec3<T> grad_rest = inverse_rest * (grad_second - dot(second, grad_second) * second);
+  // rest = b - (first . b) first
+  const T through = dot(first, grad_rest);
+  grad_first = grad_first - through * b - along * grad_rest;
+  store_vec3(out, inverse_a * (grad_first - dot(first, grad_first) * first));
+  store_vec3(out + 3, grad_rest - through * first);
+}
+
+template <class T>
+MGRPO_HD Mat3<T> decode_rotation(int representation, bool project, const T* p) {
+  if (representation == kQuaternion) return quaternion_matrix(p);
+  if (representation == kRot6d) return columns_matrix(p);
+  const Mat3<T> M = load_mat3(p);
+  return project ? nearest_rotation(M, true) : M;
+}
+// dL/d(numbers at p) from dL/dR, where R is what decode_rotation returned.
+template <class T>
+MGRPO_HD void encode_gradient(int representation, bool project, const T* p, const Mat3<T>& R, const Mat3<T>& grad_R,
+                              T* out) {
+  if (representation == kQuaternion) {
+    quaternion_gradient(p, grad_R, out);
+  } else if (representation == kRot6d) {
+    columns_gradient(p, grad_R, out);
+  } else {
+    store_mat3(out, project ? polar_gradient(grad_R, load_mat3(p), R, true) : grad_R);
+  }
+}
+
+// ---- the body ----
+
+// out[i] = constant[i] + sum_s directions[i, s] betas[s]
+template <class T, class Element>
+MGRPO_HD void linear_in_shape(const Element* constants, const Element* directions, int count, int S, const T* betas,
+                              T* out) {
+  for (int i = 0; i < count; ++i) {
+    T sum = T(constants[i]);
+    for (int s = 0; s < S; ++s) sum += T(directions[i * S + s]) * betas[s];
+    out[i] = sum;
+  }
+}
+template <class T, class Element>
+MGRPO_HD void add_shape_gradient(const Element* directions, int count, int S, const T* grad, T* grad_betas) {
+  for (int s = 0; s < S; ++s) {
+    T sum = T(0);
+    for (int i = 0; i < count; ++i) sum += T(directions[i * S + s]) * grad[i];
+    grad_betas[s] += sum;
+  }
+}
+
+// Positions from the root (points, N = 1 + J with the root at zero) and the rotations that others hang from (turns).
+template <class T>
+MGRPO_HD void pose_tree(const RewardOptions& options, const T* rotmats, const T* offsets, T* turns, T* points) {
+  store_vec3(points, zero_vec3<T>());
+  for (int j = 0; j < options.rotations; ++j) {
+    const int p = options.parents[j];
+    const Vec3<T> offset = load_vec3(offsets + 3 * j);
+    if (p < 0) {
+      store_vec3(points + 3 * (j + 1), offset);
+      if (options.turns_others[j]) store_mat3(turns + 9 * j, load_mat3(rotmats + 9 * j));
+    } else {
+      const Mat3<T> parent = load_mat3(turns + 9 * p);
+      store_vec3(points + 3 * (j + 1), load_vec3(points + 3 * (p + 1)) + parent * offset);
+      if (options.turns_others[j]) store_mat3(turns + 9 * j, parent * load_mat3(rotmats + 9 * j));
+    }
+  }
+}
+
+// The placement x_world = t_cpf + R (x - pupils) of points seen from the root, R = R_cpf Q_head^T.
+template <class T>
+struct Placement {
+  Mat3<T> R;
+  Vec3<T> pupils, t_cpf;
+};
+template <class T>
+MGRPO_HD Placement<T> place_pupils(int head, const T* turns, const T* points, Vec3<T> t_head_cpf, const T* cpf) {
+  const Mat3<T> Q = load_mat3(turns + 9 * head);
+  return {times_transposed(load_mat3(cpf), Q), load_vec3(points + 3 * (head + 1)) + Q * t_head_cpf, load_vec3(cpf + 9)};
+}
+template <class T>
+MGRPO_HD void place_points(const Placement<T>& place, int N, const T* points, T* world) {
+  for (int i = 0; i < N; ++i)
+    store_vec3(world + 3 * i, place.t_cpf + place.R * (load_vec3(points + 3 * i) - place.pupils));
+}
+
+// From dL/d(world points) to dL/d(rotations), dL/d(offsets) and dL/d(t_head_cpf). `grad_points` and `grad_turns` are
+// scratch; grad_rotmats is written for every joint.
+template <class T>
+MGRPO_HD Vec3<T> tree_gradient(const RewardOptions& options, const T* rotmats, const T* offsets, const T* turns,
+                               const T* points, Vec3<T> t_head_cpf, const T* cpf, const T* grad_world, T* grad_points,
+                               T* grad_turns, T* grad_rotmats, T* grad_offsets) {
+  const int J = options.rotations, head = options.head_joint;
+  const Placement<T> place = place_pupils(head, turns, points, t_head_cpf, cpf);
+  Mat3<T> grad_place = zero3<T>();
+  Vec3<T> sum = zero_vec3<T>();
+  for (int i = 0; i < J + 1; ++i) {
+    const Vec3<T> g = load_vec3(grad_world + 3 * i);
+    const Vec3<T> h = transposed_times(place.R, g);
+    store_vec3(grad_points + 3 * i, h);
+    sum = sum + h;
+    grad_place = grad_place + outer(g, load_vec3(points + 3 * i) - place.pupils);
+  }
+  for (int i = 0; i < 9 * J; ++i) grad_turns[i] = T(0);
+  // pupils = x_head + Q_head t_head_cpf; R = R_cpf Q_head^T
+  const Vec3<T> grad_pupils = T(-1) * sum;
+  add_vec3(grad_points + 3 * (head + 1), grad_pupils);
+  store_mat3(grad_turns + 9 * head, transposed_times(grad_place, load_mat3(cpf)) + outer(grad_pupils, t_head_cpf));
+  const Vec3<T> grad_t_head_cpf = transposed_times(load_mat3(turns + 9 * head), grad_pupils);
+  for (int j = J - 1; j >= 0; --j) {  // children first
+    const int p = options.parents[j];
+    const Vec3<T> g = load_vec3(grad_points + 3 * (j + 1)), offset = load_vec3(offsets + 3 * j);
+    const Mat3<T> G = load_mat3(grad_turns + 9 * j);
+    if (p < 0) {
+      store_vec3(grad_offsets + 3 * j, g);
+      store_mat3(grad_rotmats + 9 * j, G);
+    } else {
+      const Mat3<T> parent = load_mat3(turns + 9 * p);
+      add_vec3(grad_points + 3 * (p + 1), g);
+      add_mat3(grad_turns + 9 * p, outer(g, offset));
+      store_vec3(grad_offsets + 3 * j, transposed_times(parent, g));
+      if (options.turns_others[j]) {
+        add_mat3(grad_turns + 9 * p, times_transposed(G, load_mat3(rotmats + 9 * j)));
+        store_mat3(grad_rotmats + 9 * j, transposed_times(parent, G));
+      } else {
+        store_mat3(grad_rotmats + 9 * j, zero3<T>());
+      }
+    }
+  }
+  return grad_t_head_cpf;
+}
+
+// ---- differences of rotations ----
+
+// A multiple of the quaternion, by the case in which it is well defined.
+template <class T>
+struct QuaternionCase {
+  typename Number<T>::Condition x, y, z, w;
+  T q[4], inverse;  // unit length; 1 over the length before
+};
+template <class T>
+MGRPO_HD QuaternionCase<T> unit_quaternion(const Mat3<T>& R) {
+  const T a0 = R.m[0][0], a4 = R.m[1][1], a8 = R.m[2][2], one = T(1);
+  const Vec3<T> skew = axial(R);  // a7 - a5, a2 - a6, a3 - a1
+  const T yx = R.m[1][0] + R.m[0][1], zx = R.m[0][2] + R.m[2][0], zy = R.m[2][1] + R.m[1][2];
+  QuaternionCase<T> c;
+  const auto low = a8 < T(0), x_over_y = a0 > a4, minus = a0 < -a4;
+  c.x = low & x_over_y;
+  c.y = low & !x_over_y;
+  c.z = (!low) & minus;
+  c.w = (!low) & !minus;
+  c.q[0] = select(c.x, skew.x, select(c.y, skew.y, select(c.z, skew.z, one + a0 + a4 + a8)));
+  c.q[1] = select(c.x, one + a0 - a4 - a8, select(c.y, yx, select(c.z, zx, skew.x)));
+  c.q[2] = select(c.x, yx, select(c.y, one - a0 + a4 - a8, select(c.z, zy, skew.y)));
+  c.q[3] = select(c.x, zx, select(c.y, zy, select(c.z, one - a0 - a4 + a8, skew.z)));
+  c.inverse = one / sqrt(c.q[0] * c.q[0] + c.q[1] * c.q[1] + c.q[2] * c.q[2] + c.q[3] * c.q[3]);
+  for (int i = 0; i < 4; ++i) c.q[i] = c.q[i] * c.inverse;
+  return c;
+}
+
+template <class Element>
+struct LogarithmLimits;  // squared sine of half an angle under which the logarithm is taken by its series
+template <>
+struct LogarithmLimits<float> {
+  static constexpr float kTiny = 1e-5f;
+};
+template <>
+struct LogarithmLimits<double> {
+  static constexpr double kTiny = 1e-10;
+};
+
+template <class T>
+MGRPO_HD Vec3<T> rotation_vector(const Mat3<T>& R) {
+  const QuaternionCase<T> c = unit_quaternion(R);
+  const T w = c.q[0];
+  const Vec3<T> xyz = {c.q[1], c.q[2], c.q[3]};
+  const T square = dot(xyz, xyz);
+  const auto tiny = square < T(LogarithmLimits<typename Number<T>::Element>::kTiny);
+  const T sine = sqrt(select(tiny, T(1), square)), safe_w = select(tiny, w, T(1));
+  const T series = T(2) / safe_w - T(typename Number<T>::Element(2.0 / 3)) * square / (safe_w * safe_w * safe_w);
+  const T far = select(w < T(0), T(-2), T(2)) * upper_angle(sine, abs(w)) / sine;
+  return select(tiny, series, far) * xyz;
+}
+// dL/dR from dL/d(rotation vector).
+template <class T>
+MGRPO_HD Mat3<T> rotation_vector_gradient(const Mat3<T>& R, Vec3<T> g) {
+  using Element = typename Number<T>::Element;
+  const QuaternionCase<T> c = unit_quaternion(R);
+  const T w = c.q[0];
+  const Vec3<T> xyz = {c.q[1], c.q[2], c.q[3]};
+  const T square = dot(xyz, xyz), along = dot(g, xyz);
+  const auto tiny = square < T(LogarithmLimits<Element>::kTiny);
+  const T sine = sqrt(select(tiny, T(1), square)), safe_w = select(tiny, w, T(1));
+  const T inverse_w = T(1) / safe_w, cube = inverse_w * inverse_w * inverse_w;
+  const T angle = select(w < T(0), T(-2), T(2)) * upper_angle(sine, abs(w)), whole = sine * sine + w * w;
+  // v = factor(w, |xyz|) xyz; `slope` is the derivative of the factor with respect to |xyz|, over |xyz|.
+  const T factor = select(tiny, T(2) * inverse_w - T(Element(2.0 / 3)) * square * cube, angle / sine);
+  const T slope = select(tiny, T(Element(-4.0 / 3)) * cube,
+                         (T(2) * w / whole - angle / sine) / (sine * sine));
+  const T grad_w =
+      along * select(tiny, T(2) * square * cube * inverse_w - T(2) * inverse_w * inverse_w, T(-2) / whole);
+  const Vec3<T> grad_xyz = factor * g + (along * slope) * xyz;
+  const T radial = grad_w * w + dot(grad_xyz, xyz);
+  const T d0 = c.inverse * (grad_w - radial * w), d1 = c.inverse * (grad_xyz.x - radial * xyz.x),
+          d2 = c.inverse * (grad_xyz.y - radial * xyz.y), d3 = c.inverse * (grad_xyz.z - radial * xyz.z);
+  const T zero = T(0);
+  const Vec3<T> skew = {select(c.x, d0, select(c.w, d1, zero)), select(c.y, d0, select(c.w, d2, zero)),
+                        select(c.z, d0, select(c.w, d3, zero))};
+  const T yx = select(c.x, d2, select(c.y, d1, zero)), zx = select(c.x, d3, select(c.z, d1, zero)),
+          zy = select(c.y, d3, select(c.z, d2, zero));
+  const T main = select(c.x, d1, select(c.y, d2, select(c.z, d3, d0)));
+  return {{{select(c.x | c.w, main, -main), yx - skew.z, zx + skew.y},
+           {yx + skew.z, select(c.y | c.w, main, -main), zy - skew.x},
+           {zx - skew.y, zy + skew.x, select(c.z | c.w, main, -main)}}};
+}
+
+// How many numbers of a recorded rotation its comparison needs, and which: the matrix or the rotation vector.
+MGRPO_HD int target_numbers(int rotation_error) { return rotation_error == kAxisAngle ? 3 : 9; }
+template <class T>
+MGRPO_HD void prepare_target(int rotation_error, const T* rotmat, T* out) {
+  const Mat3<T> R = load_mat3(rotmat);
+  if (rotation_error == kAxisAngle) {
+    store_vec3(out, rotation_vector(R));
+  } else {
+    store_mat3(out, R);
+  }
+}
+
+// Into [-pi, pi).
+template <class T>
+MGRPO_HD T wrapped(T angle) {
+  using Element = typename Number<T>::Element;
+  const T pi = T(Element(3.1415926535897932)), turn = T(Element(6.2831853071795865));
+  return select(angle >= pi, angle - turn, select(angle < -pi, angle + turn, angle));
+}
+
+template <class T>
+MGRPO_HD T rotation_difference(int kind, const Mat3<T>& R, const T* target) {
+  if (kind == kAxisAngle) {
+    const Vec3<T> d = rotation_vector(R) - load_vec3(target);
+    return T(typename Number<T>::Element(1.0 / 3)) * (abs(wrapped(d.x)) + abs(wrapped(d.y)) + abs(wrapped(d.z)));
+  }
+  const Mat3<T> B = load_mat3(target);
+  if (kind == kFrobenius) {
+    const Mat3<T> D = R + T(-1) * B;
+    return sqrt(inner(D, D));
+  }
+  // The relative rotation A^T B by its sine (the skew part) and its cosine (the trace): an arc cosine would lose half
+  // of the digits near zero.
+  const Vec3<T> skew = cross(row(B, 0), row(R, 0)) + cross(row(B, 1), row(R, 1)) + cross(row(B, 2), row(R, 2));
+  return upper_angle(length(skew), inner(R, B) - T(1));
+}
+template <class T>
+MGRPO_HD T sign_of(T a) {
+  return select(a > T(0), T(1), select(a < T(0), T(-1), a));
+}
+// strength * d(difference) / dR
+template <class T>
+MGRPO_HD Mat3<T> rotation_difference_gradient(int kind, const Mat3<T>& R, const T* target, T strength) {
+  if (kind == kAxisAngle) {
+    const Vec3<T> d = rotation_vector(R) - load_vec3(target);
+    const T third = strength * T(typename Number<T>::Element(1.0 / 3));
+    return rotation_vector_gradient(
+        R, third * Vec3<T>{sign_of(wrapped(d.x)), sign_of(wrapped(d.y)), sign_of(wrapped(d.z))});
+  }
+  const Mat3<T> B = load_mat3(target);
+  if (kind == kFrobenius) {
+    const Mat3<T> D = R + T(-1) * B;
+    const T size = sqrt(inner(D, D));
+    return select(size == T(0), T(0), strength / size) * D;
+  }
+  const Vec3<T> skew = cross(row(B, 0), row(R, 0)) + cross(row(B, 1), row(R, 1)) + cross(row(B, 2), row(R, 2));
+  const T sine = length(skew), cosine = inner(R, B) - T(1), whole = sine * sine + cosine * cosine;
+  const T scale = select(whole == T(0), T(0), strength / whole);
+  const Vec3<T> u = (scale * cosine) * direction(skew);
+  // The relative rotation A^T B gets [u]x - scale sine 1, and A gets B times the transposed of that.
+  Mat3<T> through = cross_matrix(T(-1) * u);
+  for (int i = 0; i < 3; ++i) through.m[i][i] = -(scale * sine);
+  return B * through;
+}
+
+// ---- distances of points, for one frame; each gradient adds strength * dL/dx to grad ----
+
+template <class T>
+MGRPO_HD T sum_of_distances(int N, const T* x, const T* y) {
+  T sum = T(0);
+  for (int i = 0; i < N; ++i) sum += length(load_vec3(x + 3 * i) - load_vec3(y + 3 * i));
+  return sum;
+}
+template <class T>
+MGRPO_HD void add_distance_gradient(const T* x, const T* y, T strength, T* grad) {
+  add_vec3(grad, strength * direction(load_vec3(x) - load_vec3(y)));
+}
+
+// The joints' mean distance after the best similarity transform of x onto y, or of y onto x (egoallo: how far y moves).
+template <class T>
+MGRPO_HD T aligned_distance(int alignment, int N, const T* x, const T* y) {
+  const UnitWeights<T> weights = unit_weights<T>(N);
+  const Cloud<T> X = survey(x, weights, N), Y = survey(y, weights, N);
+  if (alignment == kStandard) {
+    const auto pair = pair_of(X, RawPoints<T>{x, X}, Y, RawPoints<T>{y, Y}, weights, N);
+    return mean_distance(pair, fit_similarity<T>(pair, true, true));
+  }
+  const auto pair = pair_of(Y, RawPoints<T>{y, Y}, X, RawPoints<T>{x, X}, weights, N);
+  const Fit<T> fit = fit_similarity<T>(pair, true, true);
+  const Mat3<T> B = fit.factor * fit.R;
+  const Vec3<T> shift = X.restored_mean();
+  T sum = T(0);
+  for (int i = 0; i < N; ++i) sum += length(B * pair.x.at(i) + shift - load_vec3(y + 3 * i));
+  return weights.share * sum;
+}
+// `scratch` holds 3 N numbers.
+template <class T>
+MGRPO_HD void add_aligned_gradient(int alignment, int N, const T* x, const T* y, T strength, T* scratch, T* grad) {
+  const UnitWeights<T> weights = unit_weights<T>(N);
+  const Cloud<T> X = survey(x, weights, N), Y = survey(y, weights, N);
+  if (alignment == kStandard) {
+    const auto pair = pair_of(X, RawPoints<T>{x, X}, Y, RawPoints<T>{y, Y}, weights, N);
+    residual_gradient(pair, true, true, strength, scratch, static_cast<T*>(nullptr), static_cast<T*>(nullptr));
+  } else {
+    const auto pair = pair_of(Y, RawPoints<T>{y, Y}, X, RawPoints<T>{x, X}, weights, N);
+    const Fit<T> fit = fit_similarity<T>(pair, true, true);
+    const Mat3<T> B = fit.factor * fit.R;
+    const Vec3<T> shift = X.restored_mean();
+    Mat3<T> grad_B = zero3<T>();
+    Vec3<T> sum = zero_vec3<T>();
+    for (int i = 0; i < N; ++i) {
+      const Vec3<T> centred = pair.x.at(i);
+      const Vec3<T> g = (strength * weights.share) * direction(B * centred + shift - load_vec3(y + 3 * i));
+      grad_B = grad_B + outer(g, centred);
+      sum = sum + g;
+    }
+    const FitGradient<T> gradient =
+        fit_gradient(pair, fit, true, true, grad_B, sum, zero3<T>(), zero_vec3<T>(), T(0));
+    for (int i = 0; i < N; ++i)
+      store_vec3(scratch + 3 * i, grad_of_target(pair, gradient, point_of<T>(pair, i)));
+  }
+  for (int i = 0; i < 3 * N; ++i) grad[i] += scratch[i];
+}
+
+// Depth of the deepest point below the floor.
+template <class T>
+MGRPO_HD T deepest(int N, const T* x) {
+  T depth = -x[2];
+  for (int i = 1; i < N; ++i) depth = larger(depth, -x[3 * i + 2]);
+  return depth;
+}
+template <class T>
+MGRPO_HD T penetration(int N, const T* x) {
+  return larger(T(0), deepest(N, x));
+}
+// Points that are equally deep share the gradient.
+template <class T>
+MGRPO_HD void add_penetration_gradient(int N, const T* x, T strength, T* grad) {
+  const T depth = deepest(N, x);
+  T ties = T(0);
+  for (int i = 0; i < N; ++i) ties += select(-x[3 * i + 2] == depth, T(1), T(0));
+  const T part = select(depth < T(0), T(0), strength / ties);
+  for (int i = 0; i < N; ++i) grad[3 * i + 2] += select(-x[3 * i + 2] == depth, -part, T(0));
+}
+
+// How far a foot slides from `before` to `now`, weighted by how near the floor it arrives.
+template <class T>
+MGRPO_HD T slide(Vec3<T> before, Vec3<T> now, T inverse_height) {
+  using Element = typename Number<T>::Element;
+  const T u = larger(T(0), now.z) * inverse_height;
+  const T weight = select(u >= T(1), T(0), T(2) - exp2_series(min(T(1), u), Element()));
+  const T x = now.x - before.x, y = now.y - before.y;
+  return weight * sqrt(x * x + y * y);
+}
+// d(slide) / d(now); that of `before` is minus its x and y.
+template <class T>
+MGRPO_HD Vec3<T> slide_gradient(Vec3<T> before, Vec3<T> now, T inverse_height) {
+  using Element = typename Number<T>::Element;
+  const T u = larger(T(0), now.z) * inverse_height, power = exp2_series(min(T(1), u), Element());
+  const auto high = u >= T(1);
+  const T weight = select(high, T(0), T(2) - power);
+  const T x = now.x - before.x, y = now.y - before.y, speed = sqrt(x * x + y * y);
+  const T scale = select(speed == T(0), T(0), weight / speed);
+  const T fall = select(high | (now.z < T(0)), T(0), T(Element(-0.69314718055994531)) * inverse_height * power);
+  return {scale * x, scale * y, fall * speed};
+}
+
+// The third difference of four successive positions.
+template <class T>
+MGRPO_HD Vec3<T> third_difference(Vec3<T> a, Vec3<T> b, Vec3<T> c, Vec3<T> d) {
+  return ((d - c) - (c - b)) - ((c - b) - (b - a));
+}
+
+}  // namespace MGRPO_NAMESPACE
+#endif
