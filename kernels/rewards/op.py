@@ -48,8 +48,8 @@ def _fake_group_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _group_native_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     grads = native("group_rewards_bwd")(*arguments)
-    given = (arguments[3], arguments[5])
-    return tuple(grad.view(x.shape) if grad.numel() else grad for grad, x in zip(grads, given))
+    given, wanted = (arguments[3], arguments[5]), arguments[-2:]
+    return tuple(grad.view(x.shape) if want and x is not None else grad for grad, x, want in zip(grads, given, wanted))
 
 
 def _group_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
