@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._checks import check_integer, check_number
 from .._dispatch import resolve
-from ..rng import MEMBER_BITS, _check_key, _check_key_tensor
+from .._noise_key import STREAM_PERLIN, check_key, key_words
 from . import op as _op  # noqa: F401  (registers the operator)
 from .reference import GAIN, lattice_points
 
@@ -72,19 +72,14 @@ def perlin_noise(
         raise ValueError(
             f"perlin_noise(): frames must need at most 2^30 gradients per row, got {frames} frames with {finest}"
         )
-    seed = _check_key("perlin_noise", "seed", seed, 64)
-    iteration = _check_key("perlin_noise", "iteration", iteration, 32)
-    rows: dict[str, int] = {}
-    _check_key_tensor("perlin_noise", "condition", condition, 32, rows)
-    if member is None:
+    if member is None and isinstance(condition, Tensor):
         member = torch.zeros_like(condition)
-    _check_key_tensor("perlin_noise", "member", member, MEMBER_BITS, rows, condition.device)
+    check_key("perlin_noise", seed, iteration, condition, member, 0, STREAM_PERLIN)
+    signed_seed = key_words(seed, iteration, condition, member, 0, STREAM_PERLIN)[2]
     chosen = resolve("perlin_noise", backend, condition)
     if alpha == 0:
         return torch.zeros((condition.shape[0], frames, channels), dtype=torch.float32, device=condition.device)
     scale = alpha / sum(GAIN**octave for octave in range(octaves))
-    # The operator's schema has signed 64-bit integers.
-    signed_seed = seed - (1 << 64) if seed >= 1 << 63 else seed
     return torch.ops.mgrpo.perlin_noise(
         condition, member, frames, channels, scale, float(lattice), octaves, signed_seed, iteration, chosen
     )
