@@ -40,7 +40,8 @@ __device__ __forceinline__ Moments merge_all(int64_t count, Moments* shared, con
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) group_advantages_kernel(const __grid_constant__ AdvantageJob<T> job) {
+__global__ void __launch_bounds__(kThreads, 1)  // of one block: without a number the compiler spills registers
+    group_advantages_kernel(const __grid_constant__ AdvantageJob<T> job) {
   __shared__ Moments shared[kThreads];
   const int64_t members = job.B * job.G, C = job.C(), columns = job.B * C;
   for_each_item(members, [&](int64_t i) { score_member(job, i); });
