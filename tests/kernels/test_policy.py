@@ -618,6 +618,15 @@ def test_every_option_agrees_with_the_oracle(fused, options, seed, size, dtype, 
             torch.testing.assert_close(a.double()[sure], b[sure], rtol=tolerance, atol=tolerance, msg=name)
 
 
+def test_equal_totals_are_trimmed_in_the_order_of_members():
+    """The last of equal largest ones goes, the first of equal smallest ones: it shows in the parts of the total."""
+    r = torch.tensor([[3.0, 0.0], [0.0, 0.0], [0.0, 3.0], [1.0, 1.0], [0.5, -0.5]], dtype=torch.float64)[None]
+    result = group_advantages(r, scheme=SUMMED, trim=0.2)  # totals 3, 0, 3, 2, 0: members 2 and 1 are left out
+    kept = r[0, [0, 3, 4]]
+    spread = kept.sum(dim=1).std() + 1e-8
+    close(result.per_reward[0], (r[0] - kept.mean(dim=0)) / spread)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 9000])
 def test_loss_and_gradients_agree_with_float64(fused, dtype, count):
