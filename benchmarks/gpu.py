@@ -34,7 +34,9 @@ OPERATIONS = (
     "sde_log_prob", "sde_log_ratio", "iteration",
 )  # fmt: skip
 """Timed in this order, each in a process of its own."""
-COMPILED = ("rewards_1024", "procrustes_131072", "sde_step_1024", "sde_log_prob_1024_backward", "fk_matrix_131072")
+COMPILED = (
+    "rewards_1024", "procrustes_131072", "sde_step_log_prob_1024", "sde_log_prob_1024_backward", "fk_matrix_131072",
+)  # fmt: skip
 """Workloads that torch.compile is measured on."""
 
 

@@ -23,8 +23,8 @@ HEADLINES = (
     "so3_near_backward",
     "rewards",
     "rewards_state",
-    "sde_step",
-    "sde_noisy_step",
+    "sde_step_log_prob",
+    "sde_noisy_step_log_prob",
     "sde_log_prob_backward",
     "rollout",
 )

@@ -527,8 +527,14 @@ SMALL = {
     "rewards": lambda: rewards.workload("cpu", None, 1),
     "rewards_state": lambda: rewards.workload("cpu", None, 1, state=True),
     "sde_step": lambda: sde.workload("cpu", None, "sde_step", "t", sde.step, 2, ("x_t", "x0_pred", "noise"), moved=4),
+    "sde_step_log_prob": lambda: sde.workload(
+        "cpu", None, "sde_step", "t", sde.step_log_prob, 2, ("x_t", "x0_pred", "noise"), moved=4
+    ),
     "sde_noisy_step": lambda: sde.workload(
-        "cpu", None, "sde_step", "t", sde.noisy_step, 2, ("x_t", "x0_pred"), moved=3, noisy=True
+        "cpu", None, "sde_step", "t", sde.noisy_step, 2, ("x_t", "x0_pred"), moved=3
+    ),
+    "sde_noisy_step_log_prob": lambda: sde.workload(
+        "cpu", None, "sde_step", "t", sde.noisy_step_log_prob, 2, ("x_t", "x0_pred"), moved=3
     ),
     "sde_projected_step": lambda: sde.workload(
         "cpu", None, "projected_sde_step", "t", sde.projected_step, 2, ("x_t", "x0_pred", "noise"), moved=5

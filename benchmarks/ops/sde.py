@@ -45,22 +45,37 @@ def noisy_step(inputs: Inputs, backend: str) -> Results:
     return {"x_prev": sde_step(inputs["x_t"], inputs["x0_pred"], **SCALARS, noise=_key(inputs), backend=backend)}
 
 
-def randn_step(inputs: Inputs, backend: str) -> Results:
-    """One step that draws its noise from torch's generator, as eager code does."""
-    import torch
-
-    return step({**inputs, "noise": torch.randn_like(inputs["x_t"])}, backend)
+def step_log_prob(inputs: Inputs, backend: str) -> Results:
+    """One step, with the noise given, and the log-probability of what it drew."""
+    return _with_log_prob(inputs, inputs["noise"], backend)
 
 
-def step_and_log_prob(inputs: Inputs, backend: str) -> Results:
-    """One step and the log-probability of what it drew."""
-    from mgrpo.kernels import sde_log_prob
+def noisy_step_log_prob(inputs: Inputs, backend: str) -> Results:
+    """One step that draws its noise from the counter, and the log-probability of what it drew."""
+    return _with_log_prob(inputs, _key(inputs), backend)
 
-    x_prev = step(inputs, backend)["x_prev"]
-    return {
-        "x_prev": x_prev,
-        "log_prob": sde_log_prob(x_prev, inputs["x_t"], inputs["x0_pred"], **SCALARS, backend=backend),
-    }
+
+def _with_log_prob(inputs: Inputs, noise: Any, backend: str) -> Results:
+    from mgrpo.kernels import sde_step
+
+    return sde_step(
+        inputs["x_t"], inputs["x0_pred"], **SCALARS, noise=noise, return_log_prob=True, backend=backend
+    )._asdict()
+
+
+def with_randn(apply: Any) -> Any:
+    """The step that is given its noise, with noise from torch's generator: what eager code does."""
+
+    def draw(inputs: Inputs, backend: str) -> Results:
+        import torch
+
+        return apply({**inputs, "noise": torch.randn_like(inputs["x_t"])}, backend)
+
+    return draw
+
+
+EAGER = {noisy_step: with_randn(step), noisy_step_log_prob: with_randn(step_log_prob)}
+"""How eager torch does what ours does with a key."""
 
 
 def projected_step(inputs: Inputs, backend: str) -> Results:
@@ -100,16 +115,16 @@ def workloads(device: str, backends: Sequence[str] | None) -> list[Workload]:
     """All sizes."""
     small, large = (16, 128) if device == "cpu" else (128, 1024)
     make = partial(workload, device, backends)
+    given, drawn = ("x_t", "x0_pred", "noise"), ("x_t", "x0_pred")
     return [
-        make("sde_step", "SDE step, noise given", step, small, ("x_t", "x0_pred", "noise"), moved=4),
-        make("sde_step", "SDE step, noise given", step, large, ("x_t", "x0_pred", "noise"), moved=4),
-        make("sde_step", "SDE step with its noise", noisy_step, small, ("x_t", "x0_pred"), moved=3, noisy=True),
-        make("sde_step", "SDE step with its noise", noisy_step, large, ("x_t", "x0_pred"), moved=3, noisy=True),
+        make("sde_step", "SDE step and log-prob, noise given", step_log_prob, small, given, moved=4),
+        make("sde_step", "SDE step and log-prob, noise given", step_log_prob, large, given, moved=4),
+        make("sde_step", "SDE step and log-prob, with its noise", noisy_step_log_prob, small, drawn, moved=3),
+        make("sde_step", "SDE step and log-prob, with its noise", noisy_step_log_prob, large, drawn, moved=3),
+        make("sde_step", "SDE step, noise given", step, large, given, moved=4),
+        make("sde_step", "SDE step, with its noise", noisy_step, large, drawn, moved=3),
         make(
-            "sde_step", "SDE step and its log-prob", step_and_log_prob, large, ("x_t", "x0_pred", "noise"), moved=4
-        ),
-        make(
-            "projected_sde_step", "Projection and SDE step", projected_step, large, ("x_t", "x0_pred", "noise"),
+            "projected_sde_step", "Projection and SDE step", projected_step, large, given,
             moved=5, operations=PROJECTION_OPERATIONS * ROTATIONS["matrices"] / CHANNELS,
         ),
         make("sde_log_prob", "Log-prob", log_prob, large, ("x_prev", "x_t", "x0_pred"), moved=3),
@@ -136,10 +151,10 @@ def workload(
     moved: int,
     operations: float = 5.0,
     gradient: str = "",
-    noisy: bool = False,
 ) -> Workload:
     """``moved`` counts arrays of states that must be read or written at least."""
     leaves = ("x0_pred",) if gradient else ()
+    noisy = apply in EAGER
     frames = sequences * FRAMES
 
     def make_inputs(seed: int) -> Inputs:
@@ -165,12 +180,12 @@ def workload(
             return found
 
         def eager(inputs: Inputs) -> Any:
-            return timed_call(partial(randn_step, backend="reference"), inputs)
+            return timed_call(partial(EAGER[apply], backend="reference"), inputs)
 
         def compiled(inputs: Inputs) -> Any:
             import torch
 
-            return timed_call(torch.compile(partial(randn_step, backend="reference"), dynamic=False), inputs)
+            return timed_call(torch.compile(partial(EAGER[apply], backend="reference"), dynamic=False), inputs)
 
         # Eager code draws with torch.randn, whose numbers are others: nothing to compare.
         instead = {REFERENCE: eager, COMPILED: compiled}
