@@ -548,8 +548,13 @@ SMALL = {
     ),
 }  # fmt: skip
 
-KNOWN_WRONG = {("so3_random", "nanomanifold, davenport")}
-"""Its power iterations do not converge on matrices far from rotations."""
+KNOWN_WRONG = {
+    # Power iterations that do not converge on matrices far from rotations.
+    ("so3_random", "nanomanifold, davenport"),
+    # Gradients of its Lie tensors are with respect to tangent vectors.
+    ("procrustes_backward", "pypose"),
+}
+"""Results that differ from float64 by more than rounding; a measurement's row says by how much."""
 
 
 @pytest.mark.parametrize("name", SMALL)
