@@ -11,6 +11,7 @@ from typing import Any
 
 from .machine import ROOT
 from .results import RESULTS, Row, read_device
+from .run import duration
 
 PICTURES = ROOT / "docs" / "images"
 DPI = 160
@@ -181,11 +182,7 @@ def ratio_text(ratio: float) -> str:
 
 def time_text(row: Row) -> str:
     """Time per item with a fitting unit: ``50 ns per frame``."""
-    nanoseconds = row.ns_per_item or 0.0
-    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if nanoseconds >= size:
-            return f"{nanoseconds / size:.3g} {unit} per {row.item}"
-    return f"{nanoseconds:.3g} ns per {row.item}"
+    return f"{duration(row.ns_per_item or 0.0)} per {row.item}"
 
 
 def package(row: Row) -> str:

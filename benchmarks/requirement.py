@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .results import Row
+from .run import duration
 
 State = Literal["met", "missed", "unmeasured"]
 
@@ -42,7 +43,7 @@ def speed_up(name: str, workload: str, ratio: float) -> Requirement:
         if our is None or base is None:
             return Verdict("unmeasured", reason or base_reason)
         measured = base.median_us / our.median_us  # type: ignore[operator]
-        times = f"{our.ns_per_item:,.4g} against {base.ns_per_item:,.4g} ns/{our.item}"
+        times = f"{duration(our.ns_per_item or 0.0)} against {duration(base.ns_per_item or 0.0)} per {our.item}"
         return Verdict("met" if measured >= ratio else "missed", f"{measured:.1f}x ({our.implementation}: {times})")
 
     return Requirement(name, workload, f"{ratio:g}x eager torch", judge)

@@ -122,7 +122,7 @@ def table(workload: Workload, rows: Sequence[Row]) -> str:
     base = {row.mode: row.median_us for row in rows if row.implementation == "eager torch" and row.median_us}
     lines = [
         f"{workload.title}, {workload.size}",
-        f"  {'implementation':<36}{'mode':<7}{'ns/' + workload.item:>12}{'20 % to 80 %':>24}{'speed-up':>10}"
+        f"  {'implementation':<36}{'mode':<7}{'per ' + workload.item:>13}{'20 % to 80 %':>24}{'speed-up':>10}"
         f"{'GB/s':>9}{'of bound':>18}{'rel. error':>12}",
     ]
     order = sorted(rows, key=lambda row: (row.mode, row.median_us is None, row.median_us or 0.0))
@@ -132,20 +132,23 @@ def table(workload: Workload, rows: Sequence[Row]) -> str:
             lines.append(f"{name}  {row.status}: {row.note}")
             continue
         scale = (row.ns_per_item or 0.0) / row.median_us
-        spread = f"{number((row.p20_us or 0.0) * scale)} to {number((row.p80_us or 0.0) * scale)}"
+        spread = f"{duration((row.p20_us or 0.0) * scale)} to {duration((row.p80_us or 0.0) * scale)}"
         speed = f"{base[row.mode] / row.median_us:,.1f}x" if base.get(row.mode) else ""
         share = f"{row.bound_share:.0%} {row.bound}" if row.bound_share else ""
         error = "" if row.relative_error is None else f"{row.relative_error:.1e}"
         rate = f"{row.gb_per_s:,.1f}" if row.gb_per_s else ""
         note = "  BUSY: no measurement" if row.status == "busy" else ""
-        time = number(row.ns_per_item or 0.0)
-        lines.append(f"{name}{time:>12}{spread:>24}{speed:>10}{rate:>9}{share:>18}{error:>12}{note}")
+        time = duration(row.ns_per_item or 0.0)
+        lines.append(f"{name}{time:>13}{spread:>24}{speed:>10}{rate:>9}{share:>18}{error:>12}{note}")
     return "\n".join(lines) + "\n"
 
 
-def number(value: float) -> str:
-    """Three digits, or all of them where there are more before the point: ``63.1``, ``1,541``."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def duration(nanoseconds: float) -> str:
+    """Nanoseconds with a fitting unit, three digits: ``63.1 ns``, ``1.54 µs``."""
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
+        if nanoseconds >= 0.9995 * size:
+            return f"{nanoseconds / size:.3g} {unit}"
+    return f"{nanoseconds:.3g} ns"
 
 
 if __name__ == "__main__":

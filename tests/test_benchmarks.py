@@ -155,7 +155,7 @@ def test_comparison_with_float64() -> None:
     got = {"x": torch.tensor([[3.0, 4.5], [0.0, 0.0], [7.0, 7.0]]), "z": torch.ones(1)}
     assert compare(got, exact) == (0.5, 0.1), "further rows and names are not compared"
     assert compare({"z": torch.ones(1)}, exact) == (None, None)
-    assert compare(got, None) == (None, None)
+    assert compare(got, None) == (None, None) and compare(object(), None) == (None, None)
     assert compare({"x": torch.full((2, 2), float("nan"))}, exact) == (float("inf"), float("inf"))
     undefined = {"x": torch.tensor([float("nan"), 1.0], dtype=torch.float64)}
     assert compare({"x": torch.tensor([float("nan"), 1.0])}, undefined) == (0.0, 0.0)
@@ -470,7 +470,7 @@ def test_times_and_ratios_are_readable() -> None:
     assert plot.time_text(row(ns_per_item=1_315.0)) == "1.31 µs per matrix"
     assert plot.time_text(row(ns_per_item=2.5e9)) == "2.5 s per matrix"
     assert [plot.ratio_text(value) for value in (0.43, 9.96, 28.4, 1234.0)] == ["0.4x", "10.0x", "28x", "1,234x"]
-    assert run.number(1541.4) == "1,541" and run.number(63.12) == "63.1"
+    assert [run.duration(value) for value in (63.12, 999.6, 1541.4, 2e6)] == ["63.1 ns", "1 µs", "1.54 µs", "2 ms"]
 
 
 def test_the_table_holds_what_the_files_hold(tmp_path: Path) -> None:
