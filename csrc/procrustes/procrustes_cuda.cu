@@ -37,10 +37,10 @@ template <class T>
 struct Tiles {
   T *source, *target, *weights, *grad;
 };
-template <class T>
+template <bool kGiven, class T>
 __device__ __forceinline__ Tiles<T> tiles_in(T* memory, int N) {
-  const int points = row_stride(3 * N) * blockDim.x;
-  return {memory, memory + points, memory + 2 * points, memory + 2 * points + row_stride(N) * blockDim.x};
+  const int points = row_stride(3 * N) * blockDim.x, weights = kGiven ? row_stride(N) * blockDim.x : 0;
+  return {memory, memory + points, memory + 2 * points, memory + 2 * points + weights};
 }
 
 // The clouds of this thread, in shared memory (kStaged) or where they are. Every thread of the block must call it.
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kMaxThreads, kForwardBlocks)
     align_kernel(const __grid_constant__ CloudViews<T> clouds, const AlignmentOut<T> out) {
   MGRPO_DYN_SMEM(T, memory);
   const int N = clouds.N;
-  const Tiles<T> tiles = tiles_in(memory, N);
+  const Tiles<T> tiles = tiles_in<kGiven>(memory, N);
   const OwnClouds<T> own = own_clouds<kGiven, kStaged>(clouds, tiles);
   if constexpr (kStaged) __syncthreads();
   if (own.active) {
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kMaxThreads, kForwardBlocks)
     residual_kernel(const __grid_constant__ CloudViews<T> clouds, T* __restrict__ residual) {
   MGRPO_DYN_SMEM(T, memory);
   const int N = clouds.N;
-  const OwnClouds<T> own = own_clouds<kGiven, kStaged>(clouds, tiles_in(memory, N));
+  const OwnClouds<T> own = own_clouds<kGiven, kStaged>(clouds, tiles_in<kGiven>(memory, N));
   if constexpr (kStaged) __syncthreads();
   if (!own.active) return;
   const auto pair = measured_pair<T>(own.source, own.target, weights_of<kGiven>(own, N), N);
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBackwardBlocks) align_backward_k
     const CloudGrads<T> out) {
   MGRPO_DYN_SMEM(T, memory);
   const int N = clouds.N;
-  const Tiles<T> tiles = tiles_in(memory, N);
+  const Tiles<T> tiles = tiles_in<kGiven>(memory, N);
   const OwnClouds<T> own = own_clouds<kGiven, kStaged>(clouds, tiles);
   if constexpr (kStaged) {
     load_rows_to(tiles.grad, grads.aligned, own.first, own.rows, 3 * N);
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBackwardBlocks) residual_backwar
     const __grid_constant__ RowView<T> grad, const __grid_constant__ CloudViews<T> clouds, const CloudGrads<T> out) {
   MGRPO_DYN_SMEM(T, memory);
   const int N = clouds.N;
-  const Tiles<T> tiles = tiles_in(memory, N);
+  const Tiles<T> tiles = tiles_in<kGiven>(memory, N);
   const OwnClouds<T> own = own_clouds<kGiven, kStaged>(clouds, tiles);
   if constexpr (kStaged) __syncthreads();
   if (own.active) {
