@@ -6,7 +6,7 @@ A loop over the joints; what a joint leaves for its children waits in device mem
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import as_rows, block_lanes, compile_cases, launch
+from .._triton import PROOF_ARCHITECTURES, CompileCase, as_rows, block_lanes, compile_cases, launch
 from .._triton_math import (
     cross,
     identity_like,
@@ -38,21 +38,23 @@ from .._triton_math import (
     vec3_select,
     vec3_sub,
 )
-from .._triton_torque import (
-    conjugate,
-    load_numbers,
+from .._triton_rotations import (
     matrix_quat,
     matrix_quat_grad,
-    matrix_torque,
-    quat_identity_like,
+    quat_conjugate,
     quat_matrix,
     quat_matrix_grad,
     quat_multiply,
-    quat_normalise,
     quat_rotate,
+    rot6d_matrix,
+    unit_quat,
+    unit_quat_grad,
+)
+from .._triton_torque import (
+    load_numbers,
+    matrix_torque,
     quat_torque,
     quat_torque_grad,
-    rot6d_matrix,
     rot6d_torque_grad,
     store_numbers,
 )
@@ -88,9 +90,9 @@ def _decode(numbers, REPRESENTATION: tl.constexpr):
     if REPRESENTATION == _MATRIX:
         return numbers
     elif REPRESENTATION == _QUATERNION:
-        return quat_normalise(numbers)[0]
+        return unit_quat(numbers)[0]
     else:
-        return rot6d_matrix(numbers)
+        return rot6d_matrix((numbers[0], numbers[1], numbers[2]), (numbers[3], numbers[4], numbers[5]))
 
 
 @triton.jit
@@ -104,7 +106,7 @@ def _compose(A, B):
 @triton.jit
 def _inverse(A):
     if len(A) == 4:
-        return conjugate(A)
+        return quat_conjugate(A)
     else:
         return transpose(A)
 
@@ -120,7 +122,7 @@ def _rotate(A, v):
 @triton.jit
 def _rotate_back(A, v):
     if len(A) == 4:
-        return quat_rotate(conjugate(A), v)
+        return quat_rotate(quat_conjugate(A), v)
     else:
         return transposed_matvec(A, v)
 
@@ -130,7 +132,7 @@ def _as_quat(A):
     if len(A) == 4:
         return A
     else:
-        return matrix_quat(A)[0]
+        return matrix_quat(A)
 
 
 @triton.jit
@@ -148,11 +150,12 @@ def _as_matrix(A):
 def _load_root(ptr, offset, mask, like, REPRESENTATION: tl.constexpr, HAS_ROOT: tl.constexpr):
     """Rotation (as a state) and position of a pose of seven numbers; the identity without one."""
     if HAS_ROOT:
-        unit, _ = quat_normalise(load_numbers(ptr, offset, mask, 4))
+        unit, _ = unit_quat(load_numbers(ptr, offset, mask, 4))
         position = load_vec3(ptr, offset + 4, mask)
     else:
-        unit = quat_identity_like(like)
-        position = (unit[1], unit[1], unit[1])
+        zero = tl.zeros_like(like)
+        unit = (zero + 1, zero, zero, zero)
+        position = (zero, zero, zero)
     if REPRESENTATION == _QUATERNION:
         return unit, position
     else:
@@ -289,7 +292,7 @@ def _add(a, b):
 def _pull_back(torque, numbers, REPRESENTATION: tl.constexpr):
     """dL/d(numbers of a joint's rotation) from the torque about its parent's axes."""
     if REPRESENTATION == _QUATERNION:
-        unit, inverse = quat_normalise(numbers)
+        unit, inverse = unit_quat(numbers)
         return quat_torque_grad(torque, unit, inverse)
     else:
         return rot6d_torque_grad(torque, numbers)
@@ -455,9 +458,11 @@ def _fk_bwd_kernel(
                 joint = tl.load(parents_ptr + joint)
             root_grad = vec3_sub(root_grad, cross(reach, root_force))
     if WANTS_ROOT:
-        unit, inverse = quat_normalise(load_numbers(root_ptr, root_offset, mask, 4))
+        unit, inverse = unit_quat(load_numbers(root_ptr, root_offset, mask, 4))
         if REPRESENTATION == _MATRIX:
-            store_numbers(grad_root_ptr, 7 * row, quat_matrix_grad(root_grad, unit, inverse), mask)
+            store_numbers(
+                grad_root_ptr, 7 * row, unit_quat_grad(quat_matrix_grad(root_grad, unit), unit, inverse), mask
+            )
         else:
             store_numbers(grad_root_ptr, 7 * row, quat_torque_grad(root_grad, unit, inverse), mask)
         store_vec3(grad_root_ptr, 7 * row + 4, root_force, mask)
@@ -639,7 +644,7 @@ _BODY = [-1, -1, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 11, 12, 13, 15, 16, 17, 18
 _HEAD = 14
 
 
-def _sample(dtype: torch.dtype, representation: int, output: int, cpf: bool, and_backward: bool = True) -> None:
+def _sample(dtype: torch.dtype, representation: int, output: int, cpf: bool) -> None:
     def empty(*tail: int) -> Tensor:
         return torch.empty(1000, *tail, dtype=dtype)
 
@@ -647,9 +652,8 @@ def _sample(dtype: torch.dtype, representation: int, output: int, cpf: bool, and
     tensors = (rotations, empty(21, 3), empty(7), empty(3) if cpf else None)
     modes = (_BODY, _HEAD if cpf else -1, representation, output)
     joints, world, root = forward(*tensors, *modes)
-    if and_backward:
-        grads = (joints, world if output != 2 else None, root if cpf else None)
-        backward(*grads, *tensors, *modes, [True] * 4)
+    grads = (joints, world if output != 2 else None, root if cpf else None)
+    backward(*grads, *tensors, *modes, [True] * 4)
 
 
 def _sample_offsets(dtype: torch.dtype) -> None:
@@ -658,11 +662,16 @@ def _sample_offsets(dtype: torch.dtype) -> None:
     joint_offsets_backward(offsets, directions)
 
 
+def _with_cpf(name: str, representation: int, output: int) -> CompileCase:
+    run = partial(_sample, torch.float32, representation, output, True)
+    return CompileCase(f"{name} with cpf float32", run, PROOF_ARCHITECTURES)
+
+
 COMPILE_CASES = (
     *compile_cases("matrix", lambda dtype: _sample(dtype, 0, 0, False)),
     *compile_cases("quaternion", lambda dtype: _sample(dtype, 1, 1, False)),
-    *compile_cases("quaternion with cpf", lambda dtype: _sample(dtype, 1, 2, True), [torch.float32]),
-    *compile_cases("rot6d with cpf", lambda dtype: _sample(dtype, 2, 0, True), [torch.float32]),
-    *compile_cases("matrix with cpf", lambda dtype: _sample(dtype, 0, 1, True), [torch.float32]),
+    _with_cpf("quaternion to positions", 1, 2),
+    _with_cpf("rot6d to matrix", 2, 0),
+    _with_cpf("matrix to quaternion", 0, 1),
     *compile_cases("joint offsets", _sample_offsets),
 )
