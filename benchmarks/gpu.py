@@ -96,11 +96,11 @@ def stages(python: str, csv_folder: Path, quick: bool) -> list[Stage]:
     found = [
         Stage("build", build, 150, {"MGRPO_BUILD": "cuda", **architecture()}),
         Stage("build without CUDA", build, 60, {"MGRPO_BUILD": "cpu"}, instead_of="build"),
-        Stage("first calls", calls, 60),
+        Stage("first calls", calls, 90),
         Stage("tests of the kernels", (*pytest, *workers, "tests/kernels"), 180),
     ]
     for number, operation in enumerate(OPERATIONS):
-        seconds = 45 if operation == "iteration" else 40 if number < 4 else 20
+        seconds = 75 if operation == "iteration" else 40 if number < 4 else 20
         kinds = ("--only", "ours", "--only", "reference", "--only", "peer")
         found.append(Stage(f"time {operation}", (*timing, "--op", operation, *kinds), seconds))
     for tool in ("memcheck", "racecheck", "initcheck"):

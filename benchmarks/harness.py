@@ -131,12 +131,14 @@ class Plan:
     """Clean samples wanted of each implementation."""
     sample_seconds: float = SAMPLE_SECONDS
     slow_seconds: float = 0.5
-    """From this duration of one call on, :data:`LEAST_CLEAN` samples do."""
+    """From this duration of one call on, ``least_clean`` samples do."""
     seconds: float = math.inf
     """Stop looking for clean samples after this time; each implementation is sampled once in any case."""
     most_samples: int = 60
     """Give up on an implementation after so many samples."""
     most_repeats: int = 100_000
+    least_clean: int = LEAST_CLEAN
+    """Clean samples without which a measurement is marked busy."""
     clock_now: Callable[[], float] = field(default=time.monotonic, repr=False)
 
 
@@ -172,7 +174,7 @@ def measure(
     def wanting(name: str) -> bool:
         taken = samples[name]
         clean = sum(sample.clean for sample in taken)
-        wanted = min(plan.rounds, LEAST_CLEAN) if name in slow else plan.rounds
+        wanted = min(plan.rounds, plan.least_clean) if name in slow else plan.rounds
         return clean < wanted and len(taken) < plan.most_samples
 
     collecting = gc.isenabled()
@@ -194,7 +196,10 @@ def measure(
     finally:
         if collecting:
             gc.enable()
-    return {name: summarise(taken) for name, taken in samples.items() if taken and name not in failures}, failures
+    timings = {
+        name: summarise(taken, plan.least_clean) for name, taken in samples.items() if taken and name not in failures
+    }
+    return timings, failures
 
 
 def summarise(samples: Sequence[Sample], least_clean: int = LEAST_CLEAN) -> Timing:

@@ -58,20 +58,16 @@ def groups(rows: Iterable[Row], *, headlines: bool = True, mode: str = "call") -
     for row in rows:
         if row.measured and row.mode == mode:
             by_workload.setdefault(row.workload, []).append(row)
-    chosen = by_workload
-    if headlines:
-        chosen = {}
-        for name, measured in by_workload.items():
-            kind = without_size(name)
-            if kind in HEADLINES and (kind not in chosen or measured[0].items > chosen[kind][0].items):
-                chosen[kind] = measured
-    found = []
-    for measured in chosen.values():
+    found: dict[str, Group] = {}
+    for name, measured in by_workload.items():
         kinds = {kind: fastest(measured, kind) for kind in ("reference", "ours", "compile", "peer")}
         reference, ours = kinds["reference"], kinds["ours"]
-        if reference is not None and ours is not None:
-            found.append(Group(ours.title, ours.size, reference, ours, kinds["compile"], kinds["peer"]))
-    return sorted(found, key=lambda group: (-group.speed_up(group.ours), group.title))
+        kind = without_size(name) if headlines else name
+        if reference is None or ours is None or (headlines and kind not in HEADLINES):
+            continue
+        if kind not in found or ours.items > found[kind].ours.items:
+            found[kind] = Group(ours.title, ours.size, reference, ours, kinds["compile"], kinds["peer"])
+    return sorted(found.values(), key=lambda group: (-group.speed_up(group.ours), group.title))
 
 
 def without_size(workload: str) -> str:

@@ -224,6 +224,30 @@ def test_every_implementation_gets_its_row(quick: Suite) -> None:
     assert rows["too large"].median_us is None and rows["too large"].relative_error is None
 
 
+def test_a_gpu_adds_replayed_graphs_and_host_times(quick: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The assembly of rows; what talks to a device is replaced."""
+
+    def capture(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
+        if "off" in str(calls[0]()):
+            raise RuntimeError("not permitted when stream is capturing")
+        return lambda: [call() for call in calls]
+
+    quick.cuda = True
+    monkeypatch.setattr(quick, "_sets", lambda workload: 2)
+    monkeypatch.setattr(quick, "_on_gpu", lambda calls: {"host_us": 4.5, "peak_mb": 1.0})
+    monkeypatch.setattr("benchmarks.suite.capture", capture)
+    monkeypatch.setattr("benchmarks.suite.CudaClock", lambda device, flush=True: CpuClock())
+    off = Implementation("mgrpo triton", "ours", lambda given: lambda: {"y": 2 * given["x"], "note": "off"})
+    plain = doubling()
+    rows = quick.run(replace(plain, implementations=lambda: [*plain.implementations(), off]))
+    graphs = {one.implementation: one for one in rows if one.mode == "graph"}
+    assert set(graphs) == {REFERENCE, "mgrpo cpp", "mgrpo triton"}, "packages are not captured"
+    assert graphs["mgrpo triton"].status == "failed" and "capturing" in graphs["mgrpo triton"].note
+    assert graphs["mgrpo cpp"].median_us > 0 and graphs["mgrpo cpp"].copy_gb_per_s > 0
+    assert all(one.host_us == 4.5 for one in rows if one.mode == "call" and one.median_us is not None)
+    assert not any(one.status == "busy" for one in rows), "nobody shares the device"
+
+
 def test_rows_say_where_they_come_from(quick: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     (first, *_) = quick.run(doubling())
     assert all(getattr(first, column) for column in ("date", "commit", "dirty", "device", "cpu", "python", "torch"))
@@ -424,6 +448,12 @@ def sample_rows() -> list[Row]:
         for one in measured(ours=2.0, reference=100.0, compile=50.0, peer=200.0):
             found.append(replace(one, workload=workload, title=title, items=items, size=f"{items:,} rows"))
     return found
+
+
+def test_a_size_without_reference_is_not_shown() -> None:
+    large = [replace(one, workload="so3_near_6.68M", items=6_684_672) for one in measured(ours=2.0, peer=9.0)]
+    sizes = {group.ours.items for group in plot.groups([*sample_rows(), *large])}
+    assert sizes == {2_048, 835_584}
 
 
 def test_groups_take_the_largest_size_of_the_headlines() -> None:

@@ -29,8 +29,8 @@ class Setting:
 
 SETTINGS = {
     "cpu": Setting("tiny", 8, 8, 32, 10, updated_conditions=8, updated_steps=3),
-    # Four of the sampler's thirty steps: all steps cost the same.
-    "cuda": Setting("egoallo", 64, 16, 128, 4, updated_conditions=8, updated_steps=2),
+    # Two of the sampler's thirty steps: all cost the same.
+    "cuda": Setting("egoallo", 64, 16, 128, 2, updated_conditions=8, updated_steps=1),
 }
 
 
