@@ -2,8 +2,7 @@
 #include <algorithm>
 #include <tuple>
 
-#include "transition_args.h"
-#include "transition_task.h"
+#include "../common/rows.h"
 
 // No fused multiply-add from here on: each rounding of a step and of its noise is part of the result.
 #if defined(__clang__)
@@ -12,7 +11,7 @@
 #pragma GCC optimize("fp-contract=off")
 #endif
 
-#include "transition_math.h"
+#include "transition_args.h"
 
 #define MGRPO_ISA_BODY "../transition/transition_lanes.h"
 #include "../common/for_each_isa.h"
@@ -21,16 +20,6 @@ namespace mgrpo {
 namespace {
 
 constexpr int64_t kTasksAtOnce = 4;  // 32,768 numbers: some ten microseconds, well above the cost of handing them out
-
-template <class F>
-void with_compute_type(bool is_double, F&& f) {
-  if (is_double)
-    f(double{});
-  else
-    f(float{});
-}
-
-ScalarType compute_dtype(bool is_double) { return is_double ? ScalarType::Double : ScalarType::Float; }
 
 // Calls run(task, index of the task) for all tasks, on all threads. A backward pass goes from the last to the first: what
 // the forward pass read last is what a cache may still hold.
@@ -76,14 +65,7 @@ double row_sum(const std::vector<double>& parts, const Tasks& tasks, int64_t row
   return sum;
 }
 
-Output new_output(Tensor& tensor) { return {tensor.mutable_data_ptr(), state_dtype(tensor, "a result")}; }
-
-Tensor new_state(const Tensor& like, ScalarType dtype) {
-  return torch::stable::new_empty(like, {like.size(0), like.size(1), like.size(2)}, dtype);
-}
-
 std::tuple<Tensor, Tensor> step(TransitionArguments& arguments, StepJob& job, const Tensor& like, Tensor projected) {
-  job.batch = arguments.batch;
   const ScalarType dtype = compute_dtype(arguments.is_double);
   Tensor x_prev = new_state(like, dtype);
   Tensor log_prob = torch::stable::new_empty(like, {job.sum_noise ? job.batch.rows : 0}, dtype);
@@ -115,23 +97,12 @@ std::tuple<Tensor, Tensor> sde_step_cpu(
     const OptionalTensor& A_rows, const OptionalTensor& B_rows, const OptionalTensor& s_rows, const OptionalTensor& mask,
     const OptionalTensor& channel_weights, bool mean, bool with_log_prob) {
   TransitionArguments arguments(x_t);
-  StepJob job{};
-  job.x_t = arguments.state(x_t, "x_t");
-  job.x0_pred = arguments.state(x0_pred, "x0_pred");
-  job.noise = arguments.noise(noise, step_member, condition, seed, iteration, stream);
-  job.A = arguments.scalar(A, A_rows, "A");
-  job.B = arguments.scalar(B, B_rows, "B");
-  job.s = arguments.scalar(s, s_rows, "s");
   arguments.weighting(mask, channel_weights, mean);
+  StepJob job = step_job(arguments, x_t, x0_pred, noise, step_member, condition, seed, iteration, stream, A, B, s, A_rows,
+                         B_rows, s_rows);
   STD_TORCH_CHECK(!with_log_prob || job.noise.kind != Noise::Kind::kNone, "a step without noise has no density");
   job.sum_noise = with_log_prob;
   return step(arguments, job, x_t, x_t);
-}
-
-void check_matrices(const Weighting& batch, int64_t first_channel, int64_t matrices) {
-  STD_TORCH_CHECK(first_channel >= 0 && matrices >= 1 && matrices <= batch.channels / 9 &&
-                      first_channel <= batch.channels - 9 * matrices,
-                  "the matrices lie outside the channels");
 }
 
 std::tuple<Tensor, Tensor> projected_sde_step_cpu(
@@ -140,13 +111,8 @@ std::tuple<Tensor, Tensor> projected_sde_step_cpu(
     const OptionalTensor& A_rows, const OptionalTensor& B_rows, const OptionalTensor& s_rows, int64_t first_channel,
     int64_t matrices, bool fix_det) {
   TransitionArguments arguments(x_t);
-  StepJob job{};
-  job.x_t = arguments.state(x_t, "x_t");
-  job.x0_pred = arguments.state(x0_pred, "x0_pred");
-  job.noise = arguments.noise(noise, step_member, condition, seed, iteration, stream);
-  job.A = arguments.scalar(A, A_rows, "A");
-  job.B = arguments.scalar(B, B_rows, "B");
-  job.s = arguments.scalar(s, s_rows, "s");
+  StepJob job = step_job(arguments, x_t, x0_pred, noise, step_member, condition, seed, iteration, stream, A, B, s, A_rows,
+                         B_rows, s_rows);
   check_matrices(arguments.batch, first_channel, matrices);
   job.first_channel = first_channel;
   job.matrices = matrices;
@@ -159,21 +125,8 @@ Tensor projected_sde_step_backward_cpu(
     const OptionalTensor& grad_x_prev, const OptionalTensor& grad_projected, const Tensor& x0_pred,
     const Tensor& projected, double B, const OptionalTensor& B_rows, int64_t first_channel, int64_t matrices, bool fix_det) {
   TransitionArguments arguments(x0_pred);
-  ProjectionGradientJob job{};
-  job.x0_pred = arguments.state(x0_pred, "x0_pred");
-  job.projected = arguments.state(projected, "projected");
-  job.grad_x_prev = arguments.optional_state(grad_x_prev, "grad_x_prev");
-  job.grad_projected = arguments.optional_state(grad_projected, "grad_projected");
-  STD_TORCH_CHECK(grad_x_prev.has_value() || grad_projected.has_value(), "a gradient must be given");
-  for (const OptionalTensor* grad : {&grad_x_prev, &grad_projected})
-    if (grad->has_value()) check_same_dtype(**grad, x0_pred, "a gradient");
-  check_same_dtype(projected, x0_pred, "projected");
-  job.B = arguments.scalar(B, B_rows, "B");
-  check_matrices(arguments.batch, first_channel, matrices);
-  job.first_channel = first_channel;
-  job.matrices = matrices;
-  job.fix_det = fix_det;
-  job.batch = arguments.batch;
+  ProjectionGradientJob job = projection_gradient_job(
+      arguments, grad_x_prev, grad_projected, x0_pred, projected, B, B_rows, first_channel, matrices, fix_det);
   Tensor grad = new_state(x0_pred, x0_pred.scalar_type());
   job.grad = new_output(grad);
   dispatch_float_double(x0_pred, [&](auto zero) {
@@ -182,22 +135,6 @@ Tensor projected_sde_step_backward_cpu(
               [&](const Task& task, int64_t) { MGRPO_ISA_CALL(projection_gradient_task<T>, job, task); });
   });
   return grad;
-}
-
-LogProbJob log_prob_job(TransitionArguments& arguments, const Tensor& x_prev, const Tensor& x_t, const Tensor& x0_pred,
-                        double A, double B, double s, const OptionalTensor& A_rows, const OptionalTensor& B_rows,
-                        const OptionalTensor& s_rows, const OptionalTensor& mask, const OptionalTensor& channel_weights,
-                        bool mean) {
-  LogProbJob job{};
-  job.x_prev = arguments.state(x_prev, "x_prev");
-  job.x_t = arguments.state(x_t, "x_t");
-  job.x0_pred = arguments.state(x0_pred, "x0_pred");
-  job.A = arguments.scalar(A, A_rows, "A");
-  job.B = arguments.scalar(B, B_rows, "B");
-  job.s = arguments.scalar(s, s_rows, "s");
-  arguments.weighting(mask, channel_weights, mean);
-  job.batch = arguments.batch;
-  return job;
 }
 
 Tensor sde_log_prob_cpu(const Tensor& x_prev, const Tensor& x_t, const Tensor& x0_pred, double A, double B, double s,
@@ -253,11 +190,8 @@ std::tuple<Tensor, Tensor, Tensor> sde_log_prob_backward_cpu(
     slopes[row] = LogProbRow(job.forward.s.at(row)).slope(slopes[row], totals[row], batch.mean);
   job.slopes = slopes.data();
   job.past_caches = is_large(batch);
-  const auto gradient_of = [](const Tensor& state, bool needed) {
-    return needed ? new_state(state, state.scalar_type()) : torch::stable::new_empty(state, {0}, state.scalar_type());
-  };
-  Tensor grad_x_prev = gradient_of(x_prev, needs_x_prev), grad_x_t = gradient_of(x_t, needs_x_t),
-         grad_x0_pred = gradient_of(x0_pred, needs_x0_pred);
+  Tensor grad_x_prev = new_gradient(x_prev, needs_x_prev), grad_x_t = new_gradient(x_t, needs_x_t),
+         grad_x0_pred = new_gradient(x0_pred, needs_x0_pred);
   if (needs_x_prev) job.grad_x_prev = new_output(grad_x_prev);
   if (needs_x_t) job.grad_x_t = new_output(grad_x_t);
   if (needs_x0_pred) job.grad_x0_pred = new_output(grad_x0_pred);
@@ -270,27 +204,6 @@ std::tuple<Tensor, Tensor, Tensor> sde_log_prob_backward_cpu(
     });
   });
   return {grad_x_prev, grad_x_t, grad_x0_pred};
-}
-
-RatioJob ratio_job(TransitionArguments& arguments, const Tensor& x0_pred, const Tensor& other,
-                   const OptionalTensor& noise, const OptionalTensor& step_member, const OptionalTensor& condition,
-                   int64_t seed, int64_t iteration, int64_t stream, double gain, const OptionalTensor& gain_rows,
-                   const OptionalTensor& mask, const OptionalTensor& channel_weights, bool mean, bool drop_quadratic) {
-  RatioJob job{};
-  job.x0_pred = arguments.state(x0_pred, "x0_pred");
-  job.other = arguments.state(other, "other");
-  // What is computed in follows from the predictions; noise of a wider type is not what x_prev was drawn with.
-  const bool is_double = arguments.is_double;
-  job.noise = arguments.noise(noise, step_member, condition, seed, iteration, stream);
-  STD_TORCH_CHECK(arguments.is_double == is_double, "noise must not be wider than the predictions");
-  job.gain = arguments.scalar(gain, gain_rows, "gain");
-  arguments.weighting(mask, channel_weights, mean);
-  job.batch = arguments.batch;
-  const RatioTerms terms = job.noise.kind == Noise::Kind::kNone ? RatioTerms::kDivergence
-                           : drop_quadratic                      ? RatioTerms::kLinear
-                                                                 : RatioTerms::kBoth;
-  job.terms = static_cast<int>(terms);
-  return job;
 }
 
 Tensor sde_log_ratio_cpu(const Tensor& x0_pred, const Tensor& other, const OptionalTensor& noise,
@@ -357,26 +270,14 @@ Tensor sde_log_ratio_backward_cpu(const Tensor& grad, const Tensor& x0_pred, con
 }  // namespace
 }  // namespace mgrpo
 
-#define MGRPO_NOISE "Tensor? noise, Tensor? step_member, Tensor? condition, int seed, int iteration, int stream"
-#define MGRPO_SCALARS "float A, float B, float s, Tensor? A_rows, Tensor? B_rows, Tensor? s_rows"
-#define MGRPO_WEIGHTING "Tensor? mask, Tensor? channel_weights, bool mean"
-#define MGRPO_MATRICES "int first_channel, int matrices, bool fix_det"
-
 STABLE_TORCH_LIBRARY_FRAGMENT(mgrpo_native, m) {
-  m.def("sde_step_fwd(Tensor x_t, Tensor x0_pred, " MGRPO_NOISE ", " MGRPO_SCALARS ", " MGRPO_WEIGHTING
-        ", bool with_log_prob) -> (Tensor, Tensor)");
-  m.def("projected_sde_step_fwd(Tensor x_t, Tensor x0_pred, " MGRPO_NOISE ", " MGRPO_SCALARS ", " MGRPO_MATRICES
-        ") -> (Tensor, Tensor)");
-  m.def("projected_sde_step_bwd(Tensor? grad_x_prev, Tensor? grad_projected, Tensor x0_pred, Tensor projected, float B, "
-        "Tensor? B_rows, " MGRPO_MATRICES ") -> Tensor");
-  m.def("sde_log_prob_fwd(Tensor x_prev, Tensor x_t, Tensor x0_pred, " MGRPO_SCALARS ", " MGRPO_WEIGHTING
-        ") -> Tensor");
-  m.def("sde_log_prob_bwd(Tensor grad, Tensor x_prev, Tensor x_t, Tensor x0_pred, " MGRPO_SCALARS ", " MGRPO_WEIGHTING
-        ", bool needs_x_prev, bool needs_x_t, bool needs_x0_pred) -> (Tensor, Tensor, Tensor)");
-  m.def("sde_log_ratio_fwd(Tensor x0_pred, Tensor other, " MGRPO_NOISE ", float gain, Tensor? gain_rows, " MGRPO_WEIGHTING
-        ", bool drop_quadratic) -> Tensor");
-  m.def("sde_log_ratio_bwd(Tensor grad, Tensor x0_pred, Tensor other, " MGRPO_NOISE
-        ", float gain, Tensor? gain_rows, " MGRPO_WEIGHTING ", bool drop_quadratic) -> Tensor");
+  m.def("sde_step_fwd" MGRPO_SDE_STEP);
+  m.def("projected_sde_step_fwd" MGRPO_PROJECTED_SDE_STEP);
+  m.def("projected_sde_step_bwd" MGRPO_PROJECTED_SDE_STEP_BACKWARD);
+  m.def("sde_log_prob_fwd" MGRPO_SDE_LOG_PROB);
+  m.def("sde_log_prob_bwd" MGRPO_SDE_LOG_PROB_BACKWARD);
+  m.def("sde_log_ratio_fwd" MGRPO_SDE_LOG_RATIO);
+  m.def("sde_log_ratio_bwd" MGRPO_SDE_LOG_RATIO_BACKWARD);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mgrpo_native, CPU, m) {

@@ -1,4 +1,4 @@
-"""Cases of ``philox_normal`` and ``philox_uniform``: every backend gives the reference's bits, no error is allowed."""
+"""Cases of ``philox_normal`` and ``philox_uniform``: every backend gives the reference's bits, so none may differ."""
 
 from __future__ import annotations
 

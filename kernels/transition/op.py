@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .._checks import STATE_DTYPES
 from .._dispatch import Implementation
-from .._library import Kernel, define_op, native, native_cpu
+from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
 from . import reference
 
 _NOISE = "Tensor? noise, Tensor? step_member, Tensor? condition, int seed, int iteration, int stream"
@@ -67,6 +68,15 @@ def _constant_scalars(implementation: Implementation) -> Implementation:
     return Implementation(unavailable=implementation.unavailable, refuses=refuses)
 
 
+def _implementations(operators: list[str], constant_scalars: bool = False) -> dict[str, Implementation]:
+    found = {"cpp": native_cpu(operators, STATE_DTYPES), "cuda": native_cuda(operators, STATE_DTYPES)}
+    return {name: _constant_scalars(one) if constant_scalars else one for name, one in found.items()}
+
+
+def _backends(operator: str) -> dict[str, Callable[..., Any]]:
+    return {"cpp": native(operator), "cuda": cuda(operator)}
+
+
 def _empty_state(like: Tensor, *others: Tensor | None) -> Tensor:
     return like.new_empty(like.shape, dtype=reference.compute_dtype(like, *(x for x in others if x is not None)))
 
@@ -103,12 +113,12 @@ def _step_gradient(ctx: Any, grad_x_prev: Tensor, grad_log_prob: Tensor) -> tupl
 
 define_op(
     "sde_step",
-    implementations={"cpp": _constant_scalars(native_cpu(["sde_step_fwd"], STATE_DTYPES))},
+    implementations=_implementations(["sde_step_fwd"], constant_scalars=True),
     forward=Kernel(
         f"(Tensor x_t, Tensor x0_pred, {_NOISE}, {_SCALARS}, {_WEIGHTING}, bool with_log_prob, str backend)"
         " -> (Tensor, Tensor)",
         fake=_step_fake,
-        backends={"cpp": native("sde_step_fwd")},
+        backends=_backends("sde_step_fwd"),
     ),
     setup_context=_step_context,
     gradient=_step_gradient,
@@ -142,19 +152,17 @@ def _projected_gradient(ctx: Any, grad_x_prev: Tensor | None, grad_projected: Te
 
 define_op(
     "projected_sde_step",
-    implementations={
-        "cpp": _constant_scalars(native_cpu(["projected_sde_step_fwd", "projected_sde_step_bwd"], STATE_DTYPES))
-    },
+    implementations=_implementations(["projected_sde_step_fwd", "projected_sde_step_bwd"], constant_scalars=True),
     forward=Kernel(
         f"(Tensor x_t, Tensor x0_pred, {_NOISE}, {_SCALARS}, {_MATRICES}, str backend) -> (Tensor, Tensor)",
         fake=_projected_fake,
-        backends={"cpp": native("projected_sde_step_fwd")},
+        backends=_backends("projected_sde_step_fwd"),
     ),
     backward=Kernel(
         "(Tensor? grad_x_prev, Tensor? grad_projected, Tensor x0_pred, Tensor projected, float B, Tensor? B_rows, "
         f"{_MATRICES}, str backend) -> Tensor",
         fake=lambda grad_x_prev, grad_projected, x0_pred, *rest: x0_pred.new_empty(x0_pred.shape),
-        backends={"cpp": native("projected_sde_step_bwd")},
+        backends=_backends("projected_sde_step_bwd"),
     ),
     setup_context=_projected_context,
     gradient=_projected_gradient,
@@ -189,17 +197,17 @@ def _log_prob_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 define_op(
     "sde_log_prob",
-    implementations={"cpp": _constant_scalars(native_cpu(["sde_log_prob_fwd", "sde_log_prob_bwd"], STATE_DTYPES))},
+    implementations=_implementations(["sde_log_prob_fwd", "sde_log_prob_bwd"], constant_scalars=True),
     forward=Kernel(
         f"(Tensor x_prev, Tensor x_t, Tensor x0_pred, {_SCALARS}, {_WEIGHTING}, str backend) -> Tensor",
         fake=_log_prob_fake,
-        backends={"cpp": native("sde_log_prob_fwd")},
+        backends=_backends("sde_log_prob_fwd"),
     ),
     backward=Kernel(
         f"(Tensor grad, Tensor x_prev, Tensor x_t, Tensor x0_pred, {_SCALARS}, {_WEIGHTING}, bool needs_x_prev, "
         "bool needs_x_t, bool needs_x0_pred, str backend) -> (Tensor, Tensor, Tensor)",
         fake=_log_prob_backward_fake,
-        backends={"cpp": native("sde_log_prob_bwd")},
+        backends=_backends("sde_log_prob_bwd"),
     ),
     setup_context=_log_prob_context,
     gradient=_log_prob_gradient,
@@ -224,7 +232,7 @@ def _log_ratio_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_x0_pred, *(None,) * (11 + len(ctx.options))
 
 
-_RATIO_IMPLEMENTATIONS = {"cpp": native_cpu(["sde_log_ratio_fwd", "sde_log_ratio_bwd"], STATE_DTYPES)}
+_RATIO_IMPLEMENTATIONS = _implementations(["sde_log_ratio_fwd", "sde_log_ratio_bwd"])
 
 define_op(
     "sde_log_ratio",
@@ -233,13 +241,13 @@ define_op(
         f"(Tensor x0_pred, Tensor other, {_NOISE}, float gain, Tensor? gain_rows, {_WEIGHTING}, bool drop_quadratic, "
         "str backend) -> Tensor",
         fake=_log_ratio_fake,
-        backends={"cpp": native("sde_log_ratio_fwd")},
+        backends=_backends("sde_log_ratio_fwd"),
     ),
     backward=Kernel(
         f"(Tensor grad, Tensor x0_pred, Tensor other, {_NOISE}, float gain, Tensor? gain_rows, {_WEIGHTING}, "
         "bool drop_quadratic, str backend) -> Tensor",
         fake=lambda grad, x0_pred, *rest: x0_pred.new_empty(x0_pred.shape),
-        backends={"cpp": native("sde_log_ratio_bwd")},
+        backends=_backends("sde_log_ratio_bwd"),
     ),
     setup_context=_log_ratio_context,
     gradient=_log_ratio_gradient,
