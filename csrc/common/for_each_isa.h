@@ -4,7 +4,7 @@
 //   #define MGRPO_ISA_BODY "../so3/so3_lanes.h"    // seen from csrc/common
 //   #include "../common/for_each_isa.h"
 //   ...
-//   MGRPO_ISA_CALL(project_rows, in, out, begin, end);   // the widest version that this processor can run
+//   MGRPO_ISA_CALL_OF(T, project_rows, in, out, begin, end);   // the widest version that this processor can run
 //
 // The body stands in a namespace of its own per instruction set (MGRPO_NAMESPACE) and may use common/pack.h, scalar.h,
 // mat3.h and polar.h, which are there. It must not call standard-library templates: their code, compiled for a wide
@@ -78,11 +78,22 @@ inline int isa_level() {
 
 }  // namespace mgrpo
 
+// MGRPO_ISA_CALL(function, arguments...) calls the widest version of a function that this processor can run;
+// MGRPO_ISA_CALL_OF(T, function, arguments...) that of function<T>, T being float or double. Doubles are for checking, so
+// one version, the baseline, is enough for them and keeps builds short.
 #if defined(MGRPO_MANY_ISAS)
 #define MGRPO_ISA_CALL(function, ...)                                           \
   (::mgrpo::isa_level() == 4   ? ::mgrpo::x86_64_v4::function(__VA_ARGS__)      \
    : ::mgrpo::isa_level() == 3 ? ::mgrpo::x86_64_v3::function(__VA_ARGS__)      \
                                : ::mgrpo::baseline::function(__VA_ARGS__))
+#define MGRPO_ISA_CALL_OF(T, function, ...)                                     \
+  [&] {                                                                         \
+    if constexpr (sizeof(T) == sizeof(double))                                  \
+      return ::mgrpo::baseline::function<T>(__VA_ARGS__);                       \
+    else                                                                        \
+      return MGRPO_ISA_CALL(function<T>, __VA_ARGS__);                          \
+  }()
 #else
 #define MGRPO_ISA_CALL(function, ...) (::mgrpo::baseline::function(__VA_ARGS__))
+#define MGRPO_ISA_CALL_OF(T, function, ...) (::mgrpo::baseline::function<T>(__VA_ARGS__))
 #endif

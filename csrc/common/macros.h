@@ -22,6 +22,13 @@
 #define MGRPO_HD inline
 #endif
 
+// A large function: called rather than copied into every caller, which keeps builds short. CUDA has no cheap calls.
+#if defined(__GNUC__) && !defined(__CUDACC__)
+#define MGRPO_CALLED __attribute__((noinline))
+#else
+#define MGRPO_CALLED MGRPO_HD
+#endif
+
 #if !defined(MGRPO_NAMESPACE)
 #define MGRPO_NAMESPACE mgrpo
 #endif

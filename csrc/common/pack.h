@@ -196,7 +196,7 @@ MGRPO_HD BlockRows<T> block_rows(const Source& rows, int64_t first, int valid) {
 
 // columns[k] gets number k (0 <= k < count) of every row.
 template <class T>
-MGRPO_HD void load_rows(const BlockRows<T>& rows, int count, Pack<T>* columns) {
+MGRPO_CALLED void load_rows(const BlockRows<T>& rows, int count, Pack<T>* columns) {
   constexpr int n = Pack<T>::kLanes;
   Pack<T> r[n];
   int k = 0;
@@ -214,7 +214,7 @@ MGRPO_HD void load_rows(const BlockRows<T>& rows, int count, Pack<T>* columns) {
 
 // Writes the first `valid` rows of `count` numbers each to out, out + stride, ...
 template <class T>
-MGRPO_HD void store_rows(T* out, int64_t stride, int valid, int count, const Pack<T>* columns) {
+MGRPO_CALLED void store_rows(T* out, int64_t stride, int valid, int count, const Pack<T>* columns) {
   constexpr int n = Pack<T>::kLanes;
   Pack<T> r[n];
   int k = 0;

@@ -156,7 +156,7 @@ MGRPO_HD typename Number<T>::Condition newton_polar(const Mat3<T>& B, Mat3<T>& R
 
 // The nearest rotation of M (fix_det) or the nearest orthogonal matrix, with what the gradient needs.
 template <class T>
-MGRPO_HD Polar<T> polar(const Mat3<T>& M, bool fix_det) {
+MGRPO_CALLED Polar<T> polar(const Mat3<T>& M, bool fix_det) {
   using Element = typename Number<T>::Element;
   const T size = largest_entry(M);
   const auto finite = size <= T(Precision<Element>::kLargest);

@@ -81,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor> fk_forward_cpu(const Tensor& rotations, const
     const PoseRows in = loop_inputs(poses);
     const PoseResults<T> out = {output<T>(results.joints), output<T>(results.world), output<T>(results.root)};
     for_row_blocks(poses.count(), registers_of(poses), [&](unsigned char* scratch, int64_t begin, int64_t end) {
-      MGRPO_ISA_CALL(pose_rows<T>, in, out, scratch, begin, end);
+      MGRPO_ISA_CALL_OF(T, pose_rows, in, out, scratch, begin, end);
     });
   });
   return {results.joints, results.world, results.root};
@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fk_backward_cpu(OptionalTensor grad_j
         output_or_null<T>(grads.rotations, grads.wants_rotations), output_or_null<T>(grads.offsets, grads.wants_offsets),
         output_or_null<T>(grads.root, grads.wants_root), output_or_null<T>(grads.t_head_cpf, grads.wants_t_head_cpf)};
     for_row_blocks(poses.count(), registers_of(poses), [&](unsigned char* scratch, int64_t begin, int64_t end) {
-      MGRPO_ISA_CALL(pose_rows_backward<T>, in, from, out, scratch, begin, end);
+      MGRPO_ISA_CALL_OF(T, pose_rows_backward, in, from, out, scratch, begin, end);
     });
   });
   return {grads.rotations, grads.offsets, grads.root, grads.t_head_cpf};
@@ -125,7 +125,7 @@ Tensor joint_offsets_forward_cpu(const Tensor& t_parent_joint, const Tensor& sha
     using T = decltype(zero);
     T* out = output<T>(offsets);
     for_row_blocks(in.count(), K + S, [&](unsigned char* scratch, int64_t begin, int64_t end) {
-      MGRPO_ISA_CALL(offset_rows<T>, input<T>(mean), input<T>(space.directions), K, S, in, out, scratch, begin, end);
+      MGRPO_ISA_CALL_OF(T, offset_rows, input<T>(mean), input<T>(space.directions), K, S, in, out, scratch, begin, end);
     });
   });
   return offsets;
@@ -143,7 +143,7 @@ Tensor joint_offsets_backward_cpu(const Tensor& grad_offsets, const Tensor& shap
     using T = decltype(zero);
     T* out = output<T>(grad_betas);
     for_row_blocks(in.count(), K + S, [&](unsigned char* scratch, int64_t begin, int64_t end) {
-      MGRPO_ISA_CALL(offset_rows_backward<T>, input<T>(space.directions), K, S, in, out, scratch, begin, end);
+      MGRPO_ISA_CALL_OF(T, offset_rows_backward, input<T>(space.directions), K, S, in, out, scratch, begin, end);
     });
   });
   return grad_betas;

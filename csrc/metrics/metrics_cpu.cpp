@@ -22,11 +22,11 @@ Tensor motion_metrics_cpu(Tensor pred_joints, Tensor target_joints, Tensor pred_
     T* const values = output<T>(out);
     const int64_t sequences = rows.options.sequences, grain = kFramesPerTask / rows.options.frames + 1;
     torch::stable::parallel_for(0, sequences, grain, [&](int64_t begin, int64_t end) {
-      const int64_t bytes = MGRPO_ISA_CALL(metric_scratch_bytes<T>, rows.options);
+      const int64_t bytes = MGRPO_ISA_CALL_OF(T, metric_scratch_bytes, rows.options);
       std::vector<unsigned char> memory(static_cast<size_t>(bytes) + kAlignment);
       unsigned char* const scratch =
           memory.data() + (kAlignment - reinterpret_cast<uintptr_t>(memory.data()) % kAlignment);
-      for (int64_t s = begin; s < end; ++s) MGRPO_ISA_CALL(score_sequence<T>, rows, s, scratch, values + s, sequences);
+      for (int64_t s = begin; s < end; ++s) MGRPO_ISA_CALL_OF(T, score_sequence, rows, s, scratch, values + s, sequences);
     });
   });
   return out;

@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> align_forward_cpu(const Tensor& sourc
     using T = decltype(zero);
     T *out_aligned = output<T>(aligned), *out_R = output<T>(R), *out_t = output<T>(t), *out_scale = output<T>(scale);
     run(clouds, blocks, [&](const auto& rows, void* memory, int64_t begin, int64_t end) {
-      MGRPO_ISA_CALL(align_blocks<T>, clouds.source, clouds.target, rows, blocks, clouds.N, with_scale, fix_det,
+      MGRPO_ISA_CALL_OF(T, align_blocks, clouds.source, clouds.target, rows, blocks, clouds.N, with_scale, fix_det,
                      out_aligned, out_R, out_t, out_scale, memory, begin, end);
     });
   });
@@ -92,7 +92,7 @@ Tensor residual_forward_cpu(const Tensor& source, const Tensor& target, const st
     using T = decltype(zero);
     T* out = output<T>(residual);
     run(clouds, blocks, [&](const auto& rows, void* memory, int64_t begin, int64_t end) {
-      MGRPO_ISA_CALL(residual_blocks<T>, clouds.source, clouds.target, rows, blocks, clouds.N, with_scale,
+      MGRPO_ISA_CALL_OF(T, residual_blocks, clouds.source, clouds.target, rows, blocks, clouds.N, with_scale,
                      fix_det, out, memory, begin, end);
     });
   });
@@ -114,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor> align_backward_cpu(const Tensor& grad_aligned
     using T = decltype(zero);
     const std::array<T*, 3> out = grads.pointers<T>();
     run(clouds, blocks, [&](const auto& rows, void* memory, int64_t begin, int64_t end) {
-      MGRPO_ISA_CALL(align_blocks_backward<T>, to_aligned, to_R, to_t, to_scale, clouds.source, clouds.target, rows,
+      MGRPO_ISA_CALL_OF(T, align_blocks_backward, to_aligned, to_R, to_t, to_scale, clouds.source, clouds.target, rows,
                      blocks, clouds.N, with_scale, fix_det, out[0], out[1], out[2], memory, begin, end);
     });
   });
@@ -133,7 +133,7 @@ std::tuple<Tensor, Tensor, Tensor> residual_backward_cpu(const Tensor& grad_resi
     using T = decltype(zero);
     const std::array<T*, 3> out = grads.pointers<T>();
     run(clouds, blocks, [&](const auto& rows, void* memory, int64_t begin, int64_t end) {
-      MGRPO_ISA_CALL(residual_blocks_backward<T>, to_residual, clouds.source, clouds.target, rows, blocks,
+      MGRPO_ISA_CALL_OF(T, residual_blocks_backward, to_residual, clouds.source, clouds.target, rows, blocks,
                      clouds.N, with_scale, fix_det, out[0], out[1], out[2], memory, begin, end);
     });
   });

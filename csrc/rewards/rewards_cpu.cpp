@@ -215,10 +215,10 @@ std::tuple<Tensor, Tensor> score(const Call& call) {
     using T = decltype(zero);
     T *out = output<T>(errors), *out_rewards = output<T>(rewards);
     const RewardRows<T> rows = call.rows<T>();
-    const int64_t bytes = MGRPO_ISA_CALL(workspace_bytes<T>, call.options, call.T, false);
+    const int64_t bytes = MGRPO_ISA_CALL_OF(T, workspace_bytes, call.options, call.T, false);
     torch::stable::parallel_for(0, call.B * call.G, 1, [&](int64_t begin, int64_t end) {
       AlignedMemory memory(bytes);
-      MGRPO_ISA_CALL(score_sequences<T>, call.options, rows, memory.get(), out, begin, end);
+      MGRPO_ISA_CALL_OF(T, score_sequences, call.options, rows, memory.get(), out, begin, end);
       for (int64_t i = begin * K; i < end * K; ++i)
         out_rewards[i] = std::exp(-static_cast<T>(call.options.slopes[i % K]) * out[i]);
     });
@@ -252,10 +252,10 @@ Gradients score_backward(const Call& call, const Tensor& grad_errors, const Tens
     T* out_joints = want_joints ? output<T>(grads.joints) : nullptr;
     const auto data = [](const Tensor& tensor) { return static_cast<const T*>(tensor.const_data_ptr()); };
     const RewardRows<T> rows = call.rows<T>();
-    const int64_t bytes = MGRPO_ISA_CALL(workspace_bytes<T>, call.options, call.T, true);
+    const int64_t bytes = MGRPO_ISA_CALL_OF(T, workspace_bytes, call.options, call.T, true);
     torch::stable::parallel_for(0, B * G, 1, [&](int64_t begin, int64_t end) {
       AlignedMemory memory(bytes);
-      MGRPO_ISA_CALL(score_sequences_backward<T>, call.options, rows, memory.get(), data(in_errors), data(in_rewards),
+      MGRPO_ISA_CALL_OF(T, score_sequences_backward, call.options, rows, memory.get(), data(in_errors), data(in_rewards),
                      data(given_rewards), out_rotations, out_betas, out_joints, begin, end);
     });
   });

@@ -97,7 +97,7 @@ struct UniformNumbers {
 // First words, then numbers: in either loop the steps of one vector wait for each other, and the shorter the loop's body
 // the more vectors a processor has under way at once.
 template <class Numbers, class Beside>
-MGRPO_HD void philox_tiles(const PhiloxRow& row, uint32_t block, int64_t tiles, float* out, Beside beside) {
+MGRPO_CALLED void philox_tiles(const PhiloxRow& row, uint32_t block, int64_t tiles, float* out, Beside beside) {
   constexpr int kTilesAtOnce = 8, kGroups = kPhiloxTile / (4 * kPhiloxLanes);
   const RoundKeys keys = round_keys(row);
   const PhiloxRow own = row;

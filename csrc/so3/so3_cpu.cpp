@@ -18,7 +18,7 @@ Tensor project_so3_forward_cpu(const Tensor& matrices, bool fix_det) {
     using T = decltype(zero);
     T* out = output<T>(R);
     torch::stable::parallel_for(0, in.count(), kMatricesPerTask, [&](int64_t begin, int64_t end) {
-      MGRPO_ISA_CALL(project_rows<T>, in, fix_det, out, begin, end);
+      MGRPO_ISA_CALL_OF(T, project_rows, in, fix_det, out, begin, end);
     });
   });
   return R;
@@ -37,7 +37,7 @@ Tensor project_so3_backward_cpu(const Tensor& grad_R, const Tensor& matrices, co
     using T = decltype(zero);
     T* out = output<T>(grad);
     torch::stable::parallel_for(0, in.count(), kMatricesPerTask, [&](int64_t begin, int64_t end) {
-      MGRPO_ISA_CALL(project_rows_backward<T>, in_grad, in, in_R, fix_det, out, begin, end);
+      MGRPO_ISA_CALL_OF(T, project_rows_backward, in_grad, in, in_R, fix_det, out, begin, end);
     });
   });
   return grad;

@@ -79,7 +79,7 @@ std::tuple<Tensor, Tensor> step(TransitionArguments& arguments, StepJob& job, co
     const std::vector<T> weights = weights_as<T>(job.batch);
     const T* weights_data = job.batch.weights == nullptr ? nullptr : weights.data();
     for_tasks(job.batch, tasks, Order::kForward, [&](const Task& task, int64_t index) {
-      const double sum = MGRPO_ISA_CALL(step_task<T>, job, task, weights_data);
+      const double sum = MGRPO_ISA_CALL_OF(T, step_task, job, task, weights_data);
       if (job.sum_noise) parts[index] = sum;
     });
     if (!job.sum_noise) return;
@@ -132,7 +132,7 @@ Tensor projected_sde_step_backward_cpu(
   dispatch_float_double(x0_pred, [&](auto zero) {
     using T = decltype(zero);
     for_tasks(job.batch, Tasks(job.batch), Order::kBackward,
-              [&](const Task& task, int64_t) { MGRPO_ISA_CALL(projection_gradient_task<T>, job, task); });
+              [&](const Task& task, int64_t) { MGRPO_ISA_CALL_OF(T, projection_gradient_task, job, task); });
   });
   return grad;
 }
@@ -151,7 +151,7 @@ Tensor sde_log_prob_cpu(const Tensor& x_prev, const Tensor& x_t, const Tensor& x
     const std::vector<T> weights = weights_as<T>(job.batch);
     const T* weights_data = job.batch.weights == nullptr ? nullptr : weights.data();
     for_tasks(job.batch, tasks, Order::kForward, [&](const Task& task, int64_t index) {
-      parts[index] = MGRPO_ISA_CALL(log_prob_task<T>, job, task, weights_data);
+      parts[index] = MGRPO_ISA_CALL_OF(T, log_prob_task, job, task, weights_data);
     });
     const std::vector<double> totals = row_weights(job.batch);
     T* values = output<T>(log_prob);
@@ -200,7 +200,7 @@ std::tuple<Tensor, Tensor, Tensor> sde_log_prob_backward_cpu(
     const std::vector<T> weights = weights_as<T>(batch);
     const T* weights_data = batch.weights == nullptr ? nullptr : weights.data();
     for_tasks(batch, Tasks(batch), Order::kBackward, [&](const Task& task, int64_t) {
-      MGRPO_ISA_CALL(log_prob_gradient_task<T>, job, task, weights_data);
+      MGRPO_ISA_CALL_OF(T, log_prob_gradient_task, job, task, weights_data);
     });
   });
   return {grad_x_prev, grad_x_t, grad_x0_pred};
@@ -223,7 +223,7 @@ Tensor sde_log_ratio_cpu(const Tensor& x0_pred, const Tensor& other, const Optio
     const T* weights_data = job.batch.weights == nullptr ? nullptr : weights.data();
     for_tasks(job.batch, tasks, Order::kForward, [&](const Task& task, int64_t index) {
       double sums[2];
-      MGRPO_ISA_CALL(ratio_task<T>, job, task, weights_data, sums);
+      MGRPO_ISA_CALL_OF(T, ratio_task, job, task, weights_data, sums);
       linear[index] = sums[0];
       squares[index] = sums[1];
     });
@@ -261,7 +261,7 @@ Tensor sde_log_ratio_backward_cpu(const Tensor& grad, const Tensor& x0_pred, con
     const std::vector<T> weights = weights_as<T>(batch);
     const T* weights_data = batch.weights == nullptr ? nullptr : weights.data();
     for_tasks(batch, Tasks(batch), Order::kBackward, [&](const Task& task, int64_t) {
-      MGRPO_ISA_CALL(ratio_gradient_task<T>, job, task, weights_data);
+      MGRPO_ISA_CALL_OF(T, ratio_gradient_task, job, task, weights_data);
     });
   });
   return grad_x0_pred;

@@ -207,7 +207,7 @@ struct FetchBeside {
   }
 };
 template <class T>
-MGRPO_HD const T* read_noise(const Noise& noise, int64_t row, int64_t offset, int64_t count, NoiseBuffer<T>& buffer,
+MGRPO_CALLED const T* read_noise(const Noise& noise, int64_t row, int64_t offset, int64_t count, NoiseBuffer<T>& buffer,
                              const FetchBeside<T>& beside) {
   if (noise.kind == Noise::Kind::kGiven) return read(noise.given, row, offset, count, buffer.wide);
   const int64_t before = offset % 4;
