@@ -11,6 +11,7 @@ namespace mgrpo {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kBlocksPerProcessor = 2;  // at least: without a number the compiler aims higher and spills registers
 constexpr int kTurns = 4;
 constexpr int64_t kPiece = 4 * kThreads * kTurns;  // elements per block
 constexpr int kWarpsPerBlock = 4;                  // of the kernels with one warp per row
@@ -280,7 +281,7 @@ __device__ __forceinline__ double step_elements(const StepJob& job, const State&
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) step_kernel(
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step_kernel(
     const __grid_constant__ StepJob job, int64_t pieces_per_row, double* __restrict__ parts) {
   const Piece piece = own_piece(pieces_per_row);
   double squares = 0;
@@ -293,7 +294,7 @@ __global__ void __launch_bounds__(kThreads) step_kernel(
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) log_prob_kernel(
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) log_prob_kernel(
     const __grid_constant__ LogProbJob job, int64_t pieces_per_row, double* __restrict__ parts) {
   const Piece piece = own_piece(pieces_per_row);
   const T A = static_cast<T>(job.A.at(piece.row)), B = static_cast<T>(job.B.at(piece.row));
@@ -315,7 +316,7 @@ __global__ void __launch_bounds__(kThreads) log_prob_kernel(
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) log_prob_gradient_kernel(
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) log_prob_gradient_kernel(
     const __grid_constant__ LogProbGradientJob job, const double* __restrict__ slopes, int64_t pieces_per_row) {
   const LogProbJob& forward = job.forward;
   const Piece piece = own_piece(pieces_per_row);
@@ -345,7 +346,7 @@ __global__ void __launch_bounds__(kThreads) log_prob_gradient_kernel(
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) ratio_kernel(
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) ratio_kernel(
     const __grid_constant__ RatioJob job, int64_t pieces_per_row, double* __restrict__ linear_parts,
     double* __restrict__ square_parts) {
   const Piece piece = own_piece(pieces_per_row);
@@ -375,7 +376,7 @@ __global__ void __launch_bounds__(kThreads) ratio_kernel(
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) ratio_gradient_kernel(
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) ratio_gradient_kernel(
     const __grid_constant__ RatioGradientJob job, const double* __restrict__ slopes, int64_t pieces_per_row) {
   const RatioJob& forward = job.forward;
   const RatioTerms terms = static_cast<RatioTerms>(forward.terms);

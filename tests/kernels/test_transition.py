@@ -1,9 +1,16 @@
-"""Transitions as a policy: densities, ratios and divergences against independent formulas, gradients, weighting."""
+"""Transitions as a policy: densities, ratios and divergences against independent formulas, gradients, weighting.
+
+Every test runs on every backend that this machine has. What holds for any op is in test_ops.py.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +18,62 @@ import pytest
 import torch
 from torch import Tensor
 
-from mgrpo.kernels import explain_backend, sde_kl, sde_log_prob, sde_log_ratio, sde_step
+from mgrpo import kernels
+from mgrpo.kernels import (
+    BackendError,
+    NoiseKey,
+    ProjectedStep,
+    SdeStep,
+    explain_backend,
+    philox_normal,
+    project_so3,
+    projected_sde_step,
+    sde_kl,
+    sde_log_prob,
+    sde_log_ratio,
+    sde_step,
+    use_backend,
+)
 
 N, T, D = 5, 7, 6
+BACKENDS = kernels.available_backends("sde_step")
+FUSED = BACKENDS[1:]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True, params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The backend that all calls of the test take."""
+    with use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def fused(backend: str) -> str:
+    if backend == "reference":
+        pytest.skip("the reference is plain torch")
+    return backend
 
 
 def states(count: int, dtype=torch.float64, shape=(N, T, D), seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(count)]
+
+
+def noise_key(rows: int = N, **changes) -> NoiseKey:
+    index = torch.arange(rows)
+    fields = {"seed": 2**63 + 11, "iteration": 4, "condition": 7 * index + 2**31, "member": index % 3, "step": 5}
+    return NoiseKey(**(fields | changes))
+
+
+def drawn(key: NoiseKey, shape: tuple[int, ...]) -> Tensor:
+    """The key's numbers, from the reference."""
+    fields = {name: getattr(key, name) for name in ("seed", "iteration", "condition", "member", "step", "stream")}
+    return philox_normal(shape, **fields, backend="reference")
+
+
+def bits(x: Tensor) -> Tensor:
+    return x.contiguous().flatten().view(torch.uint8)
 
 
 def row_scalars() -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +120,7 @@ def test_step_without_noise():
     # The last step of every sampler: A = 0, B = 1, s = 0 returns the prediction exactly, and looks at no noise.
     assert torch.equal(sde_step(x_t, x0_pred, 0.0, 1.0, 0.0, None), x0_pred)
     assert torch.equal(sde_step(x_t, x0_pred, 0.0, 1.0, 0.0, torch.full_like(x_t, torch.nan)), x0_pred)
-    with pytest.raises(ValueError, match=r"sde_step\(\): noise must be a tensor unless s is the number 0, got None"):
+    with pytest.raises(ValueError, match=r"sde_step\(\): noise must be a tensor or a NoiseKey unless s is the .* 0"):
         sde_step(x_t, x0_pred, 0.5, 0.5, 0.1, None)
 
 
@@ -195,7 +250,8 @@ def test_log_ratio_gradcheck_first_and_second_order():
         return sde_log_ratio(x, old, noise, torch.tensor([0.5, 2.0]), 0.7, mask=mask, channel_weights=[1.0, 3.0])
 
     assert torch.autograd.gradcheck(ratio, (new,))
-    assert torch.autograd.gradgradcheck(ratio, (new,))
+    with use_backend("reference"):
+        assert torch.autograd.gradgradcheck(ratio, (new,))
 
 
 def test_only_the_new_prediction_gets_a_gradient_in_its_own_dtype():
@@ -242,9 +298,9 @@ def test_kl_equals_torch_distributions(reduction):
     torch.testing.assert_close(sde_kl(ref, new, B, s, reduction=reduction), expected, rtol=1e-12, atol=1e-14)
 
 
-def test_kl_is_the_mean_negative_log_ratio_of_samples():
+def test_kl_is_the_mean_negative_log_ratio_of_samples(backend):
     """Monte Carlo: E_old[ln p_old - ln p_new] = KL, with the noise of many draws from the old policy."""
-    draws = 20_000
+    draws = 1_000 if backend == "cuda" else 20_000  # rows are what an emulated kernel pays for
     new, old = states(2, shape=(1, 2, 3), seed=4)
     noise = torch.randn(draws, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     samples = -sde_log_ratio(
@@ -262,7 +318,7 @@ def test_kl_is_zero_for_equal_predictions_and_has_the_mse_gradient():
     new.requires_grad_()
     sde_kl(new, ref, 0.6, 0.2).sum().backward()
     torch.testing.assert_close(new.grad, (0.6 / 0.2) ** 2 * (new.detach() - ref) / (T * D), rtol=1e-12, atol=0)
-    assert torch.autograd.gradcheck(lambda x: sde_kl(x, ref, 0.6, 0.2, mask=frame_mask()), (new,))
+    assert torch.autograd.gradcheck(lambda x: sde_kl(x, ref, 0.6, 0.2, mask=frame_mask()), (new,), fast_mode=True)
 
 
 # ------------------------------------------------- weighting, NaN, invariance
@@ -403,8 +459,10 @@ def test_compiled_equals_eager():
     torch.testing.assert_close(got, expected)
 
 
-def test_no_value_is_read_and_no_device_mixed():
+def test_no_value_is_read_and_no_device_mixed(backend):
     """On the meta device a read of a value raises: what passes there waits for no GPU and fits a CUDA graph."""
+    if backend != "reference":
+        pytest.skip("only the reference serves the meta device")
     new, old, noise = (x.float().to("meta") for x in states(3))
     s = torch.empty(N, device="meta")
     for options in ({}, {"mask": frame_mask().to("meta"), "channel_weights": [1.0] * D}):
@@ -420,6 +478,411 @@ def test_vmap_over_predictions():
     got = torch.func.vmap(lambda x: sde_log_ratio(x, old, noise, 0.4, 0.3))(stacked)
     expected = torch.stack([sde_log_ratio(x, old, noise, 0.4, 0.3) for x in stacked])
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
+
+
+# --------------------------------------------- the step's bits, noise by key
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_step_has_the_same_bits_in_every_backend(dtype, per_row):
+    x_t, x0_pred, noise = states(3, dtype, shape=(N, 13, 29))
+    A, B, s = row_scalars() if per_row else (0.7, 0.3, 0.1)
+    result = torch.float64 if dtype == torch.float64 else torch.float32
+    for z in (noise, noise_key()):
+        expected = sde_step(x_t, x0_pred, A, B, s, z, backend="reference")
+        got = sde_step(x_t, x0_pred, A, B, s, z)
+        assert got.dtype == result and torch.equal(bits(got), bits(expected))
+        with_log_prob = sde_step(x_t, x0_pred, A, B, s, z, return_log_prob=True)
+        assert isinstance(with_log_prob, SdeStep) and torch.equal(bits(with_log_prob.x_prev), bits(expected))
+    alone = sde_step(x_t, x0_pred, 0.7, 0.0, 0.0, None)
+    assert torch.equal(bits(alone), bits(x_t.to(result) * 0.7 + x0_pred.to(result) * 0.0))
+
+
+@pytest.mark.parametrize("shape", [(N, T, D), (N, 3, 331), (N, 700), (N, 2, 2, 128), (N, 40, 226), (N, 1)])
+def test_drawn_noise_is_that_of_philox_normal(shape):
+    x_t, x0_pred = states(2, torch.float32, shape=shape)
+    key = noise_key()
+    noise = drawn(key, shape[1:])
+    for double in (False, True):
+        x = x_t.double() if double else x_t
+        assert torch.equal(sde_step(x, x0_pred, 0.7, 0.3, 0.1, key), sde_step(x, x0_pred, 0.7, 0.3, 0.1, noise))
+    both = [sde_step(x_t, x0_pred, 0.7, 0.3, 0.1, z, return_log_prob=True).log_prob for z in (key, noise)]
+    assert torch.equal(*both)
+
+
+def test_drawn_noise_with_a_step_per_row_and_every_field():
+    x = torch.zeros(N, T, D)
+    for changes in (
+        {"step": torch.arange(N) + 65531},
+        {"seed": 0, "iteration": 2**32 - 1, "stream": 15},
+        {"condition": torch.tensor([2**32 - 1] * N), "member": torch.arange(N) + 65531},
+    ):
+        key = noise_key(**changes)
+        assert torch.equal(sde_step(x, x, 0.0, 0.0, 1.0, key), drawn(key, (T, D)))
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("drop_quadratic", [False, True])
+def test_log_ratio_draws_the_step_s_noise_again(weighting, drop_quadratic):
+    new, old = states(2, torch.float32)
+    key = noise_key()
+    found = []
+    for noise in (key, drawn(key, (T, D))):
+        leaf = new.clone().requires_grad_()
+        ratio = sde_log_ratio(leaf, old, noise, 0.4, 0.3, drop_quadratic=drop_quadratic, **weighting)
+        found.append((ratio, *torch.autograd.grad(ratio.square().sum(), leaf)))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_deterministic_step_draws_nothing():
+    x_t, x0_pred = states(2)
+    assert torch.equal(sde_step(x_t, x0_pred, 0.0, 1.0, 0.0, noise_key()), x0_pred)
+
+
+def test_compiles_with_a_key_made_inside():
+    x_t, x0_pred = states(2, torch.float32)
+    torch._dynamo.reset()
+
+    def function(x, condition):
+        key = NoiseKey(seed=3, iteration=1, condition=condition, member=condition, step=2)
+        return sde_step(x, x0_pred, 0.7, 0.3, 0.1, key) * 2.0
+
+    got = torch.compile(function, fullgraph=True, backend="aot_eager")(x_t, torch.arange(N))
+    assert torch.equal(got, function(x_t, torch.arange(N)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"seed": -1}, ValueError, r"NoiseKey\(\): seed must be in \[0, 2\^64\), got -1"),
+        ({"iteration": 2**32}, ValueError, "iteration must be in"),
+        ({"step": 2**16}, ValueError, r"step must be in \[0, 2\^16\), got 65536"),
+        ({"stream": 16}, ValueError, r"stream must be in \[0, 2\^4\), got 16"),
+        ({"member": torch.arange(4)}, ValueError, r"member must have shape \(N,\) with N = 5, got \(4,\)"),
+        ({"condition": torch.arange(5.0)}, TypeError, "condition must have dtype int64, got float32"),
+        ({"condition": torch.arange(5) - 3}, ValueError, "condition must be in .* got -3 in row 0"),
+    ],
+)
+def test_refused_keys(changes, error, message):
+    with pytest.raises(error, match=message):
+        noise_key(**changes)
+
+
+# ------------------------------------------------- log-density in the same pass
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_the_step_s_log_prob_is_that_of_its_noise(weighting, reduction):
+    x_t, x0_pred, noise = states(3)
+    A, B, s = row_scalars()
+    options = {"reduction": reduction, **weighting}
+    x_prev, log_prob = sde_step(x_t, x0_pred, A, B, s, noise, return_log_prob=True, **options)
+    again = sde_log_prob(x_prev, x_t, x0_pred, A, B, s, **options)
+    torch.testing.assert_close(log_prob, again, rtol=1e-12, atol=1e-13)
+    # Not through the rounded x_prev: with a small s the step's float32 digits no longer hold the noise.
+    in_float32 = sde_step(x_t.float(), x0_pred.float(), A, B, 1e-5 * s, noise.float(), return_log_prob=True, **options)
+    exact = sde_step(x_t, x0_pred, A, B, 1e-5 * s, noise.float().double(), return_log_prob=True, **options)
+    torch.testing.assert_close(in_float32.log_prob.double(), exact.log_prob, rtol=3e-7, atol=3e-7)
+
+
+def test_the_step_s_log_prob_carries_no_gradient():
+    leaves = [x.requires_grad_() for x in states(3)]
+    x_prev, log_prob = sde_step(*leaves[:2], 0.7, 0.3, 0.1, leaves[2], return_log_prob=True)
+    assert x_prev.requires_grad and not log_prob.requires_grad
+    grads = torch.autograd.grad(x_prev.sum(), leaves)
+    for grad, scalar in zip(grads, (0.7, 0.3, 0.1), strict=True):
+        assert torch.equal(grad, torch.full_like(grad, scalar))
+
+
+def test_frames_left_out_of_the_log_prob_still_step():
+    x_t, x0_pred, noise = states(3)
+    noise[:, 4:] = torch.nan
+    mask = (torch.arange(T) < 4).expand(N, T)
+    step = sde_step(x_t, x0_pred, 0.7, 0.3, 0.1, noise, return_log_prob=True, mask=mask)
+    assert torch.isfinite(step.log_prob).all() and step.x_prev[:, 4:].isnan().all()
+    assert torch.equal(step.x_prev[:, :4], sde_step(x_t, x0_pred, 0.7, 0.3, 0.1, noise)[:, :4])
+
+
+# ------------------------------------------------------------ projected steps
+
+
+@pytest.mark.parametrize("fix_det", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_projected_step_is_a_projection_and_a_step(dtype, fix_det):
+    x_t, x0_pred, noise = states(3, dtype, shape=(3, 11, 40))
+    A, B, s = (x[:3] for x in row_scalars())
+    step = projected_sde_step(x_t, x0_pred, A, B, s, noise, first_channel=5, matrices=3, fix_det=fix_det)
+    assert isinstance(step, ProjectedStep)
+    wide = x0_pred.to(step.x0_pred.dtype)
+    rotations = project_so3(wide[..., 5:32].unflatten(-1, (3, 3, 3)), fix_det=fix_det).flatten(-3)
+    accuracy = 1e-12 if dtype == torch.float64 else 2e-5
+    torch.testing.assert_close(step.x0_pred[..., 5:32], rotations, rtol=0, atol=accuracy)
+    for channels in (slice(0, 5), slice(32, 40)):
+        assert torch.equal(step.x0_pred[..., channels], wide[..., channels])
+    assert torch.equal(step.x_prev, sde_step(x_t, step.x0_pred, A, B, s, noise))
+
+
+def test_a_projected_step_with_drawn_or_no_noise():
+    x_t, x0_pred = states(2, torch.float32, shape=(N, 9, 31))
+    options = {"first_channel": 1, "matrices": 3}
+    key = noise_key()
+    step = projected_sde_step(x_t, x0_pred, 0.7, 0.3, 0.1, key, **options)
+    given = projected_sde_step(x_t, x0_pred, 0.7, 0.3, 0.1, drawn(key, (9, 31)), **options)
+    assert torch.equal(step.x_prev, given.x_prev) and torch.equal(step.x0_pred, given.x0_pred)
+    last = projected_sde_step(x_t, x0_pred, 0.0, 1.0, 0.0, None, **options)
+    assert torch.equal(last.x_prev, last.x0_pred) and torch.equal(last.x0_pred, step.x0_pred)
+
+
+@pytest.mark.parametrize("through", ["x_prev", "x0_pred", "both"])
+def test_gradients_through_one_result_of_a_projected_step(through):
+    x_t, x0_pred, noise = states(3, shape=(2, 3, 12))
+    x0_pred[..., 2:11] += 3.0 * torch.eye(3, dtype=torch.float64).flatten()
+    leaves = [x.requires_grad_() for x in (x_t, x0_pred, noise)]
+    probe = states(1, shape=(2, 3, 12), seed=3)[0]
+
+    def gradients(backend):
+        step = projected_sde_step(*leaves[:2], 0.7, 0.4, 0.2, leaves[2], first_channel=2, matrices=1, backend=backend)
+        parts = step if through == "both" else [getattr(step, through)]
+        return torch.autograd.grad(sum((part * probe).sum() for part in parts), leaves, allow_unused=True)
+
+    for got, expected in zip(gradients(None), gradients("reference"), strict=True):
+        if expected is None or got is None:
+            assert got is None or not got.any()
+            assert expected is None or not expected.any()
+        else:
+            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"first_channel": -1, "matrices": 1}, ValueError, "first_channel must be >= 0, got -1"),
+        ({"first_channel": 0, "matrices": 0}, ValueError, "matrices must be >= 1, got 0"),
+        ({"first_channel": 4, "matrices": 3}, ValueError, r"must be <= D = 30, got 4 \+ 9 x 3"),
+        ({"first_channel": 1.5, "matrices": 1}, TypeError, "first_channel must be an int, got float"),
+    ],
+)
+def test_refused_matrices(options, error, message):
+    (x,) = states(1, shape=(2, 3, 30))
+    with pytest.raises(error, match=r"projected_sde_step\(\): .*" + message):
+        projected_sde_step(x, x, 0.5, 0.5, 0.1, x, **options)
+
+
+# ---------------------------------------- order of rows, threads, instruction sets
+
+
+def everything(shape=(6, 37, 226), dtype=torch.float32, rows=slice(None), frames=slice(None), **weighting):
+    """Results and gradients of all functions on some rows and frames of the same states."""
+    made = [x[rows, frames] for x in states(5, dtype, shape=shape)]
+    count = len(made[0])
+    x_prev, x_t, new, old, noise = made
+    key = noise_key(shape[0])
+    key = NoiseKey(key.seed, key.iteration, key.condition[rows], key.member[rows], key.step)
+    new = new.clone().requires_grad_()
+    per_row = torch.linspace(0.5, 1.5, shape[0])[rows]
+    found: list[Tensor] = []
+    for value in (
+        sde_step(x_t, new, per_row, 0.3, 0.2, key, return_log_prob=True, **weighting).log_prob,
+        sde_step(x_t, new, 0.7, per_row, 0.2, noise, return_log_prob=True, **weighting).log_prob,
+        sde_log_prob(x_prev, x_t, new, 0.7, 0.4, per_row, **weighting),
+        sde_log_ratio(new, old, noise, 0.4, per_row, **weighting),
+        sde_log_ratio(new, old, key, 0.4, per_row, reduction="sum", **weighting),
+        sde_kl(new, old, per_row, 0.3, **weighting),
+        sde_step(x_t, new, per_row, 0.3, 0.2, key).flatten(1).sum(1),
+        projected_sde_step(x_t, new, 0.7, 0.3, 0.2, key, first_channel=16, matrices=21).x_prev.flatten(1).sum(1),
+    ):
+        assert value.shape == (count,)
+        found.append(value.detach())
+        if value.requires_grad:
+            found.append(torch.autograd.grad((value * per_row).sum(), new)[0])
+    return found
+
+
+def test_rows_do_not_know_each_other(fused):
+    whole = everything()
+    order = torch.tensor([4, 0, 5, 2, 1, 3])
+    for a, b in zip(whole, everything(rows=order), strict=True):
+        assert torch.equal(bits(b), bits(a[order]))
+    for rows in (slice(0, 1), slice(2, 6)):
+        for a, b in zip(whole, everything(rows=rows), strict=True):
+            assert torch.equal(bits(b), bits(a[rows]))
+
+
+def test_a_masked_end_is_a_shorter_sequence_bit_for_bit(fused):
+    kept = 23
+    mask = (torch.arange(37) < kept).expand(6, 37)
+    for options in ({}, {"channel_weights": torch.arange(226) % 3}):
+        options = {name: value.double() for name, value in options.items()}
+        masked, short = everything(mask=mask, **options)[:-4], everything(frames=slice(kept), **options)[:-4]
+        for a, b in zip(masked, short, strict=True):
+            assert torch.equal(bits(a[:, :kept] if a.dim() == 3 else a), bits(b))
+            assert a.dim() == 1 or not a[:, kept:].any()
+
+
+def test_threads_change_nothing(backend):
+    if backend != "cpp":
+        pytest.skip("the threads are those of the C++ backend")
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(everything())
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert torch.equal(bits(a), bits(b))
+
+
+def test_instruction_sets_change_nothing_but_the_projection(backend):
+    """Sums and steps have the same bits whether a register holds four numbers or sixteen."""
+    if backend != "cpp":
+        pytest.skip("the instruction sets are those of the C++ backend")
+    script = (
+        "import hashlib, sys, torch; sys.path.insert(0, sys.argv[1]); import test_transition as t\n"
+        "with t.use_backend('cpp'):\n"
+        "    for dtype in (torch.float32, torch.float64):\n"
+        "        for x in t.everything(dtype=dtype)[:-2]:\n"
+        "            print(hashlib.sha1(t.bits(x).numpy().tobytes()).hexdigest())\n"
+    )
+    found = []
+    for isa in ("v4", "v3", "baseline"):
+        environment = {**os.environ, "MGRPO_ISA": isa, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", script, str(Path(__file__).parent)]
+        result = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=Path(__file__).resolve().parents[2]
+        )
+        assert result.returncode == 0, result.stderr
+        found.append(result.stdout.split())
+    assert len(found[0]) == 2 * len(everything(shape=(2, 2, 226))[:-2])
+    assert found[0] == found[1] == found[2]
+
+
+# ----------------------------------------------------------- numbers of any size
+
+
+def test_long_rows_lose_no_digits(fused):
+    """63,488 numbers of a row, as with hands: the float32 result errs like a single rounding, not like a long sum."""
+    shape = (2, 128, 496) if fused == "cpp" else (2, 16, 496)
+    x_t, new, old, noise = states(4, torch.float32, shape=shape)
+    x_prev = sde_step(x_t, old, 0.8, 0.3, 0.5, noise)
+    for function, arguments in (
+        (sde_log_prob, (x_prev, x_t, new, 0.8, 0.3, 0.5)),
+        (sde_log_ratio, (new, old, noise, 0.3, 0.5)),
+        (sde_kl, (new, old, 0.3, 0.5)),
+    ):
+        exact = function(*(x.double() if isinstance(x, Tensor) else x for x in arguments), backend="reference")
+        torch.testing.assert_close(function(*arguments).double(), exact, rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e-18, 1e-6, 1e6, 1e18])
+def test_huge_and_tiny_standard_deviations(size):
+    """Squares of these numbers would leave float32."""
+    x_t, new, old, noise = states(4, torch.float32)
+    s = 0.3 * size
+    new, old, x_t = (x * size for x in (new, old, x_t))
+    x_prev = sde_step(x_t, old, 0.5, 0.4, s, noise)
+    for function, arguments in (
+        (sde_log_prob, (x_prev, x_t, new, 0.5, 0.4, s)),
+        (sde_log_ratio, (new, old, noise, 0.4, s)),
+        (sde_kl, (new, old, 0.4, s)),
+    ):
+        leaf = new.double().requires_grad_()
+        wide = [x.double() if isinstance(x, Tensor) else x for x in arguments]
+        place = next(i for i, x in enumerate(arguments) if x is new)
+        wide[place] = leaf
+        exact = function(*wide, backend="reference")
+        (exact_grad,) = torch.autograd.grad(exact.sum(), leaf)
+        leaf = new.clone().requires_grad_()
+        got = function(*arguments[:place], leaf, *arguments[place + 1 :])
+        (grad,) = torch.autograd.grad(got.sum(), leaf)
+        torch.testing.assert_close(got.double(), exact, rtol=3e-6, atol=1e-6)
+        torch.testing.assert_close(grad.double() * size, exact_grad * size, rtol=3e-5, atol=1e-6)
+
+
+def test_half_precision_is_read_exactly(fused):
+    """Every bfloat16 and float16, subnormal, infinite and NaN ones included."""
+    patterns = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(16, 64, 64)
+    zero = torch.zeros(16, 64, 64)
+    for dtype in (torch.bfloat16, torch.float16):
+        values = patterns.view(dtype)
+        for compute in (torch.float32, torch.float64):
+            got = sde_step(values, zero.to(compute), 1.0, 0.0, 0.0, None)
+            assert torch.equal(got.nan_to_num(nan=123.0), (values.to(compute) + 0.0).nan_to_num(nan=123.0))
+            assert torch.equal(got.isnan(), values.isnan())
+
+
+def test_half_precision_gradients_are_rounded_to_nearest(fused):
+    """The log-ratio's linear gradient is the noise itself: any float32 can be sent through the rounding."""
+    generator = torch.Generator().manual_seed(3)
+    any_bits = torch.randint(-(2**31), 2**31, (8, 1, 512), generator=generator).to(torch.int32).view(torch.float32)
+    ties = torch.arange(2**12).view(8, 1, 512) * 2.0**-14 + 1.0  # halfway between neighbours among them
+    small = torch.randn(8, 1, 512, generator=generator) * 2.0**-15  # subnormal in float16
+    for noise in (any_bits, ties, small, -ties):
+        for dtype in (torch.bfloat16, torch.float16):
+            new = torch.zeros(noise.shape, dtype=dtype, requires_grad=True)
+            ratio = sde_log_ratio(new, new.detach(), noise, 1.0, 1.0, reduction="sum", drop_quadratic=True)
+            (grad,) = torch.autograd.grad(ratio, new, torch.ones_like(ratio))
+            expected = noise.to(dtype)
+            assert grad.dtype == dtype and torch.equal(grad.isnan(), expected.isnan())
+            assert torch.equal(grad.nan_to_num(nan=1.0), expected.nan_to_num(nan=1.0))
+
+
+def test_a_row_left_out_of_the_loss_gets_zero_gradient_from_log_prob_too(fused):
+    made = states(3)
+    for x in made:
+        x[2] = torch.nan
+    leaves = [x.requires_grad_() for x in made]
+    grads = torch.autograd.grad(sde_log_prob(*leaves, 0.7, 0.4, 0.3), leaves, torch.tensor([1.0, 2, 0, 1, 1]).double())
+    for grad in grads:
+        assert not grad[2].any() and torch.isfinite(grad).all() and grad[0].any()
+
+
+# ------------------------------------------------------------- operators, dispatch
+
+
+def operator_calls(backend: str) -> list[tuple[Callable[..., object], tuple[object, ...]]]:
+    """Every registered operator with arguments, states with gaps and broadcast rows among them."""
+    x, f, z = states(3, torch.float32)
+    x, f = x.transpose(0, 1).contiguous().transpose(0, 1), f[:1].expand(N, T, D)
+    leaf = z.clone().requires_grad_()
+    key = noise_key().words
+    rows = row_scalars()
+    weighting = (frame_mask(), weights(), True)
+    no_key = (None, None, 0, 0, 0)
+    numbers = (0.7, 0.3, 0.1, None, None, None)
+    wide = torch.randn(N, T, 12)
+    matrices = wide.clone().requires_grad_()
+    ops = torch.ops.mgrpo
+    return [
+        (ops.sde_step.default, (x, leaf, f, *no_key, *numbers, *weighting, True, backend)),
+        (ops.sde_step.default, (leaf, f, None, *key, 0.0, 0.0, 0.0, *rows, None, None, True, False, backend)),
+        (ops.projected_sde_step.default, (wide, matrices, None, *key, *numbers, 2, 1, True, backend)),
+        (ops.sde_log_prob.default, (leaf, x, f, *numbers, *weighting, backend)),
+        (ops.sde_log_ratio.default, (leaf, x, f, *no_key, 2.0, None, *weighting, False, backend)),
+        (ops.sde_log_ratio.default, (leaf, x, None, *key, 0.0, rows[0], None, None, False, True, backend)),
+    ]
+
+
+def test_opcheck(fused):
+    for operator, arguments in operator_calls(fused):
+        torch.library.opcheck(operator, arguments)
+
+
+def test_scalars_that_want_a_gradient_go_to_the_reference(fused):
+    x_t, x0_pred, noise = states(3)
+    A, B, s = (x.requires_grad_() for x in row_scalars())
+    with use_backend(None):
+        value = sde_log_prob(noise, x_t, x0_pred, A, B, s).sum() + sde_step(x_t, x0_pred, A, B, s, noise).sum()
+        assert all(grad.any() for grad in torch.autograd.grad(value, (A, B, s)))
+    with pytest.raises(BackendError, match="has no gradient with respect to A, B or s"):
+        sde_step(x_t, x0_pred, A, B, s, noise, backend=fused)
+    with torch.no_grad():
+        sde_step(x_t, x0_pred, A, B, s, noise, backend=fused)
 
 
 # ------------------------------------------------------------------ refusals
@@ -459,6 +922,11 @@ SHORT = torch.ones(5, 6, dtype=torch.bool)
         (lambda x: sde_kl(x, x, 1, 0.1, channel_weights=[1.0] * 5 + [-1.0]), ValueError, "minimum of -1"),
         (lambda x: sde_kl(x, None, 1, 0.1), TypeError, "x0_pred_ref must be a torch.Tensor, got NoneType"),
         (lambda x: sde_log_ratio(x, x, None, 1, 0.1), TypeError, "noise must be a torch.Tensor, got NoneType"),
+        (lambda x: sde_log_ratio(x, x, noise_key(4), 1, 0.1), ValueError, "NoiseKey with N = 5 rows, got 4"),
+        (lambda x: sde_step(x, x, 1, 1, 0.1, noise_key(6)), ValueError, "NoiseKey with N = 5 rows, got 6"),
+        (lambda x: sde_step(x, x, 1, 1, 0.1, x, mask=SHORT), ValueError, "mask must be None unless return"),
+        (lambda x: sde_step(x, x, 1, 1, 0.0, x, return_log_prob=True), ValueError, "s must be > 0 .* got 0.0"),
+        (lambda x: sde_step(x, x, 1, 1, 0.1, None, return_log_prob=True), ValueError, "noise must be a tensor or"),
     ],
 )  # fmt: skip
 def test_refusals(call, error, message):
@@ -467,8 +935,9 @@ def test_refusals(call, error, message):
 
 
 def test_known_to_dispatch():
-    for name in ("sde_step", "sde_log_prob", "sde_log_ratio", "sde_kl"):
+    for name in ("sde_step", "projected_sde_step", "sde_log_prob", "sde_log_ratio", "sde_kl"):
         assert "reference" in explain_backend(name)
+        assert kernels.available_backends(name) == BACKENDS
 
 
 # -------------------------------------------------------------------- golden
