@@ -3,6 +3,7 @@
 
     tools/triton_resources.py            compare with kernels/triton_resources.csv; exit status 1 if it differs
     tools/triton_resources.py --write    rewrite that table
+    tools/triton_resources.py OP ...     either of them for these operators alone: the table keeps the rows of others
     tools/triton_resources.py --json OP  measure the kernels of kernels/OP (or of a file) in this process, print them
 
 A kernel is compiled by launching it: each ``triton_impl.py`` lists calls of its own launch functions in
@@ -32,6 +33,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "kernels" / "triton_resources.csv"
 PROCESSES = 2
+LONGEST_SECONDS = 600
+"""For one operator, so that a kernel whose compilation explodes is named. Most take a second per architecture."""
 COLUMNS = ("op", "case", "kernel", "sm", "registers", "stack_bytes", "shared_bytes")
 KEY = COLUMNS[:4]
 RESOURCES = COLUMNS[4:]
@@ -39,6 +42,7 @@ RESOURCES = COLUMNS[4:]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ops", nargs="*", metavar="OP", help="operators, as folders of kernels/ (all)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--write", action="store_true", help="rewrite the table")
     what.add_argument("--json", metavar="OP", help="measure one operator's kernels and print them as JSON")
@@ -46,13 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(measure(options.json)))
         return 0
+    ops = options.ops or ops_with_kernels()
+    if unknown := sorted({*ops} - {*ops_with_kernels()}):
+        parser.error(f"no such operator with Triton kernels: {', '.join(unknown)}")
     with ThreadPoolExecutor(PROCESSES) as pool:
-        rows = [row for rows in pool.map(measure_elsewhere, ops_with_kernels()) for row in rows]
+        rows = [row for rows in pool.map(measure_elsewhere, ops) for row in rows]
+    table = read_table()[1]
     if options.write:
-        TABLE.write_text(format_table(rows))
-        print(f"{TABLE.relative_to(ROOT)}: {len(rows)} kernels")
+        others = [row for row in table if row["op"] not in ops and row["op"] in ops_with_kernels()]
+        TABLE.write_text(format_table(sorted([*others, *rows], key=lambda row: row["op"])))
+        print(f"{TABLE.relative_to(ROOT)}: {len(rows)} kernels written")
         return 0
-    problems = [*spills(rows), *differences(rows, read_table()[1])]
+    table = table if not options.ops else [row for row in table if row["op"] in ops]
+    problems = [*spills(rows), *differences(rows, table)]
     print("\n".join(problems) or f"{TABLE.relative_to(ROOT)} holds all {len(rows)} kernels")
     return 1 if problems else 0
 
@@ -70,9 +80,13 @@ def measure_elsewhere(op: str) -> list[dict[str, Any]]:
         "TRITON_CACHE_DIR": str(ROOT / "build" / "triton"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
-    result = subprocess.run(
-        [sys.executable, __file__, "--json", op], env=environment, cwd=ROOT, capture_output=True, text=True
-    )
+    command = [sys.executable, __file__, "--json", op]
+    try:
+        result = subprocess.run(
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=LONGEST_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"the kernels of {op} did not compile within {LONGEST_SECONDS} s") from None
     if result.returncode != 0:
         raise RuntimeError(f"the kernels of {op} do not compile:\n{result.stderr[-4000:]}")
     return json.loads(result.stdout.splitlines()[-1])
