@@ -50,8 +50,14 @@ OUTSIDE: Mapping[str, frozenset[str]] = {
 }
 """Other packages that a part may import, where that is limited; "" is mgrpo/__init__.py."""
 
-SIBLINGS: Mapping[str, frozenset[str]] = {"metrics": frozenset({"procrustes"}), "perlin": frozenset({"rng"})}
-"""Operators that use another operator's public functions, by folder."""
+SIBLINGS: Mapping[str, frozenset[str]] = {
+    "metrics": frozenset({"procrustes"}),
+    "perlin": frozenset({"rng"}),
+    "rewards": frozenset({"kinematics", "policy", "procrustes", "so3"}),
+    "transition": frozenset({"rng"}),
+}
+"""Operators that use another operator's public functions, and in C++ its formulas (``*_math.h``, the generator), by
+folder."""
 
 TESTS_ONLY = frozenset({"smplx", "roma", "hypothesis", "pytest", "scipy"})
 TRITON_FILES = frozenset(
