@@ -40,8 +40,8 @@ from .._triton_math import (
 
 LARGEST_CHUNK = 128
 ELEMENTS = 128
-"""Of a block, on a GPU: a pair per warp for clouds of 17 to 32 points. All lanes of a warp compute its nearest rotation,
-so more pairs would not share that work, only lengthen the code."""
+"""Of a block, on a GPU: a pair per warp for clouds of 17 to 32 points. All lanes of a warp compute its nearest
+rotation, so more pairs would not share that work, only lengthen the code."""
 _FAR_F32 = tl.constexpr(1e12)
 _FAR_F64 = tl.constexpr(1e100)
 _SMALLEST_F32 = tl.constexpr(1.1754943508222875e-38)
