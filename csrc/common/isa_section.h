@@ -4,3 +4,4 @@
 #include "mat3.h"
 #include "polar.h"
 #include MGRPO_ISA_BODY
+#undef MGRPO_POLAR_FUNCTIONS

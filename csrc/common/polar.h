@@ -199,7 +199,7 @@ MGRPO_CALLED Polar<T> polar(const Mat3<T>& M, bool fix_det) {
 
 // The nearest rotation alone: Newton's iteration where it is accurate, singular vectors elsewhere.
 template <class T>
-MGRPO_HD Mat3<T> nearest_rotation(const Mat3<T>& M, bool fix_det) {
+MGRPO_CALLED Mat3<T> nearest_rotation(const Mat3<T>& M, bool fix_det) {
   const T size = largest_entry(M);
   Mat3<T> R;
   const auto regular = (size > T(0)) & (size <= T(Precision<typename Number<T>::Element>::kLargest));
@@ -210,7 +210,7 @@ MGRPO_HD Mat3<T> nearest_rotation(const Mat3<T>& M, bool fix_det) {
 
 // dL/dM from dL/dR, where R is the polar factor of M that `polar` returned.
 template <class T>
-MGRPO_HD Mat3<T> polar_gradient(const Mat3<T>& grad_R, const Mat3<T>& M, const Mat3<T>& R, bool fix_det) {
+MGRPO_CALLED Mat3<T> polar_gradient(const Mat3<T>& grad_R, const Mat3<T>& M, const Mat3<T>& R, bool fix_det) {
   const T size = largest_entry(M), least = T(PolarLimits<typename Number<T>::Element>::kGradientFloor);
   const Mat3<T> S = transposed_times(R, normalised(M, size));
   const T trace = S.m[0][0] + S.m[1][1] + S.m[2][2], half = T(-0.5);
@@ -235,6 +235,19 @@ MGRPO_HD Mat3<T> polar_gradient(const Mat3<T>& grad_R, const Mat3<T>& M, const M
   }
   return select(size == T(0), zero3<T>(), divided(R * cross_matrix(x), size));
 }
+
+#if defined(MGRPO_ISA_SECTION)
+// One copy of each, made in polar_cpu.cpp: so a rotation has the same bits whichever operator asked for it, also where the
+// operator's own file forbids fused multiply-adds.
+#define MGRPO_POLAR_FUNCTIONS(keyword, T)                                            \
+  keyword template Polar<Pack<T>> polar(const Mat3<Pack<T>>&, bool);                 \
+  keyword template Mat3<Pack<T>> nearest_rotation(const Mat3<Pack<T>>&, bool);       \
+  keyword template Mat3<Pack<T>> polar_gradient(const Mat3<Pack<T>>&, const Mat3<Pack<T>>&, const Mat3<Pack<T>>&, bool);
+#if !defined(MGRPO_POLAR_DEFINED_HERE)
+MGRPO_POLAR_FUNCTIONS(extern, float)
+MGRPO_POLAR_FUNCTIONS(extern, double)
+#endif
+#endif
 
 }  // namespace MGRPO_NAMESPACE
 #endif

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mgrpo.diffusion.transition import Transitions
 from mgrpo.errors import InputError
-from mgrpo.kernels import STREAM_INIT, STREAM_STEP, philox_normal, sde_step
+from mgrpo.kernels import STREAM_INIT, STREAM_STEP, NoiseKey, philox_normal, projected_sde_step, sde_step
 from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.state import StateLayout, project_state
 
@@ -91,6 +91,11 @@ class NoiseKeys:
         a group."""
         condition, member = self.rows
         return dataclasses.replace(self, condition=condition, members=1, first_member=member)
+
+    def step_key(self, k: int) -> NoiseKey:
+        """The key of step ``k``'s noise, a row for every sample."""
+        condition, member = self.rows
+        return NoiseKey(self.seed, self.iteration, condition, member, k, STREAM_STEP)
 
     def select(self, index: slice | Tensor) -> NoiseKeys:
         """The keys of some conditions: ``index`` is a slice or an index tensor into the batch axis."""
@@ -199,13 +204,10 @@ def sample(
                 f"sample(): noise must have shape {(steps + 1, batch, 'G', *shape)} (x_T, then one draw per "
                 f"step), got {tuple(noise.shape)}"
             )
-        group = noise.shape[2]
     elif keys is None:
         raise InputError("sample(): give keys to draw noise from, or the noise itself")
-    else:
-        group = keys.members
-        if len(keys.condition) != batch:
-            raise InputError(f"sample(): cond holds {batch} conditions, keys.condition {len(keys.condition)}")
+    elif len(keys.condition) != batch:
+        raise InputError(f"sample(): cond holds {batch} conditions, keys.condition {len(keys.condition)}")
     if record not in ("none", "all", "last"):
         raise InputError(f"sample(): record must be 'none', 'all' or 'last', got {record!r}")
     if record == "last" and record_last < 1:
@@ -227,22 +229,51 @@ def sample(
         # product of another size may round differently, and the policy update must find the same ratio of exactly one
         # at every step.
         x0_pred = policy.decode(x, t, policy.encode(cond, t, **padding)).to(state_dtype)
-        if project_rotations:
-            x0_pred = project_state(layout, x0_pred, fix_det=fix_det)
-        if k >= first_recorded:
-            recorded_x.append(x)
-            recorded_x0.append(x0_pred)
-        if s == 0.0 and A == 0.0:
-            x = x0_pred if B == 1.0 else x0_pred * B
+        if noise is not None:
+            drawn = noise[k + 1].to(state_dtype).flatten(0, 1)
         else:
-            z = None
-            if s > 0.0:
-                if noise is not None:
-                    z = noise[k + 1].to(state_dtype).flatten(0, 1)
-                else:
-                    assert keys is not None
-                    z = step_noise(keys, k, shape).to(state_dtype).flatten(0, 1)
-            x = sde_step(x.flatten(0, 1), x0_pred.flatten(0, 1), A, B, s, z).view(batch, group, *shape)
+            assert keys is not None
+            drawn = keys.step_key(k)
+        before = x
+        x, x0_pred = _step(x, x0_pred, A, B, s, drawn, layout, project_rotations, fix_det)
+        if k >= first_recorded:
+            recorded_x.append(before)
+            recorded_x0.append(x0_pred)
         if callback is not None:
             callback(k + 1, steps)
     return SampleResult(x0=x, steps=tuple(range(first_recorded, steps)), x_t=recorded_x, x0_pred=recorded_x0)
+
+
+def _step(
+    x_t: Tensor,
+    x0_pred: Tensor,
+    A: float,
+    B: float,
+    s: float,
+    noise: Tensor | NoiseKey,
+    layout: StateLayout,
+    project_rotations: bool,
+    fix_det: bool,
+) -> tuple[Tensor, Tensor]:
+    """The next state and the prediction that entered it, both ``(B, G, T, D)``: projection, noise and sum in one pass
+    over memory, the noise drawn from its key."""
+    if A == 0.0 and s == 0.0:  # the last step returns the prediction
+        if project_rotations:
+            x0_pred = project_state(layout, x0_pred, fix_det=fix_det)
+        return x0_pred if B == 1.0 else B * x0_pred, x0_pred
+    noise = noise if s > 0.0 else None
+    if not project_rotations:
+        return sde_step(x_t.flatten(0, 1), x0_pred.flatten(0, 1), A, B, s, noise).view(x_t.shape), x0_pred
+    body = layout.slices["body_rotmats"]
+    step = projected_sde_step(
+        x_t.flatten(0, 1),
+        x0_pred.flatten(0, 1),
+        A,
+        B,
+        s,
+        noise,
+        first_channel=body.start,
+        matrices=(body.stop - body.start) // 9,
+        fix_det=fix_det,
+    )
+    return step.x_prev.view(x_t.shape), step.x0_pred.view(x_t.shape)
