@@ -56,8 +56,7 @@ SIBLINGS: Mapping[str, frozenset[str]] = {
     "rewards": frozenset({"kinematics", "policy", "procrustes", "so3"}),
     "transition": frozenset({"rng"}),
 }
-"""Operators that use another operator's public functions, and in C++ its formulas (``*_math.h``, the generator), by
-folder."""
+"""Operators that use another operator's public functions, and in C++ its formulas (``*_math.h``), by folder."""
 
 TESTS_ONLY = frozenset({"smplx", "roma", "hypothesis", "pytest", "scipy"})
 TRITON_FILES = frozenset(
@@ -392,7 +391,7 @@ def test_native_operators_include_the_common_files_and_their_own() -> None:
             allowed = [path.parent, ROOT / "csrc" / "common"]
             if path.name == "cuda_compat.h":
                 allowed.append(ROOT / "csrc" / "emulation")
-            if file.name.endswith("_math.h") or file.name.startswith("philox_"):
+            if file.name.endswith("_math.h"):
                 allowed += [ROOT / "csrc" / sibling for sibling in SIBLINGS.get(path.parent.name, ())]
             if file.is_file() and file.parent not in allowed:
                 problems.append(f"{place}: another operator's file")

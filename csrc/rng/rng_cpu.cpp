@@ -1,5 +1,5 @@
 // mgrpo_native::philox_normal_fwd and philox_uniform_fwd on the CPU.
-#include "philox_keys.h"
+#include "../common/philox_keys.h"
 
 #include <algorithm>
 

@@ -1,6 +1,6 @@
 // Four numbers, one counter, per thread and turn; a block writes a piece of one row.
 #include "../common/cuda_compat.h"
-#include "philox_thread.h"
+#include "../common/philox_thread.h"
 #include "rng_cuda.h"
 
 namespace mgrpo {

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "../common/cuda_compat.h"
-#include "philox_row.h"
+#include "../common/philox_row.h"
 
 namespace mgrpo {
 

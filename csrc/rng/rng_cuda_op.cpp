@@ -1,6 +1,6 @@
 // philox_normal_fwd and philox_uniform_fwd on a GPU.
 #include "../common/cuda_op.h"
-#include "philox_keys.h"
+#include "../common/philox_keys.h"
 #include "rng_cuda.h"
 
 namespace mgrpo {

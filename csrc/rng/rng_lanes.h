@@ -1,5 +1,5 @@
 // Whole ranges of a row's numbers; compiled once per instruction set (common/for_each_isa.h).
-#include "philox_lanes.h"
+#include "../common/philox_lanes.h"
 
 namespace MGRPO_NAMESPACE {
 

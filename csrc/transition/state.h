@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "../common/macros.h"
-#include "../rng/philox_row.h"
+#include "../common/philox_row.h"
 
 namespace mgrpo {
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "../common/rows.h"
-#include "../rng/philox_keys.h"
+#include "../common/philox_keys.h"
 #include "transition_math.h"
 #include "transition_task.h"
 

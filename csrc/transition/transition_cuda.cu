@@ -3,7 +3,7 @@
 // of the row by one warp. So a row has the same bits wherever it stands in a batch.
 #include "../common/cuda_compat.h"
 #include "../common/polar.h"
-#include "../rng/philox_thread.h"
+#include "../common/philox_thread.h"
 #include "transition_cuda.h"
 #include "transition_math.h"
 

@@ -2,7 +2,7 @@
 //
 // A row's sum has the same bits on every instruction set: element i of a piece always goes to running sum i modulo
 // kSumLanes, and multiplications and additions are not fused.
-#include "../rng/philox_lanes.h"
+#include "../common/philox_lanes.h"
 #include "transition_math.h"
 
 namespace MGRPO_NAMESPACE {

@@ -1,7 +1,7 @@
 // Formulas of one transition, generic in the number type; derivations in kernels/transition/README.md.
 //
 // The step's operations are rounded one by one, in this order, in every backend: whoever includes this keeps the
-// compiler from fusing them (see rng/philox_math.h).
+// compiler from fusing them (see common/philox_math.h).
 #if defined(MGRPO_ISA_SECTION) || !defined(MGRPO_TRANSITION_MATH_H)
 #if !defined(MGRPO_ISA_SECTION)
 #define MGRPO_TRANSITION_MATH_H

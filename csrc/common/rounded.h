@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-#include "../common/macros.h"
+#include "macros.h"
 
 namespace mgrpo {
 

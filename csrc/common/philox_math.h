@@ -13,7 +13,7 @@
 #define MGRPO_PHILOX_MATH_H
 #include <stdint.h>
 
-#include "../common/macros.h"
+#include "macros.h"
 #endif
 
 namespace MGRPO_NAMESPACE {

@@ -1,7 +1,7 @@
 // The rows' keys as they come from Python: two int64 tensors and three numbers.
 #pragma once
 
-#include "../common/rows.h"
+#include "rows.h"
 #include "philox_row.h"
 
 namespace mgrpo {
