@@ -38,10 +38,11 @@ OPS = TOOL.ops_with_kernels()
 
 
 @pytest.fixture(scope="module")
-def compiling() -> Iterator[dict[str, Future[list[Row]]]]:
-    """What every operator's kernels cost, all being found out at once."""
+def compiling(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[list[Row]]]]:
+    """What the kernels cost of every operator that a chosen test is about, all being found out at once."""
+    chosen = {item.callspec.params.get("op") for item in request.session.items if hasattr(item, "callspec")}
     with ThreadPoolExecutor(TOOL.PROCESSES) as pool:
-        yield {op: pool.submit(TOOL.measure_elsewhere, op) for op in OPS}
+        yield {op: pool.submit(TOOL.measure_elsewhere, op) for op in OPS if op in chosen}
 
 
 @pytest.fixture
