@@ -112,6 +112,8 @@ def as_rows(tensor: Tensor, inner: int) -> Rows:
     """``tensor`` as rows whose last ``inner`` axes are the row. Expanded and strided batches are not copied, unless
     the row itself has gaps or the batch needs more than ``MAX_ROW_AXES`` strides."""
     batch_axes = tensor.dim() - inner
+    if tensor.numel() == 0:  # contiguous whatever its strides are, and never read
+        return Rows(tensor, tensor.shape[:batch_axes].numel(), (1,), (0,))
     expected = 1
     for axis in reversed(range(batch_axes, tensor.dim())):
         if tensor.size(axis) != 1 and tensor.stride(axis) != expected:

@@ -13,9 +13,11 @@ struct Lane<float> {
 };
 template <>
 struct Lane<double> {
-  typedef double Vector __attribute__((vector_size(MGRPO_ISA_BYTES)));
+  // Never fewer than four, in two registers if need be: formulas over time look three rows back, into one block before.
+  static constexpr int kBytes = MGRPO_ISA_BYTES < 32 ? 32 : MGRPO_ISA_BYTES;
+  typedef double Vector __attribute__((vector_size(kBytes)));
   typedef int64_t Integer;
-  typedef int64_t Integers __attribute__((vector_size(MGRPO_ISA_BYTES)));
+  typedef int64_t Integers __attribute__((vector_size(kBytes)));
 };
 
 // One truth value per lane: all bits set or none.
@@ -36,7 +38,7 @@ struct Mask {
 template <class T>
 struct Pack {
   using Vector = typename Lane<T>::Vector;
-  static constexpr int kLanes = MGRPO_ISA_BYTES / sizeof(T);
+  static constexpr int kLanes = sizeof(Vector) / sizeof(T);
   Vector v;
 
   Pack() = default;
@@ -100,9 +102,19 @@ MGRPO_HD bool any(Mask<float> m) { return _mm256_movemask_ps((__m256)m.v) != 0; 
 MGRPO_HD bool any(Mask<double> m) { return _mm256_movemask_pd((__m256d)m.v) != 0; }
 #elif defined(__x86_64__)
 MGRPO_HD Pack<float> sqrt(Pack<float> a) { return Pack<float>((Pack<float>::Vector)_mm_sqrt_ps((__m128)a.v)); }
-MGRPO_HD Pack<double> sqrt(Pack<double> a) { return Pack<double>((Pack<double>::Vector)_mm_sqrt_pd((__m128d)a.v)); }
+MGRPO_HD Pack<double> sqrt(Pack<double> a) {
+  __m128d half[2];
+  memcpy(half, &a.v, sizeof half);
+  for (__m128d& part : half) part = _mm_sqrt_pd(part);
+  memcpy(&a.v, half, sizeof half);
+  return a;
+}
 MGRPO_HD bool any(Mask<float> m) { return _mm_movemask_ps((__m128)m.v) != 0; }
-MGRPO_HD bool any(Mask<double> m) { return _mm_movemask_pd((__m128d)m.v) != 0; }
+MGRPO_HD bool any(Mask<double> m) {
+  __m128d half[2];
+  memcpy(half, &m.v, sizeof half);
+  return (_mm_movemask_pd(half[0]) | _mm_movemask_pd(half[1])) != 0;
+}
 #else
 template <class T>
 MGRPO_HD Pack<T> sqrt(Pack<T> a) {

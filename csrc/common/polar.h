@@ -16,13 +16,13 @@ struct PolarLimits;
 template <>
 struct PolarLimits<float> {
   static constexpr int kSweeps = 4, kNewtonSteps = 10;
-  static constexpr float kNewtonChange = 1e-8f, kLeastDeterminant = 0.02f;
+  static constexpr float kNewtonChange = 1e-8f, kLeastDeterminant = 0.001f;
   static constexpr float kGradientFloor = 1e-5f;
 };
 template <>
 struct PolarLimits<double> {
   static constexpr int kSweeps = 6, kNewtonSteps = 12;
-  static constexpr double kNewtonChange = 1e-17, kLeastDeterminant = 0.02;
+  static constexpr double kNewtonChange = 1e-17, kLeastDeterminant = 0.001;
   static constexpr double kGradientFloor = 1e-10;
 };
 

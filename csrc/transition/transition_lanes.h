@@ -34,7 +34,10 @@ MGRPO_HD void store_past_caches(double* p, Pack<double> a) {
 #elif defined(__x86_64__) && MGRPO_ISA_BYTES == 32
   _mm256_stream_pd(p, (__m256d)a.v);
 #elif defined(__x86_64__)
-  _mm_stream_pd(p, (__m128d)a.v);
+  __m128d half[2];
+  memcpy(half, &a.v, sizeof half);
+  _mm_stream_pd(p, half[0]);
+  _mm_stream_pd(p + 2, half[1]);
 #else
   store_pack(p, a);
 #endif
