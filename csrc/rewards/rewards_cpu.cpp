@@ -1,10 +1,10 @@
 // mgrpo_native::group_rewards and motion_rewards, _fwd and _bwd, on the CPU.
 #include <cmath>
 #include <cstdlib>
-#include <optional>
 #include <tuple>
 #include <vector>
 
+#include "rewards_call.h"
 #include "rewards_rows.h"
 
 #define MGRPO_ISA_BODY "../rewards/rewards_lanes.h"
@@ -12,10 +12,6 @@
 
 namespace mgrpo {
 namespace {
-
-using MaybeTensor = std::optional<Tensor>;
-using Integers = std::vector<int64_t>;
-using Numbers = std::vector<double>;
 
 // Scratch memory of one thread, aligned for the widest vectors.
 class AlignedMemory {
@@ -31,180 +27,22 @@ class AlignedMemory {
   unsigned char* start_;
 };
 
-void set_comparison(RewardOptions& options, const Integers& kinds, const Numbers& slopes, double fps,
-                    int64_t rotation_error, int64_t alignment, const Integers& feet, const Numbers& foot_heights) {
-  STD_TORCH_CHECK(!kinds.empty() && kinds.size() <= kRewardKinds && slopes.size() == kinds.size(),
-                  "kinds and slopes must have the same length from 1 to ", kRewardKinds);
-  STD_TORCH_CHECK(feet.size() <= kMostFeet && feet.size() == foot_heights.size(),
-                  "feet and foot_heights must have the same length up to ", kMostFeet);
-  options.kind_count = static_cast<int>(kinds.size());
-  for (size_t k = 0; k < kinds.size(); ++k) {
-    STD_TORCH_CHECK(kinds[k] >= 0 && kinds[k] < kRewardKinds, "kinds must be below ", kRewardKinds);
-    options.kinds[k] = static_cast<int>(kinds[k]);
-    options.wanted[kinds[k]] = true;
-    options.slopes[k] = slopes[k];
-  }
-  options.fps = fps;
-  options.rotation_error = static_cast<int>(rotation_error);
-  options.alignment = static_cast<int>(alignment);
-  options.foot_count = static_cast<int>(feet.size());
-  for (size_t k = 0; k < feet.size(); ++k) {
-    options.feet[k] = static_cast<int>(feet[k]);
-    options.foot_heights[k] = foot_heights[k];
-  }
-}
-
-// After the number of points is known.
-void check_points(const RewardOptions& options) {
-  STD_TORCH_CHECK(options.joints == 0 || (options.head >= 0 && options.head < options.joints), "head is no joint");
-  STD_TORCH_CHECK(!options.wanted[kFootSkate] || options.foot_count > 0, "foot_skate needs feet");
-  for (int k = 0; k < options.foot_count; ++k)
-    STD_TORCH_CHECK(options.feet[k] >= 0 && options.feet[k] < options.joints, "a foot is no joint");
-}
-
-bool wants_joints(const RewardOptions& options) {
-  for (int k = 0; k < options.kind_count; ++k)
-    if (options.kinds[k] != kRotation) return true;
-  return false;
-}
-
-// The inputs of a call: tensors as rows, options, and the sizes B, G, T.
-struct Call {
-  RewardOptions options = {};
-  int64_t B, G, T;
-  Tensor like;  // for new tensors
-  std::optional<Rows> rotations, betas, joints, cpf, target_joints, target_rotmats, mask;
-  std::optional<Tensor> t_parent_joint, t_head_cpf, t_parent_joint_shapedirs, t_head_cpf_shapedirs;
-
-  explicit Call(const Tensor& first) : like(first) {
-    STD_TORCH_CHECK(first.dim() >= 4, "a prediction must have axes (B, G, T, ...)");
-    B = first.size(0);
-    G = first.size(1);
-    T = first.size(2);
-    STD_TORCH_CHECK(G > 0 && T > 0, "G and T must not be zero");
-  }
-
-  // Rows of `numbers` each, one for every frame of every member, or of every recording.
-  std::optional<Rows> frames(const Tensor& tensor, bool predicted, int64_t numbers, const char* name) {
-    check_same_dtype(tensor, like, name);
-    const int64_t axes = predicted ? 3 : 2;
-    STD_TORCH_CHECK(tensor.dim() > axes, name, " has too few axes");
-    Rows rows(tensor, tensor.dim() - axes);
-    check_rows(rows, B * T * (predicted ? G : 1), numbers, name);
-    return rows;
-  }
-  void set_mask(const Tensor& tensor) {
-    STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Bool && tensor.dim() == 3, "mask must be bool (B, G, T)");
-    mask.emplace(tensor, 1);
-    check_rows(*mask, B * G, T, "mask");
-  }
-  Tensor constants(const Tensor& tensor, int64_t numbers, const char* name) {
-    check_same_dtype(tensor, like, name);
-    STD_TORCH_CHECK(tensor.numel() == numbers, name, " has the wrong shape");
-    return torch::stable::contiguous(tensor);
-  }
-
-  template <class Element>
-  RewardRows<Element> rows() const {
-    const auto rows_of = [](const std::optional<Rows>& given) { return given ? &*given : nullptr; };
-    const auto data_of = [](const MaybeTensor& given) {
-      return given ? static_cast<const Element*>(given->const_data_ptr()) : nullptr;
-    };
-    return {rows_of(rotations),
-            rows_of(betas),
-            rows_of(joints),
-            rows_of(cpf),
-            rows_of(target_joints),
-            rows_of(target_rotmats),
-            rows_of(mask),
-            data_of(t_parent_joint),
-            data_of(t_head_cpf),
-            data_of(t_parent_joint_shapedirs),
-            data_of(t_head_cpf_shapedirs),
-            G,
-            T};
-  }
-};
-
-Call group_call(const MaybeTensor& joints, const MaybeTensor& target_joints, const MaybeTensor& rotmats,
-                const MaybeTensor& target_rotmats, const Tensor& mask, int64_t head, const Integers& feet,
-                const Numbers& foot_heights, const Integers& kinds, const Numbers& slopes, double fps,
-                int64_t rotation_error, int64_t alignment) {
-  STD_TORCH_CHECK(joints || rotmats, "joints or rotations must be given");
-  Call call(joints ? *joints : *rotmats);
-  RewardOptions& options = call.options;
-  set_comparison(options, kinds, slopes, fps, rotation_error, alignment, feet, foot_heights);
-  options.representation = kMatrix;
-  options.project = false;
-  options.head = static_cast<int>(head);
-  if (wants_joints(options)) {
-    STD_TORCH_CHECK(joints && target_joints && joints->dim() == 5, "joints must have axes (B, G, T, N, 3)");
-    options.joints = static_cast<int>(joints->size(3));
-    call.joints = call.frames(*joints, true, 3 * options.joints, "joints");
-    call.target_joints = call.frames(*target_joints, false, 3 * options.joints, "target_joints");
-  }
-  if (options.wanted[kRotation]) {
-    STD_TORCH_CHECK(rotmats && target_rotmats && rotmats->dim() == 6, "rotations must have axes (B, G, T, J, 3, 3)");
-    options.rotations = static_cast<int>(rotmats->size(3));
-    call.rotations = call.frames(*rotmats, true, 9 * options.rotations, "rotmats");
-    call.target_rotmats = call.frames(*target_rotmats, false, 9 * options.rotations, "target_rotmats");
-  }
-  check_points(options);
-  call.set_mask(mask);
-  return call;
-}
-
-Call motion_call(const Tensor& rotations, const MaybeTensor& betas, const Tensor& T_world_cpf,
-                 const MaybeTensor& target_joints, const MaybeTensor& target_rotmats, const Tensor& mask,
-                 const Tensor& t_parent_joint, const Tensor& t_head_cpf, const MaybeTensor& t_parent_joint_shapedirs,
-                 const MaybeTensor& t_head_cpf_shapedirs, const Integers& parents, int64_t head, const Integers& feet,
-                 const Numbers& foot_heights, int64_t representation, bool project, const Integers& kinds,
-                 const Numbers& slopes, double fps, int64_t rotation_error, int64_t alignment) {
-  Call call(rotations);
-  RewardOptions& options = call.options;
-  set_comparison(options, kinds, slopes, fps, rotation_error, alignment, feet, foot_heights);
-  const int64_t J = static_cast<int64_t>(parents.size());
-  STD_TORCH_CHECK(J > 0 && J <= kMostJoints && head >= 0 && head < J, "a tree must have 1 to ", kMostJoints,
-                  " joints, the head among them");
-  STD_TORCH_CHECK(representation >= kMatrix && representation <= kRot6d, "unknown representation");
-  options.rotations = static_cast<int>(J);
-  options.representation = static_cast<int>(representation);
-  options.project = project && representation == kMatrix;
-  options.posed = true;
-  options.head_joint = static_cast<int>(head);
-  options.head = 1 + options.head_joint;
-  for (int k = 0; k < options.foot_count; ++k) ++options.feet[k];  // among points, which have the root first
-  options.turns_others[head] = true;
-  for (int64_t j = 0; j < J; ++j) {
-    STD_TORCH_CHECK(parents[j] >= -1 && parents[j] < j, "parents must come first");
-    options.parents[j] = static_cast<int>(parents[j]);
-    if (parents[j] >= 0) options.turns_others[parents[j]] = true;
-  }
-  call.rotations = call.frames(rotations, true, options.numbers_per_rotation() * J, "rotations");
-  call.t_parent_joint = call.constants(t_parent_joint, 3 * J, "t_parent_joint");
-  call.t_head_cpf = call.constants(t_head_cpf, 3, "t_head_cpf");
-  if (betas && wants_joints(options)) {
-    STD_TORCH_CHECK(t_parent_joint_shapedirs && t_head_cpf_shapedirs && betas->dim() == 4,
-                    "betas need shapedirs and axes (B, G, T, S)");
-    const int64_t S = betas->size(3);
-    options.shape_numbers = static_cast<int>(S);
-    call.betas = call.frames(*betas, true, S, "betas");
-    call.t_parent_joint_shapedirs = call.constants(*t_parent_joint_shapedirs, 3 * J * S, "t_parent_joint_shapedirs");
-    call.t_head_cpf_shapedirs = call.constants(*t_head_cpf_shapedirs, 3 * S, "t_head_cpf_shapedirs");
-  }
-  if (wants_joints(options)) {
-    STD_TORCH_CHECK(target_joints, "target_joints must be given");
-    options.joints = static_cast<int>(J) + 1;
-    call.cpf = call.frames(T_world_cpf, false, 7, "T_world_cpf");
-    call.target_joints = call.frames(*target_joints, false, 3 * options.joints, "target_joints");
-  }
-  if (options.wanted[kRotation]) {
-    STD_TORCH_CHECK(target_rotmats, "target_rotmats must be given");
-    call.target_rotmats = call.frames(*target_rotmats, false, 9 * J, "target_rotmats");
-  }
-  check_points(options);
-  call.set_mask(mask);
-  return call;
+template <class T>
+RewardRows<T> rows_of(const Call& call) {
+  const auto rows = [](const std::optional<Rows>& given) { return given ? &*given : nullptr; };
+  return {rows(call.rotations),
+          rows(call.betas),
+          rows(call.joints),
+          rows(call.cpf),
+          rows(call.target_joints),
+          rows(call.target_rotmats),
+          rows(call.mask),
+          Call::data_of<T>(call.t_parent_joint),
+          Call::data_of<T>(call.t_head_cpf),
+          Call::data_of<T>(call.t_parent_joint_shapedirs),
+          Call::data_of<T>(call.t_head_cpf_shapedirs),
+          call.G,
+          call.T};
 }
 
 std::tuple<Tensor, Tensor> score(const Call& call) {
@@ -214,7 +52,7 @@ std::tuple<Tensor, Tensor> score(const Call& call) {
   dispatch_float_double(call.like, [&](auto zero) {
     using T = decltype(zero);
     T *out = output<T>(errors), *out_rewards = output<T>(rewards);
-    const RewardRows<T> rows = call.rows<T>();
+    const RewardRows<T> rows = rows_of<T>(call);
     const int64_t bytes = MGRPO_ISA_CALL_OF(T, workspace_bytes, call.options, call.T, false);
     torch::stable::parallel_for(0, call.B * call.G, 1, [&](int64_t begin, int64_t end) {
       AlignedMemory memory(bytes);
@@ -226,34 +64,20 @@ std::tuple<Tensor, Tensor> score(const Call& call) {
   return {errors, rewards};
 }
 
-struct Gradients {
-  Tensor rotations, betas, joints;  // empty where they are not wanted
-};
 Gradients score_backward(const Call& call, const Tensor& grad_errors, const Tensor& grad_rewards,
                          const Tensor& rewards, bool want_rotations, bool want_betas, bool want_joints) {
-  const int64_t K = call.options.kind_count, B = call.B, G = call.G, T_ = call.T;
-  const auto new_gradient = [&](bool wanted, int64_t numbers) {
-    const std::vector<int64_t> shape = wanted ? std::vector<int64_t>{B, G, T_, numbers} : std::vector<int64_t>{0};
-    return torch::stable::new_empty(call.like, shape);
-  };
-  const int64_t numbers = call.options.numbers_per_rotation() * call.options.rotations;
-  Gradients grads = {new_gradient(want_rotations, numbers), new_gradient(want_betas, call.options.shape_numbers),
-                     new_gradient(want_joints, 3 * call.options.joints)};
-  const Tensor in_errors = torch::stable::contiguous(grad_errors), in_rewards = torch::stable::contiguous(grad_rewards),
-               given_rewards = torch::stable::contiguous(rewards);
-  for (const Tensor* tensor : {&in_errors, &in_rewards, &given_rewards}) {
-    check_same_dtype(*tensor, call.like, "a gradient");
-    STD_TORCH_CHECK(tensor->numel() == B * G * K, "a gradient has the wrong shape");
-  }
+  Gradients grads = new_gradients(call, want_rotations, want_betas, want_joints);
+  const Tensor in_errors = scores_of(call, grad_errors), in_rewards = scores_of(call, grad_rewards),
+               given_rewards = scores_of(call, rewards);
   dispatch_float_double(call.like, [&](auto zero) {
     using T = decltype(zero);
     T* out_rotations = want_rotations ? output<T>(grads.rotations) : nullptr;
     T* out_betas = want_betas ? output<T>(grads.betas) : nullptr;
     T* out_joints = want_joints ? output<T>(grads.joints) : nullptr;
     const auto data = [](const Tensor& tensor) { return static_cast<const T*>(tensor.const_data_ptr()); };
-    const RewardRows<T> rows = call.rows<T>();
+    const RewardRows<T> rows = rows_of<T>(call);
     const int64_t bytes = MGRPO_ISA_CALL_OF(T, workspace_bytes, call.options, call.T, true);
-    torch::stable::parallel_for(0, B * G, 1, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, call.B * call.G, 1, [&](int64_t begin, int64_t end) {
       AlignedMemory memory(bytes);
       MGRPO_ISA_CALL_OF(T, score_sequences_backward, call.options, rows, memory.get(), data(in_errors), data(in_rewards),
                      data(given_rewards), out_rotations, out_betas, out_joints, begin, end);
@@ -295,7 +119,8 @@ std::tuple<Tensor, Tensor> motion_rewards_forward_cpu(
     int64_t alignment) {
   return score(motion_call(rotations, betas, T_world_cpf, target_joints, target_rotmats, mask, t_parent_joint,
                            t_head_cpf, t_parent_joint_shapedirs, t_head_cpf_shapedirs, parents, head, feet,
-                           foot_heights, representation, project, kinds, slopes, fps, rotation_error, alignment));
+                           foot_heights, representation, project, kinds, slopes, fps, rotation_error, alignment,
+                           false));
 }
 
 std::tuple<Tensor, Tensor> motion_rewards_backward_cpu(
@@ -306,7 +131,8 @@ std::tuple<Tensor, Tensor> motion_rewards_backward_cpu(
     double fps, int64_t rotation_error, int64_t alignment, bool want_rotations, bool want_betas) {
   const Call call = motion_call(rotations, betas, T_world_cpf, target_joints, target_rotmats, mask, t_parent_joint,
                                 t_head_cpf, t_parent_joint_shapedirs, t_head_cpf_shapedirs, parents, head, feet,
-                                foot_heights, representation, project, kinds, slopes, fps, rotation_error, alignment);
+                                foot_heights, representation, project, kinds, slopes, fps, rotation_error, alignment,
+                                true);
   want_betas = want_betas && call.options.shape_numbers > 0;
   const Gradients grads =
       score_backward(call, grad_errors, grad_rewards, rewards, want_rotations, want_betas, false);
@@ -316,21 +142,12 @@ std::tuple<Tensor, Tensor> motion_rewards_backward_cpu(
 }  // namespace
 }  // namespace mgrpo
 
-#define MGRPO_GROUP_ARGUMENTS                                                                              \
-  "Tensor? joints, Tensor? target_joints, Tensor? rotmats, Tensor? target_rotmats, Tensor mask, int head," \
-  " int[] feet, float[] foot_heights, int[] kinds, float[] slopes, float fps, int rotation_error, int alignment"
-#define MGRPO_MOTION_ARGUMENTS                                                                                    \
-  "Tensor rotations, Tensor? betas, Tensor T_world_cpf, Tensor? target_joints, Tensor? target_rotmats,"           \
-  " Tensor mask, Tensor t_parent_joint, Tensor t_head_cpf, Tensor? t_parent_joint_shapedirs,"                     \
-  " Tensor? t_head_cpf_shapedirs, int[] parents, int head, int[] feet, float[] foot_heights, int representation," \
-  " bool project, int[] kinds, float[] slopes, float fps, int rotation_error, int alignment"
-
 STABLE_TORCH_LIBRARY_FRAGMENT(mgrpo_native, m) {
-  m.def("group_rewards_fwd(" MGRPO_GROUP_ARGUMENTS ") -> (Tensor, Tensor)");
-  m.def("group_rewards_bwd(Tensor grad_errors, Tensor grad_rewards, Tensor rewards, " MGRPO_GROUP_ARGUMENTS
+  m.def("group_rewards_fwd(" MGRPO_GROUP_REWARDS_ARGUMENTS ") -> (Tensor, Tensor)");
+  m.def("group_rewards_bwd(" MGRPO_REWARDS_GRADIENTS MGRPO_GROUP_REWARDS_ARGUMENTS
         ", bool want_joints, bool want_rotmats) -> (Tensor, Tensor)");
-  m.def("motion_rewards_fwd(" MGRPO_MOTION_ARGUMENTS ") -> (Tensor, Tensor)");
-  m.def("motion_rewards_bwd(Tensor grad_errors, Tensor grad_rewards, Tensor rewards, " MGRPO_MOTION_ARGUMENTS
+  m.def("motion_rewards_fwd(" MGRPO_MOTION_REWARDS_ARGUMENTS ") -> (Tensor, Tensor)");
+  m.def("motion_rewards_bwd(" MGRPO_REWARDS_GRADIENTS MGRPO_MOTION_REWARDS_ARGUMENTS
         ", bool want_rotations, bool want_betas) -> (Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(mgrpo_native, CPU, m) {

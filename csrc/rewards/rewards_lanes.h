@@ -47,7 +47,7 @@ struct Workspace {
   Pack<T>*joints, *before;                                   // joints of this block and of the one before
   // For the gradient: of all blocks.
   Pack<T>*all_joints, *all_rotmats, *all_raw, *grad_joints, *steps;
-  Pack<T>*grad_points, *grad_turns, *grad_rotmats, *grad_offsets, *grad_numbers;
+  Pack<T>*grad_turns, *grad_offsets, *grad_numbers;
   int64_t blocks;
 
   MGRPO_HD Workspace(const RewardOptions& options, int64_t frames, bool backward, Pack<T>* memory) {
@@ -65,7 +65,7 @@ struct Workspace {
     betas = s.take(S);
     rotmats = s.take(J9);
     offsets = s.take(J9 / 3 + 3);
-    turns = s.take(J9);
+    turns = s.take(9 * options.turn_slots);
     points = s.take(N3);
     joints = s.take(N3);
     before = s.take(N3);
@@ -75,9 +75,7 @@ struct Workspace {
     all_raw = s.take(all * J9);
     grad_joints = s.take(all * N3);
     steps = s.take(3 * (all + 1));
-    grad_points = s.take(N3);
-    grad_turns = s.take(J9);
-    grad_rotmats = s.take(J9);
+    grad_turns = s.take(9 * options.turn_slots);
     grad_offsets = s.take(J9 / 3 + 3);
     grad_numbers = s.take(J9 > S ? J9 : S);
     size = s.used;
@@ -93,22 +91,22 @@ int64_t workspace_bytes(const RewardOptions& options, int64_t frames, bool backw
 // ---- compiled once, not wherever they are used ----
 
 template <class T>
-__attribute__((noinline)) Pack<T> aligned_block(int alignment, int N, const Pack<T>* x, const Pack<T>* y) {
+MGRPO_CALLED Pack<T> aligned_block(int alignment, int N, const Pack<T>* x, const Pack<T>* y) {
   return aligned_distance(alignment, N, x, y);
 }
 template <class T>
-__attribute__((noinline)) void aligned_block_gradient(int alignment, int N, const Pack<T>* x, const Pack<T>* y,
+MGRPO_CALLED void aligned_block_gradient(int alignment, int N, const Pack<T>* x, const Pack<T>* y,
                                                       Pack<T> strength, Pack<T>* scratch, Pack<T>* grad) {
   add_aligned_gradient(alignment, N, x, y, strength, scratch, grad);
 }
 template <class T>
-__attribute__((noinline)) void decode_block(const RewardOptions& options, const Pack<T>* raw, Pack<T>* rotmats) {
-  const int size = options.numbers_per_rotation();
+MGRPO_CALLED void decode_block(const RewardOptions& options, const Pack<T>* raw, Pack<T>* rotmats) {
+  const int size = numbers_per_rotation(options.representation);
   for (int j = 0; j < options.rotations; ++j)
     store_mat3(rotmats + 9 * j, decode_rotation(options.representation, options.project, raw + size * j));
 }
 template <class T>
-__attribute__((noinline)) Pack<T> rotation_block(const RewardOptions& options, const Pack<T>* rotmats,
+MGRPO_CALLED Pack<T> rotation_block(const RewardOptions& options, const Pack<T>* rotmats,
                                                  const Pack<T>* target) {
   const int size = target_numbers(options.rotation_error);
   Pack<T> sum = Pack<T>(T(0));
@@ -117,26 +115,20 @@ __attribute__((noinline)) Pack<T> rotation_block(const RewardOptions& options, c
   return sum;
 }
 template <class T>
-__attribute__((noinline)) void rotation_block_gradient(const RewardOptions& options, const Pack<T>* rotmats,
-                                                       const Pack<T>* target, Pack<T> strength, Pack<T>* grad) {
-  const int size = target_numbers(options.rotation_error);
-  for (int j = 0; j < options.rotations; ++j)
-    add_mat3(grad + 9 * j, rotation_difference_gradient(options.rotation_error, load_mat3(rotmats + 9 * j),
-                                                        target + size * j, strength));
-}
-template <class T>
-__attribute__((noinline)) void shape_block(const RewardOptions& options, const RewardRows<T>& rows,
+MGRPO_CALLED void shape_block(const RewardOptions& options, const RewardRows<T>& rows,
                                            const Pack<T>* betas, Pack<T>* offsets) {
   const int J3 = 3 * options.rotations, S = options.shape_numbers;
   linear_in_shape(rows.t_parent_joint, rows.t_parent_joint_shapedirs, J3, S, betas, offsets);
   linear_in_shape(rows.t_head_cpf, rows.t_head_cpf_shapedirs, 3, S, betas, offsets + J3);
 }
 template <class T>
-__attribute__((noinline)) void pose_block(const RewardOptions& options, const Pack<T>* rotmats, const Pack<T>* offsets,
+MGRPO_CALLED void pose_block(const RewardOptions& options, const Pack<T>* rotmats, const Pack<T>* offsets,
                                           const Pack<T>* cpf, Pack<T>* turns, Pack<T>* points, Pack<T>* joints) {
   pose_tree(options, rotmats, offsets, turns, points);
   const Vec3<Pack<T>> t_head_cpf = load_vec3(offsets + 3 * options.rotations);
-  place_points(place_pupils(options.head_joint, turns, points, t_head_cpf, cpf), options.joints, points, joints);
+  const Placement<Pack<T>> place =
+      place_pupils(options, turns, points, t_head_cpf, load_mat3(cpf), load_vec3(cpf + 9));
+  place_points(place, options.joints, points, joints);
 }
 
 // ---- what a group shares ----
@@ -169,13 +161,10 @@ void prepare_group(const RewardOptions& options, const RewardRows<T>& rows, int6
   }
 }
 
-// How many frames, pairs and quadruples of a sequence count.
-struct Counts {
-  int64_t one, pair, four;
-};
+// Which frames count, alone and with those before them; and how many.
 template <class T>
-Counts prepare_mask(const uint8_t* mask, int64_t frames, const Workspace<T>& w) {
-  Counts counts = {0, 0, 0};
+FrameCounts<T> prepare_mask(const uint8_t* mask, int64_t frames, const Workspace<T>& w) {
+  FrameCounts<T> counts = {T(0), T(0), T(0)};
   for (int64_t block = 0; block < w.blocks; ++block) {
     T one[Pack<T>::kLanes], pair[Pack<T>::kLanes], four[Pack<T>::kLanes];
     for (int lane = 0; lane < Pack<T>::kLanes; ++lane) {
@@ -186,9 +175,9 @@ Counts prepare_mask(const uint8_t* mask, int64_t frames, const Workspace<T>& w) 
       one[lane] = static_cast<T>(here);
       pair[lane] = static_cast<T>(two);
       four[lane] = static_cast<T>(all);
-      counts.one += here;
-      counts.pair += two;
-      counts.four += all;
+      counts.one += one[lane];
+      counts.pair += pair[lane];
+      counts.four += four[lane];
     }
     w.one[block] = load_pack(one);
     w.pair[block] = load_pack(pair);
@@ -209,16 +198,15 @@ MGRPO_HD Pack<T> third_differences(int N, const Pack<T>* before, const Pack<T>* 
                                    earlier<1>(before + i, now + i), load_vec3(now + i)));
   return sum;
 }
-// Mean size of the recorded joints' third differences, per frame^3.
+// Sum of the sizes of a path's third differences over the frames that count; `joints` of all blocks.
 template <class T>
-__attribute__((noinline)) T target_jerk(const RewardOptions& options, const Counts& counts, const Workspace<T>& w) {
-  const int N = options.joints;
+MGRPO_CALLED T sum_of_third_differences(int N, const Pack<T>* joints, const Workspace<T>& w) {
   Pack<T> sum = Pack<T>(T(0));
   for (int64_t block = 0; block < w.blocks; ++block) {
-    const Pack<T>* now = w.target_joints + 3 * N * block;
+    const Pack<T>* now = joints + 3 * N * block;
     sum += where(w.four[block], third_differences(N, block > 0 ? now - 3 * N : now, now));
   }
-  return sum_lanes(sum) / (static_cast<T>(counts.four) * static_cast<T>(N));
+  return sum_lanes(sum);
 }
 
 // What is the same for all members of a group: prepared when another group's sequence comes.
@@ -226,8 +214,8 @@ template <class T>
 struct Group {
   int64_t index = -1;
   const uint8_t* mask = nullptr;
-  Counts counts;
-  T jerk;
+  FrameCounts<T> counts;
+  T jerk = T(0);  // the recording's sum of third differences
 
   MGRPO_HD void enter(const RewardOptions& options, const RewardRows<T>& rows, int64_t sequence,
                       const Workspace<T>& w) {
@@ -236,7 +224,7 @@ struct Group {
     if (b == index && wanted == mask) return;
     if (b != index) prepare_group(options, rows, b, w);
     counts = prepare_mask(wanted, rows.frames, w);
-    if (options.wanted[kJitter]) jerk = target_jerk(options, counts, w);
+    if (options.wanted[kJitter]) jerk = sum_of_third_differences(options.joints, w.target_joints, w);
     index = b;
     mask = wanted;
   }
@@ -276,7 +264,7 @@ MGRPO_HD void read_block(const RewardOptions& options, const RewardRows<T>& rows
                          Pack<T>* rotmats, Pack<T>* joints) {
   if (options.rotations > 0) {
     const bool as_is = options.representation == kMatrix && !options.project;
-    const int count = options.numbers_per_rotation() * options.rotations;
+    const int count = numbers_per_rotation(options.representation) * options.rotations;
     load_rows(block_rows<T>(*rows.rotations, first, valid), count, as_is ? rotmats : raw);
     if (!as_is) decode_block(options, raw, rotmats);
   }
@@ -341,19 +329,10 @@ void score_sequences(const RewardOptions& options, const RewardRows<T>& rows, vo
       w.before = w.joints;
       w.joints = swapped;
     }
-    const T points = static_cast<T>(N), fps = static_cast<T>(options.fps);
-    const T ones = static_cast<T>(group.counts.one), pairs = static_cast<T>(group.counts.pair);
-    const T fours = static_cast<T>(group.counts.four);
     for (int k = 0; k < options.kind_count; ++k) {
       const int kind = options.kinds[k];
-      const T sum = sum_lanes(sums[kind]);
-      T error = sum / ones;  // head position and penetration
-      if (kind == kPosition) error = sum / (ones * points);
-      if (kind == kRotation) error = sum / (ones * static_cast<T>(options.rotations));
-      if (kind == kVelocity) error = sum * fps / (pairs * points);
-      if (kind == kFootSkate) error = sum * fps / (pairs * static_cast<T>(options.foot_count));
-      if (kind == kJitter) error = abs(sum / (fours * points) - group.jerk) * (fps * fps * fps);
-      errors[sequence * options.kind_count + k] = error;
+      errors[sequence * options.kind_count + k] =
+          error_of(options, kind, sum_lanes(sums[kind]), group.jerk, group.counts);
     }
   }
 }
@@ -388,36 +367,24 @@ struct Strengths {
   T of[kRewardKinds];
 };
 template <class T>
-Strengths<T> strengths_of(const RewardOptions& options, const Counts& counts, const T* grad_errors,
+Strengths<T> strengths_of(const RewardOptions& options, FrameCounts<T> counts, const T* grad_errors,
                           const T* grad_rewards, const T* rewards) {
   Strengths<T> s;
   for (T& value : s.of) value = T(0);
-  const T points = static_cast<T>(options.joints), fps = static_cast<T>(options.fps);
-  const T ones = static_cast<T>(counts.one > 0 ? counts.one : 1), pairs = static_cast<T>(counts.pair > 0 ? counts.pair : 1);
-  const T fours = static_cast<T>(counts.four > 0 ? counts.four : 1);
-  for (int k = 0; k < options.kind_count; ++k) {
-    const int kind = options.kinds[k];
-    const T g = grad_errors[k] - static_cast<T>(options.slopes[k]) * rewards[k] * grad_rewards[k];
-    T value = g / ones;
-    if (kind == kPosition) value = g / (ones * points);
-    if (kind == kRotation) value = g / (ones * static_cast<T>(options.rotations));
-    if (kind == kVelocity) value = g * fps / (pairs * points);
-    if (kind == kFootSkate) value = g * fps / (pairs * static_cast<T>(options.foot_count));
-    if (kind == kJitter) value = g * (fps * fps * fps) / (fours * points);
-    s.of[kind] = value;
-  }
+  for (int k = 0; k < options.kind_count; ++k)
+    s.of[options.kinds[k]] = strength_of(options, options.kinds[k], static_cast<T>(options.slopes[k]), grad_errors[k],
+                                         grad_rewards[k], rewards[k], counts);
   return s;
 }
 
 // dL/d(joints) of a whole sequence, from the joints in w.all_joints.
 template <class T>
-__attribute__((noinline)) void joint_gradients(const RewardOptions& options, const Group<T>& group, Strengths<T> s,
+MGRPO_CALLED void joint_gradients(const RewardOptions& options, const Group<T>& group, Strengths<T> s,
                                                const Workspace<T>& w) {
   using P = Pack<T>;
   const int N = options.joints;
   const P none = P(T(0));
   for (int64_t i = 0; i < w.blocks * 3 * N; ++i) w.grad_joints[i] = none;
-  P jerk = none;
   for (int64_t block = 0; block < w.blocks; ++block) {
     const P *x = w.all_joints + 3 * N * block, *y = w.target_joints + 3 * N * block;
     P* grad = w.grad_joints + 3 * N * block;
@@ -432,11 +399,10 @@ __attribute__((noinline)) void joint_gradients(const RewardOptions& options, con
       const int i = 3 * options.head;
       add_distance_gradient(x + i, y + i, where(one, P(s.of[kHeadPosition])), grad + i);
     }
-    if (options.wanted[kJitter])
-      jerk += where(w.four[block], third_differences(N, block > 0 ? x - 3 * N : x, x));
   }
-  const T difference = sum_lanes(jerk) / (static_cast<T>(group.counts.four) * static_cast<T>(N)) - group.jerk;
-  const T jitter = s.of[kJitter] * (difference > T(0) ? T(1) : difference < T(0) ? T(-1) : T(0));
+  T jitter = T(0);
+  if (options.wanted[kJitter])
+    jitter = s.of[kJitter] * sign_of(sum_of_third_differences(N, w.all_joints, w) - group.jerk);
   for (int axis = 0; axis < 3; ++axis) w.steps[3 * w.blocks + axis] = none;
   if (options.wanted[kVelocity])
     for (int i = 0; i < 3 * N; i += 3) {
@@ -474,26 +440,31 @@ __attribute__((noinline)) void joint_gradients(const RewardOptions& options, con
     }
 }
 
+// dL/d(joints), in w.points, to w.grad_turns and w.grad_offsets.
 template <class T>
-__attribute__((noinline)) void tree_block_gradient(const RewardOptions& options, const Pack<T>* rotmats,
-                                                   const Pack<T>* cpf, const Pack<T>* grad_joints,
-                                                   const Workspace<T>& w) {
+MGRPO_CALLED void tree_block_gradient(const RewardOptions& options, const Pack<T>* rotmats,
+                                                   const Pack<T>* cpf, Pack<T>* grads, const Workspace<T>& w) {
   const int J3 = 3 * options.rotations;
   pose_tree(options, rotmats, w.offsets, w.turns, w.points);
-  const Vec3<Pack<T>> grad =
-      tree_gradient(options, rotmats, w.offsets, w.turns, w.points, load_vec3(w.offsets + J3), cpf, grad_joints,
-                    w.grad_points, w.grad_turns, w.grad_rotmats, w.grad_offsets);
+  const Vec3<Pack<T>> grad = tree_gradient(options, rotmats, w.offsets, w.turns, w.points, load_vec3(w.offsets + J3),
+                                           load_mat3(cpf), grads, w.grad_turns, w.grad_offsets);
   store_vec3(w.grad_offsets + J3, grad);
 }
+// dL/d(given numbers of the rotations) from w.grad_turns and the rotations' own error.
 template <class T>
-__attribute__((noinline)) void encode_block_gradient(const RewardOptions& options, const Pack<T>* raw,
-                                                     const Pack<T>* rotmats, const Pack<T>* grad_rotmats, Pack<T> one,
-                                                     Pack<T>* out) {
-  const int size = options.numbers_per_rotation();
-  for (int j = 0; j < options.rotations; ++j)
-    encode_gradient(options.representation, options.project, raw + size * j, load_mat3(rotmats + 9 * j),
-                    load_mat3(grad_rotmats + 9 * j), out + size * j);
-  for (int i = 0; i < size * options.rotations; ++i) out[i] = where(one, out[i]);
+MGRPO_CALLED void rotation_block_gradient(const RewardOptions& options, const Pack<T>* raw,
+                                                       const Pack<T>* rotmats, const Pack<T>* target,
+                                                       Pack<T> strength, Pack<T> one, const Workspace<T>& w) {
+  const int size = numbers_per_rotation(options.representation), target_size = target_numbers(options.rotation_error);
+  const bool posed = options.posed && options.joints > 0;
+  for (int j = 0; j < options.rotations; ++j) {
+    const Mat3<Pack<T>> R = load_mat3(rotmats + 9 * j);
+    Mat3<Pack<T>> grad = posed ? rotation_gradient_of(options, j, w.grad_turns) : zero3<Pack<T>>();
+    if (options.wanted[kRotation])
+      grad = grad + rotation_difference_gradient(options.rotation_error, R, target + target_size * j, strength);
+    encode_gradient(options.representation, options.project, raw + size * j, R, grad, w.grad_numbers + size * j);
+  }
+  for (int i = 0; i < size * options.rotations; ++i) w.grad_numbers[i] = where(one, w.grad_numbers[i]);
 }
 
 // Any output may be null. grad_joints: where joints are given.
@@ -504,7 +475,7 @@ void score_sequences_backward(const RewardOptions& options, const RewardRows<T>&
   using P = Pack<T>;
   Workspace<T> w(options, rows.frames, true, static_cast<P*>(memory));
   const int N3 = 3 * options.joints, J = options.rotations, J9 = 9 * J, S = options.shape_numbers;
-  const int count = options.numbers_per_rotation() * J;
+  const int count = numbers_per_rotation(options.representation) * J;
   Group<T> group;
   ShapeReader<T> shape;
   for (int64_t sequence = begin; sequence < end; ++sequence) {
@@ -531,9 +502,6 @@ void score_sequences_backward(const RewardOptions& options, const RewardRows<T>&
       if (options.posed && options.joints > 0) {
         shape.block(options, rows, first, valid, w);
         tree_block_gradient(options, rotmats, w.cpf + 12 * block, w.grad_joints + N3 * block, w);
-      } else {
-        for (int i = 0; i < J9; ++i) w.grad_rotmats[i] = P(T(0));
-        for (int i = 0; i < 3 * J + 3; ++i) w.grad_offsets[i] = P(T(0));
       }
       if (grad_betas) {
         for (int i = 0; i < S; ++i) w.grad_numbers[i] = P(T(0));
@@ -543,13 +511,9 @@ void score_sequences_backward(const RewardOptions& options, const RewardRows<T>&
         store_rows(grad_betas + S * first, S, valid, S, w.grad_numbers);
       }
       if (grad_rotations) {
-        if (options.wanted[kRotation]) {
-          const int size = target_numbers(options.rotation_error) * J;
-          rotation_block_gradient(options, rotmats, w.target_rotations + size * block, P(s.of[kRotation]),
-                                  w.grad_rotmats);
-        }
-        encode_block_gradient(options, as_is ? rotmats : w.all_raw + J9 * block, rotmats, w.grad_rotmats, one,
-                              w.grad_numbers);
+        const int size = target_numbers(options.rotation_error) * J;
+        rotation_block_gradient(options, as_is ? rotmats : w.all_raw + J9 * block, rotmats,
+                                w.target_rotations + size * block, P(s.of[kRotation]), one, w);
         store_rows(grad_rotations + count * first, count, valid, count, w.grad_numbers);
       }
     }

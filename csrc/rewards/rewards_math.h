@@ -197,22 +197,26 @@ MGRPO_HD void add_shape_gradient(const Element* directions, int count, int S, co
   }
 }
 
-// Positions from the root (points, N = 1 + J with the root at zero) and the rotations that others hang from (turns).
+// Positions seen from the root (points, N = 1 + J, the root at zero) and, in their slots of `turns`, the rotations that
+// others hang from.
+template <class T>
+MGRPO_HD void pose_joint(const RewardOptions& options, int j, const Mat3<T>& rotmat, Vec3<T> offset, T* turns,
+                         T* points) {
+  const int p = options.parents[j], slot = options.turn_slot[j];
+  if (p < 0) {
+    store_vec3(points + 3 * (j + 1), offset);
+    if (slot >= 0) store_mat3(turns + 9 * slot, rotmat);
+  } else {
+    const Mat3<T> parent = load_mat3(turns + 9 * options.turn_slot[p]);
+    store_vec3(points + 3 * (j + 1), load_vec3(points + 3 * (p + 1)) + parent * offset);
+    if (slot >= 0) store_mat3(turns + 9 * slot, parent * rotmat);
+  }
+}
 template <class T>
 MGRPO_HD void pose_tree(const RewardOptions& options, const T* rotmats, const T* offsets, T* turns, T* points) {
   store_vec3(points, zero_vec3<T>());
-  for (int j = 0; j < options.rotations; ++j) {
-    const int p = options.parents[j];
-    const Vec3<T> offset = load_vec3(offsets + 3 * j);
-    if (p < 0) {
-      store_vec3(points + 3 * (j + 1), offset);
-      if (options.turns_others[j]) store_mat3(turns + 9 * j, load_mat3(rotmats + 9 * j));
-    } else {
-      const Mat3<T> parent = load_mat3(turns + 9 * p);
-      store_vec3(points + 3 * (j + 1), load_vec3(points + 3 * (p + 1)) + parent * offset);
-      if (options.turns_others[j]) store_mat3(turns + 9 * j, parent * load_mat3(rotmats + 9 * j));
-    }
-  }
+  for (int j = 0; j < options.rotations; ++j)
+    pose_joint(options, j, load_mat3(rotmats + 9 * j), load_vec3(offsets + 3 * j), turns, points);
 }
 
 // The placement x_world = t_cpf + R (x - pupils) of points seen from the root, R = R_cpf Q_head^T.
@@ -222,60 +226,68 @@ struct Placement {
   Vec3<T> pupils, t_cpf;
 };
 template <class T>
-MGRPO_HD Placement<T> place_pupils(int head, const T* turns, const T* points, Vec3<T> t_head_cpf, const T* cpf) {
-  const Mat3<T> Q = load_mat3(turns + 9 * head);
-  return {times_transposed(load_mat3(cpf), Q), load_vec3(points + 3 * (head + 1)) + Q * t_head_cpf, load_vec3(cpf + 9)};
+MGRPO_HD Placement<T> place_pupils(const RewardOptions& options, const T* turns, const T* points, Vec3<T> t_head_cpf,
+                                   const Mat3<T>& R_cpf, Vec3<T> t_cpf) {
+  const int head = options.head_joint;
+  const Mat3<T> Q = load_mat3(turns + 9 * options.turn_slot[head]);
+  return {times_transposed(R_cpf, Q), load_vec3(points + 3 * (head + 1)) + Q * t_head_cpf, t_cpf};
 }
+// `world` may be `points`.
 template <class T>
 MGRPO_HD void place_points(const Placement<T>& place, int N, const T* points, T* world) {
   for (int i = 0; i < N; ++i)
     store_vec3(world + 3 * i, place.t_cpf + place.R * (load_vec3(points + 3 * i) - place.pupils));
 }
 
-// From dL/d(world points) to dL/d(rotations), dL/d(offsets) and dL/d(t_head_cpf). `grad_points` and `grad_turns` are
-// scratch; grad_rotmats is written for every joint.
+// From dL/d(world points), in `grads`, to dL/d(rotations), dL/d(offsets) and dL/d(t_head_cpf). `grads` is used up;
+// grad_turns gets, in the joints' slots, dL/d(rotation): it is zero for joints without a slot. Every joint that others
+// hang from has a slot of its own.
 template <class T>
 MGRPO_HD Vec3<T> tree_gradient(const RewardOptions& options, const T* rotmats, const T* offsets, const T* turns,
-                               const T* points, Vec3<T> t_head_cpf, const T* cpf, const T* grad_world, T* grad_points,
-                               T* grad_turns, T* grad_rotmats, T* grad_offsets) {
-  const int J = options.rotations, head = options.head_joint;
-  const Placement<T> place = place_pupils(head, turns, points, t_head_cpf, cpf);
+                               const T* points, Vec3<T> t_head_cpf, const Mat3<T>& R_cpf, T* grads, T* grad_turns,
+                               T* grad_offsets) {
+  const int J = options.rotations, head = options.head_joint, head_slot = options.turn_slot[head];
+  const Placement<T> place = place_pupils(options, turns, points, t_head_cpf, R_cpf, zero_vec3<T>());
   Mat3<T> grad_place = zero3<T>();
   Vec3<T> sum = zero_vec3<T>();
   for (int i = 0; i < J + 1; ++i) {
-    const Vec3<T> g = load_vec3(grad_world + 3 * i);
+    const Vec3<T> g = load_vec3(grads + 3 * i);
     const Vec3<T> h = transposed_times(place.R, g);
-    store_vec3(grad_points + 3 * i, h);
+    store_vec3(grads + 3 * i, h);
     sum = sum + h;
     grad_place = grad_place + outer(g, load_vec3(points + 3 * i) - place.pupils);
   }
-  for (int i = 0; i < 9 * J; ++i) grad_turns[i] = T(0);
+  for (int i = 0; i < 9 * options.turn_slots; ++i) grad_turns[i] = T(0);
   // pupils = x_head + Q_head t_head_cpf; R = R_cpf Q_head^T
   const Vec3<T> grad_pupils = T(-1) * sum;
-  add_vec3(grad_points + 3 * (head + 1), grad_pupils);
-  store_mat3(grad_turns + 9 * head, transposed_times(grad_place, load_mat3(cpf)) + outer(grad_pupils, t_head_cpf));
-  const Vec3<T> grad_t_head_cpf = transposed_times(load_mat3(turns + 9 * head), grad_pupils);
+  add_vec3(grads + 3 * (head + 1), grad_pupils);
+  store_mat3(grad_turns + 9 * head_slot, transposed_times(grad_place, R_cpf) + outer(grad_pupils, t_head_cpf));
+  const Vec3<T> grad_t_head_cpf = transposed_times(load_mat3(turns + 9 * head_slot), grad_pupils);
   for (int j = J - 1; j >= 0; --j) {  // children first
-    const int p = options.parents[j];
-    const Vec3<T> g = load_vec3(grad_points + 3 * (j + 1)), offset = load_vec3(offsets + 3 * j);
-    const Mat3<T> G = load_mat3(grad_turns + 9 * j);
+    const int p = options.parents[j], slot = options.turn_slot[j];
+    const Vec3<T> g = load_vec3(grads + 3 * (j + 1)), offset = load_vec3(offsets + 3 * j);
     if (p < 0) {
       store_vec3(grad_offsets + 3 * j, g);
-      store_mat3(grad_rotmats + 9 * j, G);
     } else {
-      const Mat3<T> parent = load_mat3(turns + 9 * p);
-      add_vec3(grad_points + 3 * (p + 1), g);
-      add_mat3(grad_turns + 9 * p, outer(g, offset));
+      const int parent_slot = options.turn_slot[p];
+      const Mat3<T> parent = load_mat3(turns + 9 * parent_slot);
+      add_vec3(grads + 3 * (p + 1), g);
+      add_mat3(grad_turns + 9 * parent_slot, outer(g, offset));
       store_vec3(grad_offsets + 3 * j, transposed_times(parent, g));
-      if (options.turns_others[j]) {
-        add_mat3(grad_turns + 9 * p, times_transposed(G, load_mat3(rotmats + 9 * j)));
-        store_mat3(grad_rotmats + 9 * j, transposed_times(parent, G));
-      } else {
-        store_mat3(grad_rotmats + 9 * j, zero3<T>());
+      if (slot >= 0) {
+        const Mat3<T> G = load_mat3(grad_turns + 9 * slot);
+        add_mat3(grad_turns + 9 * parent_slot, times_transposed(G, load_mat3(rotmats + 9 * j)));
+        store_mat3(grad_turns + 9 * slot, transposed_times(parent, G));
       }
     }
   }
   return grad_t_head_cpf;
+}
+// What tree_gradient left for joint j.
+template <class T>
+MGRPO_HD Mat3<T> rotation_gradient_of(const RewardOptions& options, int j, const T* grad_turns) {
+  const int slot = options.turn_slot[j];
+  return slot < 0 ? zero3<T>() : load_mat3(grad_turns + 9 * slot);
 }
 
 // ---- differences of rotations ----
@@ -533,6 +545,38 @@ MGRPO_HD Vec3<T> slide_gradient(Vec3<T> before, Vec3<T> now, T inverse_height) {
 template <class T>
 MGRPO_HD Vec3<T> third_difference(Vec3<T> a, Vec3<T> b, Vec3<T> c, Vec3<T> d) {
   return ((d - c) - (c - b)) - ((c - b) - (b - a));
+}
+
+// ---- from sums over frames to errors, and back ----
+
+// How many frames, pairs and quadruples of successive frames count.
+template <class T>
+struct FrameCounts {
+  T one, pair, four;
+};
+// Points (rotations, feet) and frames that the sum of a kind runs over, over the power of fps that it is times.
+template <class T>
+MGRPO_HD T terms_of(const RewardOptions& options, int kind, FrameCounts<T> counts) {
+  const T points = static_cast<T>(options.joints), fps = static_cast<T>(options.fps);
+  if (kind == kPosition) return counts.one * points;
+  if (kind == kRotation) return counts.one * static_cast<T>(options.rotations);
+  if (kind == kVelocity) return counts.pair * points / fps;
+  if (kind == kFootSkate) return counts.pair * static_cast<T>(options.foot_count) / fps;
+  if (kind == kJitter) return counts.four * points / (fps * fps * fps);
+  return counts.one;  // head position, penetration, and the aligned distance, which is a mean already
+}
+// The error from its sum; jitter compares with the recording's.
+template <class T>
+MGRPO_HD T error_of(const RewardOptions& options, int kind, T sum, T recorded_sum, FrameCounts<T> counts) {
+  const T terms = terms_of(options, kind, counts);
+  return kind == kJitter ? abs(sum / terms - recorded_sum / terms) : sum / terms;
+}
+// dL/d(sum) from dL/d(error) and dL/d(reward); jitter's without the sign. Of no meaning where nothing counts.
+template <class T>
+MGRPO_HD T strength_of(const RewardOptions& options, int kind, T slope, T grad_error, T grad_reward, T reward,
+                       FrameCounts<T> counts) {
+  const T terms = terms_of(options, kind, counts);
+  return (grad_error - slope * reward * grad_reward) / terms;
 }
 
 }  // namespace MGRPO_NAMESPACE

@@ -31,6 +31,10 @@ __all__ = [
 ]
 
 
+MOST_FEET = 16
+MOST_JOINTS = 64
+
+
 class GroupRewards(NamedTuple):
     """Result of :func:`group_rewards`, both (B, G, K) in the order of ``rewards``; NaN where a sequence has no frame
     (pair of frames, ...) to be scored on."""
@@ -319,7 +323,7 @@ def motion_rewards(
     feet = tuple(skeleton.feet) if "foot_skate" in names else ()
     heights = tuple(float(height) for height in skeleton.foot_heights) if "foot_skate" in names else ()
     tree = tuple(skeleton.parents)
-    chosen = resolve(function, backend, motion, T_world_cpf)
+    chosen = resolve(function, backend, motion, constants[4], *((constants[6], shape) if has_shape else ()))
     if chosen == "reference":
         pose = reference.decode(
             rotations, shape, *constants[4:], tree, representation=kind, project=project, valid=valid
@@ -429,9 +433,9 @@ def _check_row(function: str, name: str, row: object, rows: int) -> int:
 def _check_feet(
     function: str, feet: Sequence[int], heights: Sequence[float], rows: int, prefix: str = ""
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    if len(feet) == 0 or len(feet) != len(heights):
+    if not 1 <= len(feet) == len(heights) <= MOST_FEET:
         raise ValueError(
-            f"{function}(): {prefix}feet and {prefix}foot_heights must have the same length >= 1, "
+            f"{function}(): {prefix}feet and {prefix}foot_heights must have the same length from 1 to {MOST_FEET}, "
             f"got {len(feet)} and {len(heights)}"
         )
     for index, height in enumerate(heights):
@@ -457,6 +461,8 @@ def _check_skeleton(function: str, skeleton: RewardSkeleton) -> dict[str, int]:
         check_tensor(function, "skeleton.t_parent_joint_shapedirs", directions, ("J", 3, "S"), sizes=sizes)
         check_tensor(function, "skeleton.t_head_cpf_shapedirs", skeleton.t_head_cpf_shapedirs, (3, "S"), sizes=sizes)
     J = sizes["J"]
+    if J > MOST_JOINTS:
+        raise ValueError(f"{function}(): skeleton.t_parent_joint must have J <= {MOST_JOINTS} joints, got {J}")
     if len(skeleton.parents) != J:
         raise ValueError(f"{function}(): skeleton.parents must have J = {J} entries, got {len(skeleton.parents)}")
     for joint, parent in enumerate(skeleton.parents):

@@ -6,13 +6,14 @@ gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._library import Kernel, define_op, native, native_cpu
+from .._dispatch import Implementation
+from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
 
 _GROUP = (
     "Tensor? joints, Tensor? target_joints, Tensor? rotmats, Tensor? target_rotmats, Tensor mask, int head, int[] feet,"
@@ -46,10 +47,17 @@ def _fake_group_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def _group_native_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    grads = native("group_rewards_bwd")(*arguments)
-    given, wanted = (arguments[3], arguments[5]), arguments[-2:]
-    return tuple(grad.view(x.shape) if want and x is not None else grad for grad, x, want in zip(grads, given, wanted))
+def _shaped(backward: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A native backward of group_rewards with its gradients in the shapes of what they are for."""
+
+    def call(*arguments: Any) -> tuple[Tensor, Tensor]:
+        given, wanted = (arguments[3], arguments[5]), arguments[-2:]
+        return tuple(
+            grad.view(x.shape) if want and x is not None else grad
+            for grad, x, want in zip(backward(*arguments), given, wanted)
+        )
+
+    return call
 
 
 def _group_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -94,16 +102,61 @@ def _motion_gradient(ctx: Any, grad_errors: Tensor, grad_rewards: Tensor) -> tup
     return rotations, betas, *(None,) * 20
 
 
+GROUP_OPERATORS = ("group_rewards_fwd", "group_rewards_bwd")
+MOTION_OPERATORS = ("motion_rewards_fwd", "motion_rewards_bwd")
+_SHARED_MEMORY = 240
+"""Joints of a body times bytes of a number: what the CUDA kernels keep of a frame must fit into shared memory."""
+
+
+def _too_many(joints: int, like: Tensor) -> str | None:
+    most = _SHARED_MEMORY // like.dtype.itemsize
+    return f"takes at most {most} joints in this dtype, got {joints}" if joints > most else None
+
+
+def _cuda_group() -> Implementation:
+    """The CUDA backend of group_rewards; the first tensor is a prediction (B, G, T, N, ...)."""
+    common = native_cuda(GROUP_OPERATORS)
+
+    def refuses(tensors: tuple[Tensor, ...]) -> str | None:
+        reason = common.refuses(tensors)
+        if reason is None and tensors[0].dim() > 3:
+            reason = _too_many(tensors[0].shape[3], tensors[0])
+        return reason
+
+    return Implementation(unavailable=common.unavailable, refuses=refuses)
+
+
+def _cuda_motion() -> Implementation:
+    """The CUDA backend of motion_rewards; the tensors are the motion, the skeleton's offsets (J, 3) and, if the shape
+    has an influence, its directions (J, 3, S) and the shape numbers."""
+    common = native_cuda(MOTION_OPERATORS)
+
+    def refuses(tensors: tuple[Tensor, ...]) -> str | None:
+        reason = common.refuses(tensors)
+        if reason is None and len(tensors) > 1:
+            reason = _too_many(1 + tensors[1].shape[0], tensors[0])
+        if reason is None and len(tensors) > 2 and tensors[2].shape[-1] > 16:
+            reason = f"takes at most 16 shape numbers, got {tensors[2].shape[-1]}"
+        return reason
+
+    return Implementation(unavailable=common.unavailable, refuses=refuses)
+
+
 define_op(
     "group_rewards",
-    implementations={"cpp": native_cpu(["group_rewards_fwd", "group_rewards_bwd"])},
+    implementations={"cpp": native_cpu(GROUP_OPERATORS), "cuda": _cuda_group()},
     forward=Kernel(
-        f"({_GROUP}, str backend){_RESULT}", fake=_fake_group, backends={"cpp": native("group_rewards_fwd")}
+        f"({_GROUP}, str backend){_RESULT}",
+        fake=_fake_group,
+        backends={
+            "cpp": native("group_rewards_fwd"),
+            "cuda": cuda("group_rewards_fwd"),
+        },
     ),
     backward=Kernel(
         f"({_GRADS}{_GROUP}, bool want_joints, bool want_rotmats, str backend){_RESULT}",
         fake=_fake_group_backward,
-        backends={"cpp": _group_native_backward},
+        backends={"cpp": _shaped(native("group_rewards_bwd")), "cuda": _shaped(cuda("group_rewards_bwd"))},
     ),
     setup_context=_group_setup,
     gradient=_group_gradient,
@@ -111,14 +164,19 @@ define_op(
 
 define_op(
     "motion_rewards",
-    implementations={"cpp": native_cpu(["motion_rewards_fwd", "motion_rewards_bwd"])},
+    implementations={"cpp": native_cpu(MOTION_OPERATORS), "cuda": _cuda_motion()},
     forward=Kernel(
-        f"({_MOTION}, str backend){_RESULT}", fake=_fake_motion, backends={"cpp": native("motion_rewards_fwd")}
+        f"({_MOTION}, str backend){_RESULT}",
+        fake=_fake_motion,
+        backends={
+            "cpp": native("motion_rewards_fwd"),
+            "cuda": cuda("motion_rewards_fwd"),
+        },
     ),
     backward=Kernel(
         f"({_GRADS}{_MOTION}, bool want_rotations, bool want_betas, str backend){_RESULT}",
         fake=_fake_motion_backward,
-        backends={"cpp": native("motion_rewards_bwd")},
+        backends={"cpp": native("motion_rewards_bwd"), "cuda": cuda("motion_rewards_bwd")},
     ),
     setup_context=_motion_setup,
     gradient=_motion_gradient,

@@ -231,14 +231,12 @@ def test_frames_that_do_not_count_may_hold_nan(backend, per_member):
         tensor[nowhere] = math.nan
     results, grads = [], []
     for variant in (case, broken):
-        state = variant.state.clone().requires_grad_(backend in ("reference", "cpp"))
+        state = variant.state.clone().requires_grad_()
         result = motion_rewards(state, *variant.arguments(), rewards=JOINT_REWARDS, backend=backend)
         results.append(result.errors.detach())
-        if state.requires_grad:
-            grads.append(torch.autograd.grad(result.errors.sum(), state)[0])
+        grads.append(torch.autograd.grad(result.errors.sum(), state)[0])
     assert torch.isfinite(results[0]).all() and torch.equal(*results)
-    if grads:
-        assert torch.equal(*grads) and (grads[0][ignored] == 0).all()
+    assert torch.equal(*grads) and (grads[0][ignored] == 0).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -393,7 +391,6 @@ def test_another_tree(backend):
 
 # ---------------------------------------------------------------- gradients
 
-DIFFERENTIABLE = [name for name in BACKENDS if name in ("reference", "cpp")]
 
 
 def gradients(case: Case, backend: str, name: str, seed: int = 5, **options) -> Tensor:
@@ -483,7 +480,7 @@ def test_gradient_with_respect_to_given_joints(alignment):
         close(got, expected, 1e-7)
 
 
-@pytest.mark.parametrize("backend", DIFFERENTIABLE)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_where_distances_vanish_the_gradient_is_zero(backend):
     case = make_case(raw=0.0)
     joints = case.target_joints[:, None]
@@ -501,7 +498,7 @@ def test_where_distances_vanish_the_gradient_is_zero(backend):
     assert (torch.autograd.grad(result.errors.sum(), leaf)[0] == 0).all()
 
 
-@pytest.mark.parametrize("backend", DIFFERENTIABLE)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_no_gradient_where_the_sequence_cannot_be_scored(backend):
     case = make_case(T=3)
     state = case.state.clone().requires_grad_()
@@ -510,7 +507,7 @@ def test_no_gradient_where_the_sequence_cannot_be_scored(backend):
     assert torch.isfinite(grad).all() and grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("backend", [name for name in FUSED if name not in DIFFERENTIABLE])
+@pytest.mark.parametrize("backend", [name for name in FUSED if name not in BACKENDS])
 def test_backends_without_gradients_say_so(backend):
     case = make_case(dtype=torch.float32)
     with pytest.raises(BackendError, match="gradient"):
@@ -545,7 +542,7 @@ def test_extra_rewards_and_advantage_options_are_passed_on(backend):
 def test_operator_registration(backend):
     case = make_case(T=5, dtype=torch.float32)
     T_world_cpf, joints, rotmats, skeleton, mask = case.arguments()
-    grad = backend in DIFFERENTIABLE
+    grad = backend in BACKENDS
     state = case.state.clone().requires_grad_(grad)
     valid = mask[:, None].expand(2, 3, 5)
     numbers = ((0, 1, 2, 6), (1.0, 1.0, 1.0, 0.1), 30.0, 0, 0, backend)

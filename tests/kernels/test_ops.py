@@ -271,3 +271,13 @@ def test_empty_batch(spec: OpSpec, backend: str) -> None:
         assert [r.shape for r in results] == [r.shape for r in expected]
         for grad, given in zip(grads, inputs, strict=True):
             assert grad is None or grad.shape == given.shape
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
+def test_every_op_has_a_native_and_a_gpu_backend(spec: OpSpec) -> None:
+    written = set(kernels._dispatch._ops[spec.name].implementations)
+    assert "cpp" in written and written & {"triton", "cuda"}
+
+
+def test_every_registered_op_has_a_spec() -> None:
+    assert {spec.name for spec in SPECS} == set(kernels.registered_ops())
