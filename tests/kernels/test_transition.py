@@ -722,6 +722,29 @@ def test_a_masked_end_is_a_shorter_sequence_bit_for_bit(fused):
             assert a.dim() == 1 or not a[:, kept:].any()
 
 
+@pytest.mark.parametrize("channels", [496, 226, 223])
+def test_large_results_are_stored_past_the_caches(backend, channels):
+    """Rows whose pieces begin at aligned and at unaligned places, of a size beyond a core's own cache."""
+    if backend != "cpp":
+        pytest.skip("what the C++ backend does with large results")
+    frames = 2**19 // (6 * channels) + 1
+    x_t, new, old, noise = states(4, torch.float32, shape=(6, frames, channels))
+    step = sde_step(x_t, new, 0.7, 0.3, 0.2, noise, return_log_prob=True)
+    assert torch.equal(bits(step.x_prev), bits(sde_step(x_t, new, 0.7, 0.3, 0.2, noise, backend="reference")))
+    mask = torch.rand(6, frames, generator=torch.Generator().manual_seed(1)) < 0.9
+    for function, arguments in (
+        (sde_log_prob, (new, x_t, old, 0.7, 0.4, 0.3)),
+        (sde_log_ratio, (new, old, noise, 0.4, 0.3)),
+    ):
+        found = []
+        for name in ("cpp", "reference"):
+            leaf = arguments[0].clone().requires_grad_()
+            value = function(leaf, *arguments[1:], mask=mask, backend=name)
+            found.append((value.detach(), *torch.autograd.grad(value.sum(), leaf)))
+        torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(found[0][1] * frames, found[1][1] * frames, rtol=1e-5, atol=1e-8)
+
+
 def test_threads_change_nothing(backend):
     if backend != "cpp":
         pytest.skip("the threads are those of the C++ backend")
