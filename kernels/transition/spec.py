@@ -160,7 +160,7 @@ SPECS = (
         cases=(
             Case("frames", _shape(5, 7, 6)),
             Case("per_row", _shape(4, 3, 5, per_row=True)),
-            Case("flat", _shape(3, 517)),
+            Case("flat", _shape(3, 517), _WITH_LOG_PROB),
             Case("drawn", _shape(4, 5, 9, drawn=True)),
             Case("with_log_prob", _shape(4, 5, 7), _WITH_LOG_PROB),
             Case("drawn_with_log_prob", _shape(3, 50, 45, drawn=True, per_row=True), _WITH_LOG_PROB | _SUM),
