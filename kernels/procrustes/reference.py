@@ -106,7 +106,7 @@ def _fit(source: Tensor, target: Tensor, weights: Tensor, with_scale: bool, fix_
     cross_covariance = (w[..., None] * y).transpose(-1, -2) @ x
 
     rounding = COINCIDENT * torch.finfo(source.dtype).eps * _largest(source_cloud.anchor, -1)
-    one_point = (source_cloud.extent <= rounding) | (spread == 0)
+    one_point = ((source_cloud.extent <= rounding) & ~torch.isnan(spread)) | (spread == 0)
     cross_covariance = torch.where(one_point[..., None, None], 0.0, cross_covariance)
     R = nearest_rotation(cross_covariance, fix_det)
     scale, factor = torch.ones_like(spread), source_cloud.size
