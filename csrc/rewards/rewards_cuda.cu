@@ -19,6 +19,9 @@ constexpr size_t kMostShared = 99u << 10;  // what every GPU since sm_80 allows 
 constexpr int kTotals = kRewardKinds + 4;  // sums of the kinds, the recording's jerk, counts of frames, pairs, quadruples
 constexpr int kRecordedJerk = kRewardKinds, kOnes = kRewardKinds + 1, kPairs = kRewardKinds + 2, kFours = kRewardKinds + 3;
 
+template <class T>
+constexpr bool kSpills = sizeof(T) == sizeof(double);
+
 // Numbers that a vector load brings at once.
 template <class T>
 struct alignas(16) Quad {
@@ -28,11 +31,12 @@ struct alignas(16) Quad {
 MGRPO_HD int64_t odd(int64_t size) { return size | 1; }
 MGRPO_HD int64_t round_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 
-// Where the forward kernel's shared memory has what, in numbers, for a block of n threads.
+// Where the forward kernel's shared memory has what, in numbers, for a block of n threads. `spill`: doubles need all
+// registers for the projection and the alignment, so each thread's sums and betas are there too.
 struct ForwardLayout {
-  int64_t points, region, shape, totals, size;
+  int64_t points, region, shape, totals, sums, betas, size;
 
-  MGRPO_HD ForwardLayout(const RewardOptions& options, int n) {
+  MGRPO_HD ForwardLayout(const RewardOptions& options, int n, bool spill) {
     const int64_t joint_row = odd(3 * options.joints);
     // While a body is posed: turns, a chunk of predicted and one of recorded rotations, or betas, or the pose of the eyes.
     const int64_t turn_row = options.posed ? odd(9 * options.turn_slots) : 0;
@@ -43,7 +47,9 @@ struct ForwardLayout {
     points = options.posed ? round_up((3 * options.rotations + 3) * (kShapeNumbers + 4), 4) : 0;
     region = points + (n + kBefore) * joint_row;
     totals = region + (recorded > posing ? recorded : posing);
-    size = totals + (n / kWarp) * kTotals;
+    sums = totals + (n / kWarp) * kTotals;
+    betas = sums + (spill ? n * odd(kTotals) : 0);
+    size = betas + (spill ? n * odd(kShapeNumbers) : 0);
   }
 };
 
@@ -147,7 +153,7 @@ __device__ __forceinline__ T size_of_third_differences(int N, const T* now, int6
 // Poses the bodies of a tile: joints to `own` (this thread's row), the rotations' error as result.
 template <class T, int kNumbers>
 __device__ __forceinline__ T pose_tile(const RewardOptions& options, const RewardViews<T>& views, int64_t frame,
-                                       int64_t recorded, int rows, const T* shape, T* own, T* region) {
+                                       int64_t recorded, int rows, const T* shape, T* kept, T* own, T* region) {
   const int n = blockDim.x, thread = threadIdx.x, J = options.rotations, S = options.shape_numbers;
   const bool bodies = options.posed && options.joints > 0, compared = options.wanted[kRotation];
   const int64_t turn_row = options.posed ? odd(9 * options.turn_slots) : 0;
@@ -155,7 +161,8 @@ __device__ __forceinline__ T pose_tile(const RewardOptions& options, const Rewar
   T* turns = region + thread * turn_row;
   T* staged = region + n * turn_row;
   T* compare = staged + n * chunk_row;
-  T betas[kShapeNumbers];
+  T registers[kShapeNumbers];
+  T* betas = kSpills<T> ? kept : registers;
   if (bodies && S > 0) {
     stage(staged, odd(S), views.betas, frame, rows, 0, S);
     __syncthreads();
@@ -204,12 +211,12 @@ __device__ __forceinline__ T pose_tile(const RewardOptions& options, const Rewar
 
 template <class T>
 __device__ __forceinline__ T pose_tile(const RewardOptions& options, const RewardViews<T>& views, int64_t frame,
-                                       int64_t recorded, int rows, const T* shape, T* own, T* region) {
+                                       int64_t recorded, int rows, const T* shape, T* kept, T* own, T* region) {
   if (options.representation == kQuaternion)
-    return pose_tile<T, 4>(options, views, frame, recorded, rows, shape, own, region);
+    return pose_tile<T, 4>(options, views, frame, recorded, rows, shape, kept, own, region);
   if (options.representation == kRot6d)
-    return pose_tile<T, 6>(options, views, frame, recorded, rows, shape, own, region);
-  return pose_tile<T, 9>(options, views, frame, recorded, rows, shape, own, region);
+    return pose_tile<T, 6>(options, views, frame, recorded, rows, shape, kept, own, region);
+  return pose_tile<T, 9>(options, views, frame, recorded, rows, shape, kept, own, region);
 }
 
 // Carries the last frames of a full tile, in the rows after the first kBefore, to the front for the next tile.
@@ -225,7 +232,8 @@ __global__ void __launch_bounds__(128, sizeof(T) == 4 ? 3 : 2)
   MGRPO_DYN_SMEM(T, memory);
   const int n = blockDim.x, thread = threadIdx.x, N = options.joints;
   const int64_t row = odd(3 * N), sequence = blockIdx.x, b = sequence / views.members;
-  const ForwardLayout layout(options, n);
+  constexpr bool kSpill = kSpills<T>;
+  const ForwardLayout layout(options, n, kSpill);
   T *points = memory + layout.points, *recorded = memory + layout.region;
   T *region = recorded + kBefore * row, *totals = memory + layout.totals;
   T *own = points + (kBefore + thread) * row, *own_recorded = recorded + (kBefore + thread) * row;
@@ -234,7 +242,8 @@ __global__ void __launch_bounds__(128, sizeof(T) == 4 ? 3 : 2)
   __syncthreads();
 
   const FrameMask mask = {joints_out ? nullptr : views.mask.at(sequence), views.frames};
-  T sums[kTotals];
+  T own_sums[kTotals];
+  T* sums = kSpill ? memory + layout.sums + thread * odd(kTotals) : own_sums;
 #pragma unroll
   for (int k = 0; k < kTotals; ++k) sums[k] = T(0);
   for (int64_t start = 0; start < views.frames; start += n) {
@@ -242,7 +251,8 @@ __global__ void __launch_bounds__(128, sizeof(T) == 4 ? 3 : 2)
     const int64_t frame = sequence * views.frames + start, target = b * views.frames + start;
     T turned = T(0);
     if (options.rotations > 0)
-      turned = pose_tile(options, views, frame, target, rows, memory + layout.shape, own, region);
+      turned = pose_tile(options, views, frame, target, rows, memory + layout.shape,
+                         memory + layout.betas + thread * odd(kShapeNumbers), own, region);
     if (joints_out) {
       unstage(joints_out, points + kBefore * row, row, frame, rows, 3 * N);
       __syncthreads();
@@ -544,7 +554,9 @@ int threads_for(int most, int64_t frames, const Bytes& bytes) {
 template <class T>
 cudaError_t launch_rewards(const RewardOptions& options, const RewardViews<T>& views, T* errors, T* rewards, T* joints,
                            cudaStream_t stream) {
-  const auto bytes = [&](int n) { return static_cast<size_t>(ForwardLayout(options, n).size) * sizeof(T); };
+  const auto bytes = [&](int n) {
+    return static_cast<size_t>(ForwardLayout(options, n, kSpills<T>).size) * sizeof(T);
+  };
   const int threads = threads_for(128, views.frames, bytes);
   const cudaError_t error = allow_dynamic_shared(rewards_kernel<T>, bytes(threads));
   if (error != cudaSuccess) return error;
