@@ -1,6 +1,7 @@
-// Loops over sequences, 16 (8, 4, 2) frames of one sequence in the lanes of a vector; compiled once per instruction set
+// Loops over sequences, 16 (8, 4) frames of one sequence in the lanes of a vector; compiled once per instruction set
 // (common/for_each_isa.h). One sequence is scored from start to end by one thread, so neither the batch nor the number
 // of threads has an influence on it. What belongs to a recording is prepared once for its group.
+#include "../common/angles.h"
 #include "../procrustes/procrustes_math.h"
 #include "rewards_math.h"
 

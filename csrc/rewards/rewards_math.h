@@ -5,6 +5,7 @@
 #if defined(MGRPO_ISA_SECTION) || !defined(MGRPO_REWARDS_MATH_H)
 #if !defined(MGRPO_ISA_SECTION)
 #define MGRPO_REWARDS_MATH_H
+#include "../common/angles.h"
 #include "../common/polar.h"
 #include "../procrustes/procrustes_math.h"
 #include "rewards_options.h"
@@ -12,10 +13,6 @@
 
 namespace MGRPO_NAMESPACE {
 
-template <class T>
-MGRPO_HD T length(Vec3<T> a) {
-  return sqrt(dot(a, a));
-}
 // d|a| / da: zero where a is.
 template <class T>
 MGRPO_HD Vec3<T> direction(Vec3<T> a) {
@@ -32,70 +29,6 @@ template <class T>
 MGRPO_HD void add_mat3(T* p, const Mat3<T>& a) {
   for (int i = 0; i < 3; ++i)
     for (int j = 0; j < 3; ++j) p[3 * i + j] += a.m[i][j];
-}
-// The larger one; a NaN wins (max forgets it where it stands first).
-template <class T>
-MGRPO_HD T larger(T a, T b) {
-  return select((b > a) | (b != b), b, a);
-}
-
-// ---- elementary functions without a vector version ----
-
-// atan(q) / q as a polynomial in z = q^2 <= tan(pi / 8)^2, to 2e-8 (float) and 4e-17 (double).
-template <class T>
-MGRPO_HD T atan_series(T z, float) {
-  return T(1.0f) + z * (T(-0.33332786f) + z * (T(0.19974083f) + z * (T(-0.1384849f) + z * T(0.07976292f))));
-}
-template <class T>
-MGRPO_HD T atan_series(T z, double) {
-  T sum = T(0.021135371786724255);
-  sum = sum * z + T(-0.043480509875515695);
-  sum = sum * z + T(0.056883483762541064);
-  sum = sum * z + T(-0.066402336805179);
-  sum = sum * z + T(0.07689953457237089);
-  sum = sum * z + T(-0.09090773071361224);
-  sum = sum * z + T(0.11111106180288108);
-  sum = sum * z + T(-0.14285714180972484);
-  sum = sum * z + T(0.19999999998855084);
-  sum = sum * z + T(-0.3333333333332844);
-  return sum * z + T(1);
-}
-// atan2(y, x) for y >= 0: an angle in [0, pi].
-template <class T>
-MGRPO_HD T upper_angle(T y, T x) {
-  using Element = typename Number<T>::Element;
-  const T size = abs(x), least = min(y, size), most = larger(y, size);
-  // Above pi / 8 the angle is measured from pi / 4: tan(a - pi / 4) = (tan a - 1) / (tan a + 1).
-  const auto turned = least > T(Element(0.41421356237309503)) * most;
-  const T above = select(turned, least - most, least), below = select(turned, least + most, most);
-  const T q = select(below == T(0), T(0), above / below);
-  T angle = q * atan_series(q * q, Element());
-  angle = angle + select(turned, T(Element(0.78539816339744831)), T(0));
-  angle = select(y > size, T(Element(1.5707963267948966)) - angle, angle);
-  return select(x < T(0), T(Element(3.1415926535897932)) - angle, angle);
-}
-// 2^u for 0 <= u <= 1.
-template <class T>
-MGRPO_HD T exp2_series(T u, float) {
-  return T(1.0f) +
-         u * (T(0.69314694f) +
-              u * (T(0.24023046f) +
-                   u * (T(0.05548063f) + u * (T(0.009684186f) + u * (T(0.0012391332f) + u * T(0.00021865785f))))));
-}
-template <class T>
-MGRPO_HD T exp2_series(T u, double) {
-  T sum = T(6.301915740910197e-10);
-  sum = sum * u + T(6.538379972888172e-09);
-  sum = sum * u + T(1.0258239631175736e-07);
-  sum = sum * u + T(1.3207691263703903e-06);
-  sum = sum * u + T(1.5253231598340641e-05);
-  sum = sum * u + T(0.00015403509263546417);
-  sum = sum * u + T(0.00133335587354168);
-  sum = sum * u + T(0.009618129097240033);
-  sum = sum * u + T(0.055504108665900845);
-  sum = sum * u + T(0.24022650695904288);
-  sum = sum * u + T(0.6931471805599465);
-  return sum * u + T(1);
 }
 
 // ---- representations of rotations ----
@@ -299,7 +232,7 @@ struct QuaternionCase {
   T q[4], inverse;  // unit length; 1 over the length before
 };
 template <class T>
-MGRPO_HD QuaternionCase<T> unit_quaternion(const Mat3<T>& R) {
+MGRPO_HD QuaternionCase<T> quaternion_case(const Mat3<T>& R) {
   const T a0 = R.m[0][0], a4 = R.m[1][1], a8 = R.m[2][2], one = T(1);
   const Vec3<T> skew = axial(R);  // a7 - a5, a2 - a6, a3 - a1
   const T yx = R.m[1][0] + R.m[0][1], zx = R.m[0][2] + R.m[2][0], zy = R.m[2][1] + R.m[1][2];
@@ -331,7 +264,7 @@ struct LogarithmLimits<double> {
 
 template <class T>
 MGRPO_HD Vec3<T> rotation_vector(const Mat3<T>& R) {
-  const QuaternionCase<T> c = unit_quaternion(R);
+  const QuaternionCase<T> c = quaternion_case(R);
   const T w = c.q[0];
   const Vec3<T> xyz = {c.q[1], c.q[2], c.q[3]};
   const T square = dot(xyz, xyz);
@@ -345,7 +278,7 @@ MGRPO_HD Vec3<T> rotation_vector(const Mat3<T>& R) {
 template <class T>
 MGRPO_HD Mat3<T> rotation_vector_gradient(const Mat3<T>& R, Vec3<T> g) {
   using Element = typename Number<T>::Element;
-  const QuaternionCase<T> c = unit_quaternion(R);
+  const QuaternionCase<T> c = quaternion_case(R);
   const T w = c.q[0];
   const Vec3<T> xyz = {c.q[1], c.q[2], c.q[3]};
   const T square = dot(xyz, xyz), along = dot(g, xyz);
@@ -384,14 +317,6 @@ MGRPO_HD void prepare_target(int rotation_error, const T* rotmat, T* out) {
   } else {
     store_mat3(out, R);
   }
-}
-
-// Into [-pi, pi).
-template <class T>
-MGRPO_HD T wrapped(T angle) {
-  using Element = typename Number<T>::Element;
-  const T pi = T(Element(3.1415926535897932)), turn = T(Element(6.2831853071795865));
-  return select(angle >= pi, angle - turn, select(angle < -pi, angle + turn, angle));
 }
 
 template <class T>
