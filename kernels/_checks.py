@@ -52,16 +52,15 @@ def check_shape(
 ) -> None:
     """Check the sizes ``got`` against ``shape`` (see :func:`check_tensor`)."""
     sizes = {} if sizes is None else sizes
-    starred = len(shape) > 0 and str(shape[0]).startswith("*")
-    trailing = tuple(shape[1:] if starred else shape)
-    fits = len(got) >= len(trailing) if starred else len(got) == len(trailing)
+    starred = len(shape) > 0 and isinstance(shape[0], str) and shape[0][0] == "*"
+    trailing = shape[1:] if starred else shape
+    spare = len(got) - len(trailing)
+    fits = spare >= 0 if starred else spare == 0
     if fits:
-        tail = got[len(got) - len(trailing) :]
-        for wanted, size in zip(trailing, tail):
-            known = sizes.get(wanted) if isinstance(wanted, str) else wanted
-            if known is None:
-                sizes[wanted] = size
-            elif size != known:
+        for axis, wanted in enumerate(trailing, spare):
+            size = got[axis]
+            known = sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted
+            if size != known:
                 fits = False
     if not fits:
         bound = [f"{d} = {sizes[d]}" for d in trailing if isinstance(d, str) and d in sizes]

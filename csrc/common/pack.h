@@ -1,6 +1,6 @@
 // Pack<T>: as many numbers as one vector register holds; lane i belongs to row (frame, matrix, cloud) i of a block.
-// Arithmetic is elementwise, comparisons give a Mask, and load_rows / store_rows turn rows of memory into one Pack per
-// column and back. Only for_each_isa.h includes this file, once per instruction set.
+// Arithmetic is elementwise, comparisons give a Mask, and load_rows turns rows of memory into one Pack per column
+// (stores.h: and back). Only for_each_isa.h includes this file, once per instruction set.
 namespace MGRPO_NAMESPACE {
 
 template <class T>
@@ -221,24 +221,6 @@ MGRPO_CALLED void load_rows(const BlockRows<T>& rows, int count, Pack<T>* column
     for (int i = 0; i < n; ++i) r[i] = load_some(rows.at[i] + k, count - k);
     transpose(r);
     for (int i = 0; i < count - k; ++i) columns[k + i] = r[i];
-  }
-}
-
-// Writes the first `valid` rows of `count` numbers each to out, out + stride, ...
-template <class T>
-MGRPO_CALLED void store_rows(T* out, int64_t stride, int valid, int count, const Pack<T>* columns) {
-  constexpr int n = Pack<T>::kLanes;
-  Pack<T> r[n];
-  int k = 0;
-  for (; k + n <= count; k += n) {
-    for (int i = 0; i < n; ++i) r[i] = columns[k + i];
-    transpose(r);
-    for (int i = 0; i < valid; ++i) store_pack(out + i * stride + k, r[i]);
-  }
-  if (k < count) {
-    for (int i = 0; i < n; ++i) r[i] = i < count - k ? columns[k + i] : Pack<T>(T(0));
-    transpose(r);
-    for (int i = 0; i < valid; ++i) store_some(out + i * stride + k, r[i], count - k);
   }
 }
 

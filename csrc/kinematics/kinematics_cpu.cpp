@@ -18,6 +18,7 @@ struct PoseRows {
 template <class T>
 struct PoseResults {
   T *joints, *world, *root;
+  bool past_caches;
 };
 struct PoseGradients {  // null where nothing depends on that result
   const Rows *joints, *world, *root;
@@ -25,6 +26,7 @@ struct PoseGradients {  // null where nothing depends on that result
 template <class T>
 struct PoseResultGradients {  // null where nobody asks
   T *rotations, *offsets, *root, *t_head_cpf;
+  bool past_caches;
 };
 
 }  // namespace mgrpo
@@ -68,8 +70,9 @@ PoseRows loop_inputs(const Poses& poses) {
           static_cast<int>(poses.J), poses.head, poses.representation, poses.output};
 }
 
-// Registers for the tables of the loops: inputs, states, offsets, positions or forces, results or gradients.
-int64_t registers_of(const Poses& poses) { return poses.J * (9 + 9 + 3 + 3 + 9); }
+// Registers for the tables of the loops: inputs, states, offsets, positions or forces, results or gradients, and those
+// that a block is stored by way of.
+int64_t registers_of(const Poses& poses) { return poses.J * (9 + 9 + 3 + 3 + 9 + 9); }
 
 std::tuple<Tensor, Tensor, Tensor> fk_forward_cpu(const Tensor& rotations, const Tensor& t_parent_joint, OptionalTensor root,
                                                   OptionalTensor t_head_cpf, Sizes parents, int64_t head,
@@ -79,7 +82,8 @@ std::tuple<Tensor, Tensor, Tensor> fk_forward_cpu(const Tensor& rotations, const
   dispatch_float_double(rotations, [&](auto zero) {
     using T = decltype(zero);
     const PoseRows in = loop_inputs(poses);
-    const PoseResults<T> out = {output<T>(results.joints), output<T>(results.world), output<T>(results.root)};
+    const PoseResults<T> out = {output<T>(results.joints), output<T>(results.world), output<T>(results.root),
+                                is_large(poses.count() * poses.J * numbers_in(poses.representation))};
     for_row_blocks(poses.count(), registers_of(poses), [&](unsigned char* scratch, int64_t begin, int64_t end) {
       MGRPO_ISA_CALL_OF(T, pose_rows, in, out, scratch, begin, end);
     });
@@ -102,7 +106,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fk_backward_cpu(OptionalTensor grad_j
     const PoseGradients from = {pointer(given.joints), pointer(given.world), pointer(given.root)};
     const PoseResultGradients<T> out = {
         output_or_null<T>(grads.rotations, grads.wants_rotations), output_or_null<T>(grads.offsets, grads.wants_offsets),
-        output_or_null<T>(grads.root, grads.wants_root), output_or_null<T>(grads.t_head_cpf, grads.wants_t_head_cpf)};
+        output_or_null<T>(grads.root, grads.wants_root), output_or_null<T>(grads.t_head_cpf, grads.wants_t_head_cpf),
+        is_large(poses.count() * poses.J * numbers_in(poses.representation))};
     for_row_blocks(poses.count(), registers_of(poses), [&](unsigned char* scratch, int64_t begin, int64_t end) {
       MGRPO_ISA_CALL_OF(T, pose_rows_backward, in, from, out, scratch, begin, end);
     });

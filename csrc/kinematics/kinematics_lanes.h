@@ -46,6 +46,7 @@ void pose_kind(const PoseRows& in, const PoseResults<T>& out, unsigned char* scr
   P* const offsets = world + J * kState;
   P* const joints = offsets + 3 * J;
   P* const converted = joints + 3 * J;
+  P* const lines = converted + 9 * J;
   const Table<const P> locals = {local, kIn};
   SteadyRows<T> steady = {in.offsets, 3 * J, offsets};
   for (int64_t first = begin; first < end; first += n) {
@@ -60,10 +61,10 @@ void pose_kind(const PoseRows& in, const PoseResults<T>& out, unsigned char* scr
       root = root_under_cpf(root, cpf_from_root<Kind>(in.parents, in.head, locals, offsets, load_vec3(t_head_cpf)));
       store_quat(numbers, as_quat(root.R));
       store_vec3(numbers + 4, root.t);
-      store_rows(out.root + kRootNumbers * first, kRootNumbers, valid, kRootNumbers, numbers);
+      store_rows(out.root + kRootNumbers * first, valid, kRootNumbers, numbers);
     }
     pose_tree(in.parents, J, root, locals, offsets, Table<P>{world, kState}, joints);
-    store_rows(out.joints + 3 * J * first, 3 * J, valid, 3 * J, joints);
+    store_block(out.joints + 3 * J * first, valid, 3 * J, joints, local, out.past_caches);
     if (out_numbers == 0) continue;
     const P* result = world;
     if (out_numbers != kState) {
@@ -77,8 +78,10 @@ void pose_kind(const PoseRows& in, const PoseResults<T>& out, unsigned char* scr
       }
       result = converted;
     }
-    store_rows(out.world + int64_t{J} * out_numbers * first, J * out_numbers, valid, J * out_numbers, result);
+    store_block(out.world + int64_t{J} * out_numbers * first, valid, J * out_numbers, result,
+                out_numbers <= kIn ? local : lines, out.past_caches);
   }
+  if (out.past_caches) finish_stores();
 }
 
 template <class T>
@@ -147,23 +150,25 @@ void pose_kind_backward(const PoseRows& in, const PoseGradients& given, const Po
       CpfGradient<Kind, P> cpf_grad = cpf_gradient(in.parents, in.head, placed, root, root_grad, locals,
                                                    static_cast<const P*>(offsets), load_vec3(t_head_cpf), worlds, forces, grads);
       root_grad = cpf_grad.pose;
-      if (out.t_head_cpf != nullptr) store_rows(out.t_head_cpf + 3 * first, 3, valid, 3, &cpf_grad.t_head_cpf.x);
+      if (out.t_head_cpf != nullptr) store_rows(out.t_head_cpf + 3 * first, valid, 3, &cpf_grad.t_head_cpf.x);
     }
     if (out.root != nullptr) {
       P grad_root[kRootNumbers];
       store_root_gradient(static_cast<const P*>(numbers), root_grad, grad_root);
-      store_rows(out.root + kRootNumbers * first, kRootNumbers, valid, kRootNumbers, grad_root);
+      store_rows(out.root + kRootNumbers * first, valid, kRootNumbers, grad_root);
     }
-    if (out.offsets != nullptr) store_rows(out.offsets + 3 * J * first, 3 * J, valid, 3 * J, forces);
+    if (out.offsets != nullptr)
+      store_block(out.offsets + 3 * J * first, valid, 3 * J, forces, world, out.past_caches);
     if (out.rotations != nullptr) {
       if constexpr (Kind::kGeneral) {
-        store_rows(out.rotations + int64_t{J} * kIn * first, J * kIn, valid, J * kIn, grad);
+        store_block(out.rotations + int64_t{J} * kIn * first, valid, J * kIn, grad, world, out.past_caches);
       } else {
         for (int j = 0; j < J; ++j) Kind::pull_back(local + kIn * j, load_vec3(grads[j]));
-        store_rows(out.rotations + int64_t{J} * kIn * first, J * kIn, valid, J * kIn, local);
+        store_block(out.rotations + int64_t{J} * kIn * first, valid, J * kIn, local, world, out.past_caches);
       }
     }
   }
+  if (out.past_caches) finish_stores();
 }
 
 template <class T>
@@ -191,7 +196,7 @@ void offset_rows(const T* mean, const T* directions, int K, int S, const Rows& b
       for (int s = 0; s < S; ++s) sum += P(directions[k * S + s]) * beta[s];
       result[k] = P(mean[k]) + sum;
     }
-    store_rows(out + K * first, K, valid, K, result);
+    store_rows(out + K * first, valid, K, result);
   }
 }
 
@@ -211,7 +216,7 @@ void offset_rows_backward(const T* directions, int K, int S, const Rows& grad, T
       for (int k = 0; k < K; ++k) sum += P(directions[k * S + s]) * given[k];
       result[s] = sum;
     }
-    store_rows(out + S * first, S, valid, S, result);
+    store_rows(out + S * first, valid, S, result);
   }
 }
 

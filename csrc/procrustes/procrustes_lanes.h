@@ -61,9 +61,9 @@ void align_blocks(const Rows& source, const Rows& target, const WeightRows& weig
         const Fit<P> fit = fit_similarity<P>(pair, with_scale, fix_det);
         const Vec3<P> shift = translation(pair, fit);
         align_points(pair, fit, scratch.x);
-        store_rows(aligned + int64_t{3} * N * row, 3 * N, valid, 3 * N, scratch.x);
-        store_rows(R + 9 * row, 9, valid, 9, &fit.R.m[0][0]);
-        store_rows(t + 3 * row, 3, valid, 3, &shift.x);
+        store_rows(aligned + int64_t{3} * N * row, valid, 3 * N, scratch.x);
+        store_rows(R + 9 * row, valid, 9, &fit.R.m[0][0]);
+        store_rows(t + 3 * row, valid, 3, &shift.x);
         store_some(scale + row, fit.scale, valid);
       });
 }
@@ -82,9 +82,9 @@ void residual_blocks(const Rows& source, const Rows& target, const WeightRows& w
 template <class T>
 MGRPO_HD void store_gradients(const PairScratch<T>& scratch, int N, int64_t row, int valid, T* grad_source,
                               T* grad_target, T* grad_weights) {
-  if (grad_source) store_rows(grad_source + int64_t{3} * N * row, 3 * N, valid, 3 * N, scratch.grad);
-  if (grad_target) store_rows(grad_target + int64_t{3} * N * row, 3 * N, valid, 3 * N, scratch.grad_target);
-  if (grad_weights) store_rows(grad_weights + int64_t{N} * row, N, valid, N, scratch.grad_weights);
+  if (grad_source) store_rows(grad_source + int64_t{3} * N * row, valid, 3 * N, scratch.grad);
+  if (grad_target) store_rows(grad_target + int64_t{3} * N * row, valid, 3 * N, scratch.grad_target);
+  if (grad_weights) store_rows(grad_weights + int64_t{N} * row, valid, N, scratch.grad_weights);
 }
 
 // Each of grad_source, grad_target and grad_weights may be null.

@@ -497,7 +497,7 @@ void score_sequences_backward(const RewardOptions& options, const RewardRows<T>&
       const P* rotmats = w.all_rotmats + J9 * block;
       if (grad_joints) {
         for (int i = 0; i < N3; ++i) w.points[i] = where(one, w.grad_joints[N3 * block + i]);
-        store_rows(grad_joints + N3 * first, N3, valid, N3, w.points);
+        store_rows(grad_joints + N3 * first, valid, N3, w.points);
       }
       if (!grad_rotations && !grad_betas) continue;
       if (options.posed && options.joints > 0) {
@@ -509,13 +509,13 @@ void score_sequences_backward(const RewardOptions& options, const RewardRows<T>&
         add_shape_gradient(rows.t_parent_joint_shapedirs, 3 * J, S, w.grad_offsets, w.grad_numbers);
         add_shape_gradient(rows.t_head_cpf_shapedirs, 3, S, w.grad_offsets + 3 * J, w.grad_numbers);
         for (int i = 0; i < S; ++i) w.grad_numbers[i] = where(one, w.grad_numbers[i]);
-        store_rows(grad_betas + S * first, S, valid, S, w.grad_numbers);
+        store_rows(grad_betas + S * first, valid, S, w.grad_numbers);
       }
       if (grad_rotations) {
         const int size = target_numbers(options.rotation_error) * J;
         rotation_block_gradient(options, as_is ? rotmats : w.all_raw + J9 * block, rotmats,
                                 w.target_rotations + size * block, P(s.of[kRotation]), one, w);
-        store_rows(grad_rotations + count * first, count, valid, count, w.grad_numbers);
+        store_rows(grad_rotations + count * first, valid, count, w.grad_numbers);
       }
     }
   }

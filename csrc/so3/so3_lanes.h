@@ -14,7 +14,7 @@ void project_rows(const Rows& matrices, bool fix_det, T* out, int64_t begin, int
   for (int64_t first = begin; first < end; first += n) {
     const int valid = static_cast<int>(first + n <= end ? n : end - first);
     const Mat3<Pack<T>> R = nearest_rotation(load_matrices<T>(matrices, first, valid), fix_det);
-    store_rows(out + 9 * first, 9, valid, 9, &R.m[0][0]);
+    store_rows(out + 9 * first, valid, 9, &R.m[0][0]);
   }
 }
 
@@ -27,7 +27,7 @@ void project_rows_backward(const Rows& grad_R, const Rows& matrices, const Rows&
     const Mat3<Pack<T>> grad =
         polar_gradient(load_matrices<T>(grad_R, first, valid), load_matrices<T>(matrices, first, valid),
                        load_matrices<T>(R, first, valid), fix_det);
-    store_rows(out + 9 * first, 9, valid, 9, &grad.m[0][0]);
+    store_rows(out + 9 * first, valid, 9, &grad.m[0][0]);
   }
 }
 

@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensor> step(TransitionArguments& arguments, StepJob& job, co
   Tensor x_prev = new_state(like, dtype);
   Tensor log_prob = torch::stable::new_empty(like, {job.sum_noise ? job.batch.rows : 0}, dtype);
   job.x_prev = new_output(x_prev);
-  job.past_caches = is_large(job.batch);
+  job.past_caches = is_large(job.batch.rows * job.batch.row_size());
   if (job.matrices > 0) job.projected = new_output(projected);
   const Tasks tasks(job.batch);
   std::vector<double> parts(job.sum_noise ? static_cast<size_t>(tasks.count) : 0);
@@ -189,7 +189,7 @@ std::tuple<Tensor, Tensor, Tensor> sde_log_prob_backward_cpu(
   for (int64_t row = 0; row < batch.rows; ++row)
     slopes[row] = LogProbRow(job.forward.s.at(row)).slope(slopes[row], totals[row], batch.mean);
   job.slopes = slopes.data();
-  job.past_caches = is_large(batch);
+  job.past_caches = is_large(batch.rows * batch.row_size());
   Tensor grad_x_prev = new_gradient(x_prev, needs_x_prev), grad_x_t = new_gradient(x_t, needs_x_t),
          grad_x0_pred = new_gradient(x0_pred, needs_x0_pred);
   if (needs_x_prev) job.grad_x_prev = new_output(grad_x_prev);
@@ -253,7 +253,7 @@ Tensor sde_log_ratio_backward_cpu(const Tensor& grad, const Tensor& x0_pred, con
   for (int64_t row = 0; row < batch.rows; ++row)
     slopes[row] = RatioRow(job.forward.gain.at(row)).slope(slopes[row], totals[row], batch.mean);
   job.slopes = slopes.data();
-  job.past_caches = is_large(batch);
+  job.past_caches = is_large(batch.rows * batch.row_size());
   Tensor grad_x0_pred = new_state(x0_pred, x0_pred.scalar_type());
   job.grad = new_output(grad_x0_pred);
   with_compute_type(arguments.is_double, [&](auto zero) {

@@ -16,43 +16,6 @@ constexpr int kSumPacks = kSumLanes<T> / Pack<T>::kLanes;
 
 // ---- Access to memory: whole vectors, and the last one of a piece ----
 
-// Past the caches, to an aligned place: a store would first read from memory what it is about to overwrite.
-MGRPO_HD void store_past_caches(float* p, Pack<float> a) {
-#if defined(__x86_64__) && MGRPO_ISA_BYTES == 64
-  _mm512_stream_ps(p, (__m512)a.v);
-#elif defined(__x86_64__) && MGRPO_ISA_BYTES == 32
-  _mm256_stream_ps(p, (__m256)a.v);
-#elif defined(__x86_64__)
-  _mm_stream_ps(p, (__m128)a.v);
-#else
-  store_pack(p, a);
-#endif
-}
-MGRPO_HD void store_past_caches(double* p, Pack<double> a) {
-#if defined(__x86_64__) && MGRPO_ISA_BYTES == 64
-  _mm512_stream_pd(p, (__m512d)a.v);
-#elif defined(__x86_64__) && MGRPO_ISA_BYTES == 32
-  _mm256_stream_pd(p, (__m256d)a.v);
-#elif defined(__x86_64__)
-  __m128d half[2];
-  memcpy(half, &a.v, sizeof half);
-  _mm_stream_pd(p, half[0]);
-  _mm_stream_pd(p + 2, half[1]);
-#else
-  store_pack(p, a);
-#endif
-}
-// At the end of a task that stored past the caches: other threads see its stores before they see it finished.
-MGRPO_HD void finish_stores() {
-#if defined(__x86_64__)
-  _mm_sfence();
-#endif
-}
-template <class T>
-MGRPO_HD bool is_aligned(const T* p) {
-  return reinterpret_cast<uintptr_t>(p) % MGRPO_ISA_BYTES == 0;
-}
-
 template <bool kPastCaches>
 struct Whole {
   template <class T>
@@ -284,7 +247,7 @@ struct FrameMatrices {
   MGRPO_HD void store(T* frames, int64_t begin, int valid, const Mat3<Pack<T>>& matrices) const {
     T side_by_side[9 * Pack<T>::kLanes];
     if (valid > Pack<T>::kLanes) __builtin_unreachable();
-    store_rows(side_by_side, 9, valid, 9, &matrices.m[0][0]);
+    store_rows(side_by_side, valid, 9, &matrices.m[0][0]);
     for (int lane = 0; lane < valid; ++lane) memcpy(frames + offset(begin + lane), side_by_side + 9 * lane, 9 * sizeof(T));
   }
 };

@@ -23,12 +23,6 @@ struct Task {
   int64_t row, begin, end;
 };
 
-// Whether a result of this size is worth storing past the caches: where it is larger than a core's own cache, whoever
-// reads it next would not find it there anyway.
-inline bool is_large(const Weighting& batch) {
-  return batch.rows * batch.row_size() >= int64_t{1} << 19;
-}
-
 struct StepJob {
   Weighting batch;
   State x_t, x0_pred;

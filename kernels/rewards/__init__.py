@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -438,6 +439,11 @@ def _check_feet(
             f"{function}(): {prefix}feet and {prefix}foot_heights must have the same length from 1 to {MOST_FEET}, "
             f"got {len(feet)} and {len(heights)}"
         )
+    usual = all(type(foot) is int and 0 <= foot < rows for foot in feet) and all(
+        type(height) is float and 0.0 < height < math.inf for height in heights
+    )
+    if usual:  # without a call per foot
+        return tuple(feet), tuple(heights)
     for index, height in enumerate(heights):
         check_number(function, f"{prefix}foot_heights[{index}]", height, minimum=0.0, exclusive_minimum=True)
     return (
@@ -465,14 +471,20 @@ def _check_skeleton(function: str, skeleton: RewardSkeleton) -> dict[str, int]:
         raise ValueError(f"{function}(): skeleton.t_parent_joint must have J <= {MOST_JOINTS} joints, got {J}")
     if len(skeleton.parents) != J:
         raise ValueError(f"{function}(): skeleton.parents must have J = {J} entries, got {len(skeleton.parents)}")
-    for joint, parent in enumerate(skeleton.parents):
+    _check_parents(function, skeleton.parents)
+    _check_row(function, "skeleton.head", skeleton.head, J)
+    _check_feet(function, skeleton.feet, skeleton.foot_heights, J, "skeleton.")
+    return sizes
+
+
+def _check_parents(function: str, parents: Sequence[int]) -> None:
+    if all(type(parent) is int and -1 <= parent < joint for joint, parent in enumerate(parents)):
+        return  # nearly always: without a call per joint
+    for joint, parent in enumerate(parents):
         if not -1 <= check_integer(function, f"skeleton.parents[{joint}]", parent) < joint:
             raise ValueError(
                 f"{function}(): skeleton.parents[{joint}] must be -1 or the index of an earlier joint, got {parent}"
             )
-    _check_row(function, "skeleton.head", skeleton.head, J)
-    _check_feet(function, skeleton.feet, skeleton.foot_heights, J, "skeleton.")
-    return sizes
 
 
 def _check_betas(

@@ -492,6 +492,33 @@ def test_thread_count_changes_nothing(tiny: torch.Generator) -> None:
 # ---- edges ----
 
 
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_a_large_batch_equals_its_parts(representation: str, output: str) -> None:
+    """Large results go to memory past the caches, small ones do not."""
+    if "cpp" not in kernels.available_backends("forward_kinematics"):
+        pytest.skip(kernels.explain_backend("forward_kinematics"))
+    J, numbers = len(BODY_PARENTS), {"matrix": 9, "quaternion": 4, "rot6d": 6}[representation]
+    frames = 2**19 // (J * numbers) + 5  # and a last block that is not full
+    generator = torch.Generator().manual_seed(5)
+    quats = unit(torch.randn(frames, J, 4, generator=generator))
+    rotations = represented(quats, representation).contiguous()
+    offsets = torch.randn(frames, J, 3, generator=generator)
+
+    def results(part: slice) -> list[Tensor]:
+        leaves = leaves_of([rotations[part], offsets[part]])
+        fk = forward_kinematics(
+            leaves[0], leaves[1], BODY_PARENTS, representation=representation, output=output, backend="cpp"
+        )
+        outputs = [r for r in (fk.joints, fk.R_world_joint, fk.q_world_joint) if r is not None]
+        torch.autograd.backward(outputs, [torch.cos(r.detach()) for r in outputs])
+        return [*(r.detach() for r in outputs), *(leaf.grad for leaf in leaves)]
+
+    whole, parts = results(slice(None)), [results(slice(i, i + 1000)) for i in range(0, frames, 1000)]
+    for result, pieces in zip(whole, zip(*parts)):
+        assert torch.equal(result, torch.cat(pieces))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_zero_quaternion_is_the_identity(backend: str, dtype: torch.dtype) -> None:
     quats = torch.zeros(4, 2, 4, dtype=dtype, device=DEVICE)

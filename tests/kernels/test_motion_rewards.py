@@ -392,7 +392,6 @@ def test_another_tree(backend):
 # ---------------------------------------------------------------- gradients
 
 
-
 def gradients(case: Case, backend: str, name: str, seed: int = 5, **options) -> Tensor:
     state = case.state.clone().requires_grad_()
     result = motion_rewards(
