@@ -19,6 +19,8 @@ Kind = Literal["ours", "reference", "compile", "peer"]
 OURS = "mgrpo"
 """Implementations of ours are named ``mgrpo cpp``, ``mgrpo triton``, ``mgrpo cuda``."""
 REFERENCE = "eager torch"
+PLAIN = "eager torch, as usually written"
+"""The straightforward form, where the reference backend takes fewer operations than the formula that people write."""
 COMPILED = "torch.compile"
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ._checks import GEOMETRY_DTYPES
 from ._dispatch import DEFAULT_AUTO_ORDER, BackendError, Implementation, register_op
@@ -226,9 +227,52 @@ def _register(operator: str, kernel: Kernel) -> None:
         *inputs, backend = arguments
         return backends[backend](*inputs)
 
+    _runs[operator] = run
     _library.define(operator + kernel.schema)
     _library.impl(operator, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{operator}", kernel.fake, lib=_library)
+
+
+_runs: dict[str, Callable[..., Any]] = {}
+
+
+def call_op(operator: str, *arguments: Any) -> Any:
+    """``mgrpo::<operator>`` of these arguments.
+
+    Where nothing is differentiated, traced or transformed, its function is called without a way through torch's
+    dispatcher, which for an operator of many arguments takes longer than a small kernel.
+    """
+    if torch.compiler.is_compiling() or _is_watched(arguments):
+        return getattr(torch.ops.mgrpo, operator)(*arguments)
+    return _runs[operator](*arguments)
+
+
+def _is_watched(arguments: tuple[Any, ...]) -> bool:
+    """Whether autograd, a mode, a function transform or a tensor subclass must see the call."""
+    grad = torch.is_grad_enabled()
+    for argument in arguments:
+        if isinstance(argument, Tensor) and (type(argument) not in _PLAIN or (grad and argument.requires_grad)):
+            return True
+    return any(watches() for watches in _WATCHERS)
+
+
+def _watchers() -> tuple[Callable[[], Any], ...]:
+    """What torch is asked whether anything but the call itself is going on. A torch that lacks one of these questions
+    is taken to answer yes, which costs time and nothing else."""
+    try:
+        return (
+            torch._C._len_torch_dispatch_stack,
+            torch._C._len_torch_function_stack,
+            torch._C._functorch.peek_interpreter_stack,
+            torch._C._is_tracing,
+            lambda: forward_ad._current_level >= 0,
+        )
+    except AttributeError:
+        return (lambda: True,)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_WATCHERS = _watchers()
 
 
 def _keep_backend(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

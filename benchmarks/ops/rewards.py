@@ -67,6 +67,7 @@ def workload(
         import torch
 
         from mgrpo.body import default_body
+        from mgrpo.kernels import forward_kinematics
 
         body = default_body().body_only()
         target_q = quaternions((conditions, FRAMES, JOINTS), seed, device)
@@ -75,12 +76,22 @@ def workload(
         rotations = matrices(q / q.norm(dim=-1, keepdim=True)).contiguous()
         path = quaternions((conditions, FRAMES), 20 + seed, device)
         place = 0.3 * normal((conditions, FRAMES, 3), 30 + seed, device)
+        T_world_cpf = torch.cat([path, place + torch.tensor([0.0, 0.0, 1.6], device=device)], dim=-1)
+        t_parent_joint, t_head_cpf = (
+            part(torch.zeros(16)).to(device) for part in (body.t_parent_joint, body.t_head_cpf)
+        )
+        # The recording is of the same body: its joints are those of its rotations.
+        skeleton = _skeleton(t_parent_joint, t_head_cpf)
+        recorded = forward_kinematics(
+            target_q, t_parent_joint, skeleton.parents, T_world_cpf=T_world_cpf, t_head_cpf=t_head_cpf,
+            head=skeleton.head, representation="quaternion", output="positions", backend="reference",
+        )  # fmt: skip
         inputs: dict[str, Any] = {
-            "T_world_cpf": torch.cat([path, place + torch.tensor([0.0, 0.0, 1.6], device=device)], dim=-1),
-            "target_joints": place[:, :, None] + 0.3 * normal((conditions, FRAMES, 1 + JOINTS, 3), 40 + seed, device),
+            "T_world_cpf": T_world_cpf,
+            "target_joints": torch.cat([recorded.T_world_root[..., None, 4:], recorded.joints], dim=-2),
             "target_rotmats": matrices(target_q).contiguous(),
-            "t_parent_joint": body.t_parent_joint(torch.zeros(16)).to(device),
-            "t_head_cpf": body.t_head_cpf(torch.zeros(16)).to(device),
+            "t_parent_joint": t_parent_joint,
+            "t_head_cpf": t_head_cpf,
         }
         if state:
             packed = 0.1 * normal((conditions, MEMBERS, FRAMES, STATE), 60 + seed, device)

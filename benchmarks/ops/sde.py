@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ..bodies import normal
 from ..workload import (
     COMPILED,
+    PLAIN,
     REFERENCE,
     Implementation,
     Inputs,
@@ -105,6 +107,39 @@ def log_ratio(inputs: Inputs, backend: str) -> Results:
     }
 
 
+def plain_log_prob(inputs: Inputs, backend: str = "reference") -> Results:
+    """The density as policy-gradient trainers of diffusion models write it: a mean, a normal density of each number
+    around it, their mean."""
+    mean = SCALARS["A"] * inputs["x_t"] + SCALARS["B"] * inputs["x0_pred"]
+    return {"log_prob": _plain_density(inputs["x_prev"], mean)}
+
+
+def plain_step_log_prob(inputs: Inputs, backend: str = "reference") -> Results:
+    """The step in the same form: the density is that of the number drawn, not of the noise that drew it."""
+    mean = SCALARS["A"] * inputs["x_t"] + SCALARS["B"] * inputs["x0_pred"]
+    x_prev = mean + SCALARS["s"] * inputs["noise"]
+    return {"x_prev": x_prev, "log_prob": _plain_density(x_prev, mean)}
+
+
+def _plain_density(x_prev: Any, mean: Any) -> Any:
+    s = SCALARS["s"]
+    density = -((x_prev - mean) ** 2) / (2 * s**2) - math.log(s) - math.log(math.sqrt(2 * math.pi))
+    return density.mean(dim=tuple(range(1, density.ndim)))
+
+
+PLAIN_FORMS = {
+    log_prob: plain_log_prob,
+    step_log_prob: plain_step_log_prob,
+    noisy_step_log_prob: with_randn(plain_step_log_prob),
+}
+"""What is usually written instead: the reference backend takes the density of a step from its noise, in half as many
+operations."""
+
+
+def _timed(apply: Any, leaves: Sequence[str], inputs: Inputs) -> Any:
+    return timed_call(apply, inputs, leaves)
+
+
 def _key(inputs: Inputs) -> Any:
     from mgrpo.kernels import NoiseKey
 
@@ -176,6 +211,9 @@ def workload(
 
     def implementations() -> list[Implementation]:
         found = ours(device, op, apply, leaves=leaves, backends=backends)
+        if plain := PLAIN_FORMS.get(apply):
+            prepare = partial(_timed, partial(plain, backend="reference"), leaves)
+            found.append(Implementation(PLAIN, "reference", prepare, (lambda raw: {}) if noisy else (lambda raw: raw)))
         if not noisy:
             return found
 

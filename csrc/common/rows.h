@@ -116,11 +116,11 @@ inline Tensor new_rows(const Tensor& like, int64_t inner, const std::vector<int6
   return torch::stable::new_empty(like, shape);
 }
 
-// Checks that `rows` has what the operator will read: the callers' Python checks say it in better words.
 // Whether a result of this many numbers is worth storing past the caches: where it is larger than a core's own cache,
 // whoever reads it next would not find it there anyway.
 inline bool is_large(int64_t numbers) { return numbers >= int64_t{1} << 19; }
 
+// Checks that `rows` has what the operator will read: the callers' Python checks say it in better words.
 inline void check_rows(const Rows& rows, int64_t count, int64_t row_size, const char* name) {
   STD_TORCH_CHECK(rows.count() == count && rows.row_size() == row_size, name, " has the wrong shape");
 }

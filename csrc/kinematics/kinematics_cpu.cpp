@@ -1,7 +1,7 @@
 // mgrpo_native::forward_kinematics_fwd, _bwd and joint_offsets_fwd, _bwd on the CPU.
-#include <memory>
 #include <tuple>
 
+#include "../common/scratch.h"
 #include "kinematics_rows.h"
 
 namespace mgrpo {
@@ -39,26 +39,12 @@ namespace {
 
 constexpr int64_t kBlock = 16;  // poses side by side, at most: threads share whole blocks
 constexpr int64_t kBlocksPerTask = 8;
-constexpr size_t kRegisterBytes = 64;
-
-// Aligned memory for `registers` vector registers of any instruction set.
-class Scratch {
- public:
-  explicit Scratch(int64_t registers) : memory_(new unsigned char[registers * kRegisterBytes + kRegisterBytes]) {}
-  unsigned char* get() const {
-    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
-    return memory_.get() + (kRegisterBytes - address % kRegisterBytes) % kRegisterBytes;
-  }
-
- private:
-  std::unique_ptr<unsigned char[]> memory_;
-};
 
 // Calls f(scratch, begin, end) for parts of `count` rows, on several threads.
 template <class F>
 void for_row_blocks(int64_t count, int64_t registers, F&& f) {
   torch::stable::parallel_for(0, (count + kBlock - 1) / kBlock, kBlocksPerTask, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(registers);
+    const Scratch scratch(registers * Scratch::kRegisterBytes);
     f(scratch.get(), begin * kBlock, end * kBlock < count ? end * kBlock : count);
   });
 }

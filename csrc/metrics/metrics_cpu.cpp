@@ -1,4 +1,5 @@
 // mgrpo_native::motion_metrics_fwd on the CPU: a sequence per step of a parallel loop.
+#include "../common/scratch.h"
 #include "metrics_glue.h"
 
 #define MGRPO_ISA_BODY "../metrics/metrics_lanes.h"
@@ -8,7 +9,6 @@ namespace mgrpo {
 namespace {
 
 constexpr int64_t kFramesPerTask = 128;
-constexpr size_t kAlignment = 64;
 
 Tensor motion_metrics_cpu(Tensor pred_joints, Tensor target_joints, Tensor pred_rotmats, Tensor target_rotmats,
                           std::optional<Tensor> pred_head, std::optional<Tensor> target_head,
@@ -23,10 +23,8 @@ Tensor motion_metrics_cpu(Tensor pred_joints, Tensor target_joints, Tensor pred_
     const int64_t sequences = rows.options.sequences, grain = kFramesPerTask / rows.options.frames + 1;
     torch::stable::parallel_for(0, sequences, grain, [&](int64_t begin, int64_t end) {
       const int64_t bytes = MGRPO_ISA_CALL_OF(T, metric_scratch_bytes, rows.options);
-      std::vector<unsigned char> memory(static_cast<size_t>(bytes) + kAlignment);
-      unsigned char* const scratch =
-          memory.data() + (kAlignment - reinterpret_cast<uintptr_t>(memory.data()) % kAlignment);
-      for (int64_t s = begin; s < end; ++s) MGRPO_ISA_CALL_OF(T, score_sequence, rows, s, scratch, values + s, sequences);
+      const Scratch scratch(bytes);
+      for (int64_t s = begin; s < end; ++s) MGRPO_ISA_CALL_OF(T, score_sequence, rows, s, scratch.get(), values + s, sequences);
     });
   });
   return out;

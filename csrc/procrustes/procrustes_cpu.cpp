@@ -1,7 +1,7 @@
 // mgrpo_native::procrustes_align_* and procrustes_residual_* on the CPU.
-#include <memory>
 #include <tuple>
 
+#include "../common/scratch.h"
 #include "procrustes_op.h"
 
 namespace mgrpo {
@@ -25,7 +25,6 @@ namespace {
 
 constexpr int64_t kPointsPerTask = 4096;
 constexpr int64_t kNumbersPerPoint = 14;  // of scratch, see PairScratch
-constexpr int64_t kRegister = 64;         // bytes, the widest
 
 // Batch axes along which the target (and the weights) do not move are shared: the first such run of axes.
 PairBlocks blocks_of(const Tensor& source, const Tensor& target, const std::optional<Tensor>& weights) {
@@ -55,12 +54,11 @@ void run(const CloudRows& clouds, const PairBlocks& blocks, const Work& work) {
   const int64_t count = clouds.count() == 0 ? 0 : blocks.outer * blocks.per_outer;
   const int64_t grain = kPointsPerTask / (PairBlocks::kRows * blocks.shared * clouds.N + 1) + 1;
   torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<char[]> memory(new char[kRegister * (kNumbersPerPoint * clouds.N + 1)]);
-    const auto start = (reinterpret_cast<uintptr_t>(memory.get()) + kRegister - 1) / kRegister * kRegister;
+    const Scratch scratch(Scratch::kRegisterBytes * kNumbersPerPoint * clouds.N);
     if (clouds.weights) {
-      work(*clouds.weights, reinterpret_cast<void*>(start), begin, end);
+      work(*clouds.weights, scratch.get(), begin, end);
     } else {
-      work(NoRows{}, reinterpret_cast<void*>(start), begin, end);
+      work(NoRows{}, scratch.get(), begin, end);
     }
   });
 }

@@ -1,9 +1,9 @@
 // mgrpo_native::group_rewards and motion_rewards, _fwd and _bwd, on the CPU.
 #include <cmath>
-#include <cstdlib>
 #include <tuple>
 #include <vector>
 
+#include "../common/scratch.h"
 #include "rewards_call.h"
 #include "rewards_rows.h"
 
@@ -12,20 +12,6 @@
 
 namespace mgrpo {
 namespace {
-
-// Scratch memory of one thread, aligned for the widest vectors.
-class AlignedMemory {
- public:
-  explicit AlignedMemory(int64_t bytes) : bytes_(static_cast<size_t>(bytes) + 64) {
-    const auto address = reinterpret_cast<uintptr_t>(bytes_.data());
-    start_ = bytes_.data() + (64 - address % 64) % 64;
-  }
-  void* get() { return start_; }
-
- private:
-  std::vector<unsigned char> bytes_;
-  unsigned char* start_;
-};
 
 template <class T>
 RewardRows<T> rows_of(const Call& call) {
@@ -55,7 +41,7 @@ std::tuple<Tensor, Tensor> score(const Call& call) {
     const RewardRows<T> rows = rows_of<T>(call);
     const int64_t bytes = MGRPO_ISA_CALL_OF(T, workspace_bytes, call.options, call.T, false);
     torch::stable::parallel_for(0, call.B * call.G, 1, [&](int64_t begin, int64_t end) {
-      AlignedMemory memory(bytes);
+      const Scratch memory(bytes);
       MGRPO_ISA_CALL_OF(T, score_sequences, call.options, rows, memory.get(), out, begin, end);
       for (int64_t i = begin * K; i < end * K; ++i)
         out_rewards[i] = std::exp(-static_cast<T>(call.options.slopes[i % K]) * out[i]);
@@ -78,7 +64,7 @@ Gradients score_backward(const Call& call, const Tensor& grad_errors, const Tens
     const RewardRows<T> rows = rows_of<T>(call);
     const int64_t bytes = MGRPO_ISA_CALL_OF(T, workspace_bytes, call.options, call.T, true);
     torch::stable::parallel_for(0, call.B * call.G, 1, [&](int64_t begin, int64_t end) {
-      AlignedMemory memory(bytes);
+      const Scratch memory(bytes);
       MGRPO_ISA_CALL_OF(T, score_sequences_backward, call.options, rows, memory.get(), data(in_errors), data(in_rewards),
                      data(given_rewards), out_rotations, out_betas, out_joints, begin, end);
     });

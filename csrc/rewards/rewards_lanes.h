@@ -30,7 +30,7 @@ MGRPO_HD Vec3<Pack<T>> earlier(const Pack<T>* before, const Pack<T>* now) {
 
 // Takes pieces of one allocation in turn, or only counts them.
 template <class T>
-struct Scratch {
+struct Pieces {
   Pack<T>* memory;
   int64_t used = 0;
   MGRPO_HD Pack<T>* take(int64_t count) {
@@ -52,7 +52,7 @@ struct Workspace {
   int64_t blocks;
 
   MGRPO_HD Workspace(const RewardOptions& options, int64_t frames, bool backward, Pack<T>* memory) {
-    Scratch<T> s;
+    Pieces<T> s;
     s.memory = memory;
     const int64_t N3 = 3 * options.joints, J9 = 9 * options.rotations, S = options.shape_numbers;
     blocks = (frames + Pack<T>::kLanes - 1) / Pack<T>::kLanes;

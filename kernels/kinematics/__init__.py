@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._checks import check_broadcastable, check_choice, check_integer, check_like, check_tensor
 from .._dispatch import resolve
+from .._library import call_op
 from . import reference
 from .op import NUMBERS, OUTPUTS, REPRESENTATIONS, batch_of
 
@@ -125,9 +126,18 @@ def forward_kinematics(
         )
     else:
         if betas is not None:
-            t_parent_joint = torch.ops.mgrpo.joint_offsets(t_parent_joint, t_parent_joint_shapedirs, betas, chosen)
-        joints, world, T_root = torch.ops.mgrpo.forward_kinematics(
-            rotations, t_parent_joint, root, t_head_cpf, tree, head_index, representation, output, chosen
+            t_parent_joint = call_op("joint_offsets", t_parent_joint, t_parent_joint_shapedirs, betas, chosen)
+        joints, world, T_root = call_op(
+            "forward_kinematics",
+            rotations,
+            t_parent_joint,
+            root,
+            t_head_cpf,
+            tree,
+            head_index,
+            representation,
+            output,
+            chosen,
         )
     return ForwardKinematics(
         joints,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._checks import broadcast_batch, check_integer, check_like, check_number, check_tensor
 from .._dispatch import resolve
+from .._library import call_op
 from . import op as _op  # noqa: F401  (registers the operator)
 from . import reference
 
@@ -162,8 +163,11 @@ def motion_metrics(
     chosen = resolve(name, backend, pred_joints)
     if chosen == "reference":
         return MotionMetrics(*reference.motion_metrics(*(wide.get(argument) for argument in order), *options))
-    found = torch.ops.mgrpo.motion_metrics(
-        *(wide[argument].detach() if argument in wide else None for argument in order), *options, chosen
+    found = call_op(
+        "motion_metrics",
+        *(wide[argument].detach() if argument in wide else None for argument in order),
+        *options,
+        chosen,
     )
     return MotionMetrics(*found.unbind(0))
 

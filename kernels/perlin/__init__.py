@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._checks import check_integer, check_number
 from .._dispatch import resolve
+from .._library import call_op
 from .._noise_key import STREAM_PERLIN, check_key, key_words
 from . import op as _op  # noqa: F401  (registers the operator)
 from .reference import GAIN, lattice_points
@@ -80,6 +81,16 @@ def perlin_noise(
     if alpha == 0:
         return torch.zeros((condition.shape[0], frames, channels), dtype=torch.float32, device=condition.device)
     scale = alpha / sum(GAIN**octave for octave in range(octaves))
-    return torch.ops.mgrpo.perlin_noise(
-        condition, member, frames, channels, scale, float(lattice), octaves, signed_seed, iteration, chosen
+    return call_op(
+        "perlin_noise",
+        condition,
+        member,
+        frames,
+        channels,
+        scale,
+        float(lattice),
+        octaves,
+        signed_seed,
+        iteration,
+        chosen,
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._checks import STATE_DTYPES, check_choice, check_integer, check_number, check_tensor, debug_enabled
 from .._dispatch import resolve
+from .._library import call_op
 from . import op as _op  # noqa: F401  (registers the operators)
 from . import reference
 
@@ -139,7 +140,7 @@ def group_advantages(
         return GroupAdvantages(*(part.to(dtype) for part in result[:3]), *result[3:])
     bound = math.inf if clamp is None else clamp
     return GroupAdvantages(
-        *torch.ops.mgrpo.group_advantages(
+        *call_op("group_advantages",
             values, valid, reward_weights, ADVANTAGE_SCHEMES.index(scheme), ddof, eps, std_floor_ratio, dead_ratio,
             dead_abs, trim, bound, chosen,
         )
@@ -202,8 +203,8 @@ def grpo_loss(
     if chosen == "reference":
         divisor = fixed if fixed > 0 else counted
         return GrpoLoss(*reference.grpo_loss(log_ratio, advantages, valid, weights, kl, divisor, low, high, kl_coef))
-    loss, *statistics, _ = torch.ops.mgrpo.grpo_loss(
-        log_ratio, advantages, valid, weights, kl, counted, fixed, low, high, float(kl_coef), chosen
+    loss, *statistics, _ = call_op(
+        "grpo_loss", log_ratio, advantages, valid, weights, kl, counted, fixed, low, high, float(kl_coef), chosen
     )
     return GrpoLoss(loss, *(value.detach() for value in statistics))
 

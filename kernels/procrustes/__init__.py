@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._checks import broadcast_batch, check_like, check_nonnegative, check_tensor
 from .._dispatch import resolve
+from .._library import call_op
 from . import op as _op  # noqa: F401  (registers the operators)
 from . import reference
 
@@ -65,7 +66,7 @@ def procrustes_align(
         return Alignment(
             *reference.procrustes_align(source, target, everywhere, with_scale=with_scale, fix_det=fix_det)
         )
-    return Alignment(*torch.ops.mgrpo.procrustes_align(source, target, weights, with_scale, fix_det, chosen))
+    return Alignment(*call_op("procrustes_align", source, target, weights, with_scale, fix_det, chosen))
 
 
 def procrustes_residual(
@@ -97,7 +98,7 @@ def procrustes_residual(
     if chosen == "reference":
         everywhere = _unit_weights(source) if weights is None else weights
         return reference.procrustes_residual(source, target, everywhere, with_scale=with_scale, fix_det=fix_det)
-    return torch.ops.mgrpo.procrustes_residual(source, target, weights, with_scale, fix_det, chosen)
+    return call_op("procrustes_residual", source, target, weights, with_scale, fix_det, chosen)
 
 
 def _checked(name: str, source: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

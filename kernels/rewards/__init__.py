@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._checks import check_choice, check_integer, check_like, check_number, check_tensor
 from .._dispatch import resolve
+from .._library import call_op
 from ..policy import group_advantages
 from . import op as _op  # noqa: F401  (registers the operators)
 from . import reference
@@ -191,7 +192,7 @@ def group_rewards(
             alignment=alignment, head=head, feet=feet, foot_heights=heights,
         )  # fmt: skip
         return GroupRewards(errors, reference.rewards(errors, numbers.slopes))
-    results = torch.ops.mgrpo.group_rewards(
+    results = call_op("group_rewards",
         given.get("pred_joints"), _constant(given.get("target_joints")), given.get("pred_rotmats"),
         _constant(given.get("target_rotmats")), valid, head, feet, heights, *numbers, chosen,
     )  # fmt: skip
@@ -339,7 +340,7 @@ def motion_rewards(
         )  # fmt: skip
         scores = reference.rewards(errors, numbers.slopes)
     else:
-        errors, scores = torch.ops.mgrpo.motion_rewards(
+        errors, scores = call_op("motion_rewards",
             rotations, shape, *constants, tree, skeleton.head, feet, heights, REPRESENTATIONS.index(kind), project,
             *numbers, chosen,
         )  # fmt: skip

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._checks import check_tensor
 from .._dispatch import resolve
+from .._library import call_op
 from . import op as _op  # noqa: F401  (registers the operators)
 from . import reference
 
@@ -36,4 +37,4 @@ def project_so3(matrices: Tensor, *, fix_det: bool = True, backend: str | None =
     chosen = resolve("project_so3", backend, matrices)
     if chosen == "reference":
         return reference.project_so3(matrices, fix_det=fix_det)
-    return torch.ops.mgrpo.project_so3(matrices, fix_det, chosen)
+    return call_op("project_so3", matrices, fix_det, chosen)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._checks import STATE_DTYPES, check_choice, check_integer, check_tensor, debug_enabled
 from .._dispatch import resolve
+from .._library import call_op
 from .._noise_key import MAX_COUNT, NoiseKey
 from ..rng import philox_normal
 from . import reference
@@ -100,7 +101,8 @@ def sde_step(
         raise ValueError(f"{function}(): {name} must be None unless return_log_prob is True, got a value")
     chosen = resolve(function, backend, *given, *_tensors(A, B, s))
     if chosen != "reference":
-        x_prev, log_prob = torch.ops.mgrpo.sde_step(
+        x_prev, log_prob = call_op(
+            "sde_step",
             _rows(x_t, shape),
             _rows(x0_pred, shape),
             *_noise_arguments(noise, key, shape),
@@ -175,7 +177,8 @@ def projected_sde_step(
     dtype = reference.compute_dtype(*given)
     x0_pred = _rows(x0_pred, shape).to(dtype)
     if chosen != "reference":
-        x_prev, projected = torch.ops.mgrpo.projected_sde_step(
+        x_prev, projected = call_op(
+            "projected_sde_step",
             _rows(x_t, shape),
             x0_pred,
             *_noise_arguments(noise, key, shape),
@@ -238,7 +241,8 @@ def sde_log_prob(
     mask, weights = _check_weighting(function, x_t, shape, mask, channel_weights)
     chosen = resolve(function, backend, x_prev, x_t, x0_pred, *_tensors(A, B, s))
     if chosen != "reference":
-        return torch.ops.mgrpo.sde_log_prob(
+        return call_op(
+            "sde_log_prob",
             _rows(x_prev, shape),
             _rows(x_t, shape),
             _rows(x0_pred, shape),
@@ -377,7 +381,8 @@ def _innovations(
     if chosen != "reference":
         if noise is not None and noise.dtype == torch.float64:
             noise = noise.to(reference.compute_dtype(x0_pred, other))
-        return torch.ops.mgrpo.sde_log_ratio(
+        return call_op(
+            "sde_log_ratio",
             _rows(x0_pred, shape),
             _rows(other, shape).detach(),
             *_noise_arguments(noise, key, shape),
