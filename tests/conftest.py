@@ -3,9 +3,11 @@ there is no GPU, the emulation of the CUDA kernels, which makes the backend ``cu
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Use the thread count of ``OMP_NUM_THREADS`` (default 2), so that runs on different machines agree."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     config.stash[_EMULATION] = _prepare_emulation()
+    if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
+        _hasten_interpreter()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -32,6 +36,28 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 _EMULATION = pytest.StashKey[str]()
+
+
+def _hasten_interpreter() -> None:
+    """Triton's interpreter replaces the functions of its language anew for every device function that a kernel calls,
+    which is most of its time: here only for the first one of each module after the kernel's start."""
+    from triton.runtime import interpreter
+
+    start = interpreter.GridExecutor.__call__
+    replaced: set[str] = set()
+
+    def start_kernel(executor: Any, *arguments: Any, **options: Any) -> Any:
+        replaced.clear()
+        return start(executor, *arguments, **options)
+
+    def call_device_function(function: Any, *arguments: Any, **options: Any) -> Any:
+        if function.fn.__module__ not in replaced:
+            interpreter._patch_lang(function.fn)
+            replaced.add(function.fn.__module__)
+        return function.rewrite()(*arguments, **options)
+
+    interpreter.GridExecutor.__call__ = start_kernel
+    interpreter.InterpretedFunction.__call__ = call_device_function
 
 
 def _prepare_emulation() -> str:
