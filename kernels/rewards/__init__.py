@@ -221,7 +221,7 @@ def motion_rewards(
     advantage_options: Mapping[str, Any] | None = None,
     backend: str | None = None,
 ) -> MotionRewards:
-    """From what a network outputs to what GRPO needs, in one pass: the joints never reach memory.
+    """From what a network outputs to what GRPO needs, in one pass: the joints never reach memory (``triton``: several).
 
     Each frame's rotations are projected, the tree is posed, placed so that its central pupil frame is the given one
     (``T_world_root = T_world_cpf T_head_cpf(betas)^-1 T_root_head^-1``, EgoAllo's rule), and compared with the

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._dispatch import Implementation
 from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
+from .._triton import triton_backend, triton_call
 
 _GROUP = (
     "Tensor? joints, Tensor? target_joints, Tensor? rotmats, Tensor? target_rotmats, Tensor mask, int head, int[] feet,"
@@ -144,19 +145,24 @@ def _cuda_motion() -> Implementation:
 
 define_op(
     "group_rewards",
-    implementations={"cpp": native_cpu(GROUP_OPERATORS), "cuda": _cuda_group()},
+    implementations={"cpp": native_cpu(GROUP_OPERATORS), "triton": triton_backend(), "cuda": _cuda_group()},
     forward=Kernel(
         f"({_GROUP}, str backend){_RESULT}",
         fake=_fake_group,
         backends={
             "cpp": native("group_rewards_fwd"),
+            "triton": triton_call(__package__, "group_rewards_forward"),
             "cuda": cuda("group_rewards_fwd"),
         },
     ),
     backward=Kernel(
         f"({_GRADS}{_GROUP}, bool want_joints, bool want_rotmats, str backend){_RESULT}",
         fake=_fake_group_backward,
-        backends={"cpp": _shaped(native("group_rewards_bwd")), "cuda": _shaped(cuda("group_rewards_bwd"))},
+        backends={
+            "cpp": _shaped(native("group_rewards_bwd")),
+            "triton": triton_call(__package__, "group_rewards_backward"),
+            "cuda": _shaped(cuda("group_rewards_bwd")),
+        },
     ),
     setup_context=_group_setup,
     gradient=_group_gradient,
@@ -164,19 +170,24 @@ define_op(
 
 define_op(
     "motion_rewards",
-    implementations={"cpp": native_cpu(MOTION_OPERATORS), "cuda": _cuda_motion()},
+    implementations={"cpp": native_cpu(MOTION_OPERATORS), "triton": triton_backend(), "cuda": _cuda_motion()},
     forward=Kernel(
         f"({_MOTION}, str backend){_RESULT}",
         fake=_fake_motion,
         backends={
             "cpp": native("motion_rewards_fwd"),
+            "triton": triton_call(__package__, "motion_rewards_forward"),
             "cuda": cuda("motion_rewards_fwd"),
         },
     ),
     backward=Kernel(
         f"({_GRADS}{_MOTION}, bool want_rotations, bool want_betas, str backend){_RESULT}",
         fake=_fake_motion_backward,
-        backends={"cpp": native("motion_rewards_bwd"), "cuda": cuda("motion_rewards_bwd")},
+        backends={
+            "cpp": native("motion_rewards_bwd"),
+            "triton": triton_call(__package__, "motion_rewards_backward"),
+            "cuda": cuda("motion_rewards_bwd"),
+        },
     ),
     setup_context=_motion_setup,
     gradient=_motion_gradient,
