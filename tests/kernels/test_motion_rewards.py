@@ -21,6 +21,7 @@ from mgrpo.kernels import (
     BackendError,
     RewardSkeleton,
     available_backends,
+    explain_backend,
     group_advantages,
     group_rewards,
     motion_rewards,
@@ -30,7 +31,13 @@ from mgrpo.models.motion import decode_motion
 from mgrpo.models.state import StateLayout, pack_state
 from mgrpo.rewards import RewardBatch, compute_rewards
 
-FUSED = [name for name in available_backends("motion_rewards") if name != "reference"]
+
+def serves_the_cpu(backend: str) -> bool:
+    """Whether it takes the tensors of these tests: where there is a GPU, its backends take only tensors on it."""
+    return f"{backend:<10}yes" in explain_backend("motion_rewards", torch.empty(0))
+
+
+FUSED = [name for name in available_backends("motion_rewards") if name != "reference" and serves_the_cpu(name)]
 BACKENDS = ["reference", *FUSED]
 LAYOUT = StateLayout(include_hands=False)
 ERROR_TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
@@ -379,14 +386,21 @@ def test_another_tree(backend):
     )  # fmt: skip
     motion, pose, joints = noise(2, 2, 9, 6, 3, 3), noise(2, 9, 7), noise(2, 9, 7, 3)
     rotmats, betas = axis_angle_to_rotmat(noise(2, 9, 6, 3)), noise(2, 1, 1, 2)
-    results = [
-        motion_rewards(
-            motion, pose, joints, rotmats, skeleton, representation="matrix", betas=betas, rewards=JOINT_REWARDS,
-            backend=name,
-        ).errors
-        for name in (backend, "reference")
-    ]  # fmt: skip
+    results, grads, grads_of_betas_alone = [], [], []
+    for name in (backend, "reference"):
+        leaves = motion.clone().requires_grad_(), betas.clone().requires_grad_()
+        for given, found in ((leaves[0], grads), (motion, grads_of_betas_alone)):
+            errors = motion_rewards(
+                given, pose, joints, rotmats, skeleton, representation="matrix", betas=leaves[1],
+                rewards=JOINT_REWARDS, backend=name,
+            ).errors  # fmt: skip
+            wanted = [leaf for leaf in (given, leaves[1]) if leaf.requires_grad]
+            found.append(torch.autograd.grad((errors / error_scale(JOINT_REWARDS, errors)).sum(), wanted))
+        results.append(errors.detach())
     close(*results, 1e-9)
+    for got, expected in zip(*grads):
+        close(got, expected, 1e-7)
+    close(*(grad[0] for grad in grads_of_betas_alone), 1e-7)
 
 
 # ---------------------------------------------------------------- gradients
@@ -437,22 +451,24 @@ def test_gradient_equals_that_of_the_reference(name, dtype):
             assert (got - expected).norm() < 0.3 * GRADIENT_TOLERANCE[dtype] * expected.norm()
 
 
-@pytest.mark.skipif("cpp" not in BACKENDS, reason="the native extension is not built")
-@pytest.mark.parametrize("representation", ["matrix", "quaternion", "rot6d"])
-@pytest.mark.parametrize("project", [True, False])
-def test_gradient_of_other_representations(representation, project):
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize(
+    ("representation", "project"), [("matrix", True), ("matrix", False), ("quaternion", True), ("rot6d", True)]
+)
+def test_gradient_of_other_representations(backend, representation, project):
     case = make_case(T=7, raw=0.0)
+    case.mask[0, 2] = False
     motion = {
         "matrix": case.state[..., 16:205].unflatten(-1, (21, 3, 3)) * 1.1,
         "quaternion": 1.3 * rotmat_to_quat(case.rotmats),
         "rot6d": torch.cat((1.2 * case.rotmats[..., 0], case.rotmats[..., 1] + 0.1 * case.rotmats[..., 0]), -1),
     }[representation]
     grads = []
-    for backend in ("cpp", "reference"):
+    for name in (backend, "reference"):
         leaf, betas = motion.clone().requires_grad_(), case.betas[:, :, :1].clone().requires_grad_()
         result = motion_rewards(
             leaf, *case.arguments(), representation=representation, betas=betas, project=project,
-            rewards=JOINT_REWARDS, backend=backend,
+            rewards=JOINT_REWARDS, backend=name,
         )  # fmt: skip
         grads.append(torch.autograd.grad(result.rewards.square().sum(), (leaf, betas)))
     for got, expected in zip(*grads):
@@ -460,23 +476,107 @@ def test_gradient_of_other_representations(representation, project):
         close(got, expected, 1e-8)
 
 
-@pytest.mark.skipif("cpp" not in BACKENDS, reason="the native extension is not built")
+@pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("alignment", ["standard", "egoallo"])
-def test_gradient_with_respect_to_given_joints(alignment):
+def test_gradient_with_respect_to_given_joints(backend, alignment):
     case = make_case(T=9)
     prediction = decode_motion(LAYOUT, case.state, case.T_world_cpf[:, None], default_body().to(dtype=torch.float64))
     case.mask[0, 6:] = False
     grads = []
-    for backend in ("cpp", "reference"):
+    for name in (backend, "reference"):
         joints = prediction.joints22.detach().clone().requires_grad_()
         rotmats = prediction.body_rotmats.detach().clone().requires_grad_()
         result = group_rewards(
             joints, case.target_joints, rotmats, case.target_rotmats, case.mask, rewards=JOINT_REWARDS,
-            alignment=alignment, backend=backend,
+            alignment=alignment, backend=name,
         )  # fmt: skip
         grads.append(torch.autograd.grad(result.rewards.sum() + result.errors.square().sum(), (joints, rotmats)))
     for got, expected in zip(*grads):
         close(got, expected, 1e-7)
+
+
+def given_bodies(N: int, T: int = 9) -> tuple[Tensor, ...]:
+    """Predicted and recorded joints near the floor, predicted and recorded rotations, a mask."""
+    generator = torch.Generator().manual_seed(9)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    target = noise(2, 1, N, 3) + 0.05 * noise(2, T, N, 3)
+    turned = 0.3 * noise(2, T, 4, 3)
+    joints, angles = target[:, None] + 0.1 * noise(2, 2, T, N, 3), turned[:, None] + 0.4 * noise(2, 2, T, 4, 3)
+    joints[0, 0, T // 2 :, :, 2] += 5  # above the floor
+    joints[:, 1] = target.mean(1, keepdim=True) + 0.01 * noise(2, T, N, 3)  # smoother than the recording
+    mask = torch.ones(2, T, dtype=torch.bool)
+    mask[0, 2] = mask[1, T - 1] = False
+    return joints, target, axis_angle_to_rotmat(angles), axis_angle_to_rotmat(turned), mask
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("name", JOINT_REWARDS)
+def test_gradient_of_each_reward_by_itself(backend, name):
+    options = [{}]
+    if name == "rotation":
+        options = [{"rotation_error": kind} for kind in ("geodesic", "axis_angle", "frobenius")]
+    elif name == "aligned_position":
+        options = [{"alignment": kind} for kind in ("standard", "egoallo")]
+    joints, target, rotmats, turned, mask = given_bodies(7)
+    points = {"head": 5, "feet": (6, 1, 1), "foot_heights": (0.7, 0.3, 2.0)}  # a foot may stand there twice
+    for variant in options:
+        pairs = []
+        for chosen in (backend, "reference"):
+            leaf = (rotmats if name == "rotation" else joints).clone().requires_grad_()
+            given = (None, None, leaf, turned) if name == "rotation" else (leaf, target, None, None)
+            result = group_rewards(*given, mask, rewards=(name,), backend=chosen, **points, **variant)
+            loss = (result.errors * torch.tensor([1.0, -2.0]).double()[:, None]).sum() + result.rewards.sum()
+            pairs.append((result.errors.detach(), torch.autograd.grad(loss, leaf)[0]))
+        (errors, grad), (expected, expected_grad) = pairs
+        close(errors / UNITS.get(name, 1.0), expected / UNITS.get(name, 1.0), 1e-11)
+        size = expected_grad.abs().max()
+        assert size > 0
+        close(grad / size, expected_grad / size, 1e-9)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_gradients_of_a_row_are_its_own(backend):
+    joints, target, rotmats, turned, mask = given_bodies(7, T=6)
+
+    def gradients_of(joints: Tensor, rotmats: Tensor, conditions: slice) -> tuple[Tensor, ...]:
+        leaves = joints.float().requires_grad_(), rotmats.float().requires_grad_()
+        result = group_rewards(
+            leaves[0], target[conditions].float(), leaves[1], turned[conditions].float(), mask[conditions],
+            rewards=JOINT_REWARDS, head=5, feet=(6, 1), foot_heights=(0.7, 0.3), backend=backend,
+        )  # fmt: skip
+        return torch.autograd.grad(result.rewards.sum(), leaves)
+
+    whole = gradients_of(joints, rotmats, slice(0, 2))
+    for b, g in ((0, 1), (1, 0)):
+        row = slice(b, b + 1), slice(g, g + 1)
+        alone = gradients_of(joints[row], rotmats[row], row[0])
+        assert all(torch.equal(one[0, 0], every[b, g]) for one, every in zip(alone, whole, strict=True))
+    joints[1, 0, 3, 2, 1], rotmats[1, 0, 3, 0, 0, 1] = math.nan, math.inf
+    spoilt = gradients_of(joints, rotmats, slice(0, 2))
+    for got, expected in zip(spoilt, whole, strict=True):
+        assert not torch.isfinite(got[1, 0]).all()
+        assert torch.equal(got[0], expected[0]) and torch.equal(got[1, 1], expected[1, 1])
+
+
+@pytest.mark.parametrize("backend", [name for name in FUSED if name != "cuda"])
+def test_more_points_than_a_block_has(backend):
+    joints, target, rotmats, turned, mask = given_bodies(150, T=5)
+    joints[:, :, 0, 140, 2] = joints[:, :, 1, 140, 2] = -9.0  # the deepest, in the second block,
+    joints[:, :, 1, 20, 2] = -9.0  # and one that is as deep in the first
+    found = []
+    for chosen in (backend, "reference"):
+        leaf = joints.clone().requires_grad_()
+        result = group_rewards(
+            leaf, target, rotmats, turned, mask, rewards=JOINT_REWARDS, head=140, feet=(3, 149),
+            foot_heights=(0.5, 0.9), fps=2.0, backend=chosen,
+        )  # fmt: skip
+        found.append((result.errors, torch.autograd.grad(result.errors.nansum(), leaf)[0]))
+    (errors, grad), (expected, expected_grad) = found
+    close(errors, expected, 1e-10, equal_nan=True)
+    close(grad, expected_grad, 1e-9)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
