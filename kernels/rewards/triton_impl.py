@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .._triton import as_rows, block_lanes, compile_cases, launch
+from .._triton import PROOF_ARCHITECTURES, CompileCase, as_rows, block_lanes, compile_cases, launch
 from .._triton_math import (
     axial,
     cross_matrix,
@@ -1024,15 +1024,14 @@ def _sample_points(dtype: torch.dtype) -> None:
     _points_gradient(call, strengths, _grad_aligned(call, strengths, call.joints))
 
 
+def _other_rotations(name: str, representation: int, rotation_error: int) -> CompileCase:
+    run = partial(_sample_rotations, torch.float32, representation, False, rotation_error)
+    return CompileCase(f"{name} float32", run, PROOF_ARCHITECTURES)
+
+
 COMPILE_CASES = (
     *compile_cases("states", partial(_sample_rotations, representation=0, project=True, rotation_error=0)),
-    *compile_cases(
-        "quaternions, axis-angle", partial(_sample_rotations, representation=1, project=False, rotation_error=1)
-    ),
-    *compile_cases(
-        "columns, frobenius",
-        partial(_sample_rotations, representation=2, project=False, rotation_error=2),
-        [torch.float32],
-    ),
+    _other_rotations("quaternions, axis-angle", 1, 1),
+    _other_rotations("columns, frobenius", 2, 2),
     *compile_cases("points", _sample_points),
 )
