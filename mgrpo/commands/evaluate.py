@@ -25,7 +25,7 @@ from mgrpo.train.motion_data import MotionDataConfig, split_motion
 from mgrpo.train.progress import Progress
 from mgrpo.train.storage import make_folder
 
-Part = Literal["held_out", "validation", "train", "all"]
+Part = Literal["held_out", "validation", "post_training", "train", "all"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,14 @@ class EvaluateConfig:
     body: str = "default"
     """Body model: `default` (ships with the package), `smplh` (searched for), or the path of an SMPL-H npz."""
     part: Part = "held_out"
-    """Which clips: those kept out of training, those used to choose settings, those trained on, or all."""
+    """Which clips: those kept out of training, those used to choose settings, those that GRPO alone trained on, those
+    that the prior trained on, or all."""
     validation: tuple[str, ...] = ()
     """Clip names (or patterns such as walk_*) of the validation part, if training named them."""
     held_out: tuple[str, ...] = ()
     """Clip names (or patterns) of the held-out part, if training named them."""
+    post_training: tuple[str, ...] = ()
+    """Clip names (or patterns) that GRPO alone trained on, if training named them."""
     length: int = 32
     """Frames in a window, at 30 per second."""
     stride: int = 0
@@ -159,10 +162,17 @@ def evaluation_windows(config: EvaluateConfig) -> MotionWindows:
         if not clips:
             raise InputError(f"--motion {config.motion}: no clip is long enough for windows of {config.length} frames")
     if config.part != "all":
-        split = MotionDataConfig(motion=config.motion, validation=config.validation, held_out=config.held_out)
+        split = MotionDataConfig(
+            motion=config.motion,
+            validation=config.validation,
+            held_out=config.held_out,
+            post_training=config.post_training,
+        )
         clips = getattr(split_motion(clips, split), config.part)
-    elif config.validation or config.held_out:
-        raise InputError("--part all takes every clip; leave out --validation and --held-out")
+        if not clips:
+            raise InputError(f"--part {config.part}: no clip is kept for it; name some with --post-training")
+    elif config.validation or config.held_out or config.post_training:
+        raise InputError("--part all takes every clip; leave out --validation, --held-out and --post-training")
     mirror_images = [mirror(clip, body) for clip in clips] if config.mirrored else []
     return cut_windows([*clips, *mirror_images], body, config.length, config.stride or max(1, config.length // 2))
 

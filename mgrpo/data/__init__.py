@@ -6,11 +6,19 @@ from mgrpo.data.augment import loop, mirror, place_clip, resample, reshape_body,
 from mgrpo.data.clip import MotionClip, load_clip, save_clip
 from mgrpo.data.contacts import contact_labels
 from mgrpo.data.packs import load_motion
-from mgrpo.data.split import DEMO_HELD_OUT, DEMO_VALIDATION, ClipSplit, split_by_fraction, split_clips
+from mgrpo.data.split import (
+    DEMO_HELD_OUT,
+    DEMO_POST_TRAINING,
+    DEMO_VALIDATION,
+    ClipSplit,
+    split_by_fraction,
+    split_clips,
+)
 from mgrpo.data.windows import AugmentConfig, MotionWindows, WindowSampler, cut_windows, drop_short, windows_from_poses
 
 __all__ = [
     "DEMO_HELD_OUT",
+    "DEMO_POST_TRAINING",
     "DEMO_VALIDATION",
     "AugmentConfig",
     "ClipSplit",

@@ -1,10 +1,11 @@
-"""Training, validation and held-out motion: whole clips, chosen by name."""
+"""Motion for the prior, for post-training alone, for validation, and held out: whole clips, chosen by name."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from itertools import combinations
 from typing import NamedTuple
 
 from mgrpo.data.clip import MotionClip, check_unique_names
@@ -17,11 +18,18 @@ DEMO_HELD_OUT: tuple[str, ...] = ("run", "kick", "dance_b")
 """Clips of the demo motion that are only ever evaluated."""
 
 
+DEMO_POST_TRAINING: tuple[str, ...] = ("dance_a", "jump", "spinkick")
+"""Clips of the demo motion that the prior never sees and GRPO trains on."""
+
+
 class ClipSplit(NamedTuple):
-    """Three disjoint lists of whole clips, each in the order given."""
+    """Four disjoint lists of whole clips, each in the order given."""
 
     train: list[MotionClip]
     """For fitting."""
+    post_training: list[MotionClip]
+    """For post-training alone: where a prior is new to the motion, its errors are those of unknown motion. May be
+    empty: then post-training uses ``train``."""
     validation: list[MotionClip]
     """For choosing settings and checkpoints."""
     held_out: list[MotionClip]
@@ -29,39 +37,43 @@ class ClipSplit(NamedTuple):
 
 
 def split_clips(
-    clips: Sequence[MotionClip], *, validation: Sequence[str] = DEMO_VALIDATION, held_out: Sequence[str] = DEMO_HELD_OUT
+    clips: Sequence[MotionClip],
+    *,
+    post_training: Sequence[str] = (),
+    validation: Sequence[str] = DEMO_VALIDATION,
+    held_out: Sequence[str] = DEMO_HELD_OUT,
 ) -> ClipSplit:
     """Split by clip name, never by window, so that no frame of a held-out clip is ever seen in training.
 
     Args:
         clips: clips with different names.
-        validation: names, or shell patterns such as ``"walk_*"``, of the validation clips; may be empty.
-        held_out: the same for the held-out clips; a name in both is an error.
+        post_training: names, or shell patterns such as ``"walk_*"``, of the clips for post-training; may be empty.
+        validation: the same for the validation clips.
+        held_out: the same for the held-out clips; a name in two sets is an error.
     Raises:
-        InputError: a name or pattern that fits no clip (the known names are listed), one clip in both sets, nothing
+        InputError: a name or pattern that fits no clip (the known names are listed), one clip in two sets, nothing
             left to train on.
     """
     check_unique_names(clips)
     names = [clip.name for clip in clips]
     chosen: dict[str, set[str]] = {}
-    for label, patterns in (("validation", validation), ("held_out", held_out)):
+    for label, patterns in (("post_training", post_training), ("validation", validation), ("held_out", held_out)):
         chosen[label] = set()
         for pattern in patterns:
             found = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
             if not found:
                 raise InputError(f"{label}: no clip is called '{pattern}'. Known clips: {_listed(names)}")
             chosen[label] |= found
-    both = sorted(chosen["validation"] & chosen["held_out"])
-    if both:
-        raise InputError(f"clips in both validation and held_out: {_listed(both)}; each clip may be in one set only")
-    train = [clip for clip in clips if clip.name not in chosen["validation"] | chosen["held_out"]]
+    for one, other in combinations(chosen, 2):
+        both = sorted(chosen[one] & chosen[other])
+        if both:
+            raise InputError(f"clips in both {one} and {other}: {_listed(both)}; each clip may be in one set only")
+    taken = set().union(*chosen.values())
+    train = [clip for clip in clips if clip.name not in taken]
     if not train:
-        raise InputError(f"validation and held_out take all {len(names)} clips; leave some for training")
-    return ClipSplit(
-        train,
-        [clip for clip in clips if clip.name in chosen["validation"]],
-        [clip for clip in clips if clip.name in chosen["held_out"]],
-    )
+        sets = " and ".join(label for label, members in chosen.items() if members)
+        raise InputError(f"{sets} take all {len(names)} clips; leave some for training")
+    return ClipSplit(train, *([clip for clip in clips if clip.name in members] for members in chosen.values()))
 
 
 def split_by_fraction(
@@ -110,7 +122,7 @@ def split_by_fraction(
         label: [clip for clip in clips if places[clip.name.replace("_reflect", "")] == label]
         for label in ("train", "validation", "held_out")
     }
-    return ClipSplit(result["train"], result["validation"], result["held_out"])
+    return ClipSplit(result["train"], [], result["validation"], result["held_out"])
 
 
 def _fraction(name: str, seed: int) -> float:

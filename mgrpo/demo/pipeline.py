@@ -66,9 +66,6 @@ def _demo_perceptual() -> PerceptualTrainingConfig:
 def _demo_grpo() -> GrpoConfig:
     return GrpoConfig(
         iterations=60,
-        # Every rollout sees the same windows under new Perlin noise: at this size the gradient is too noisy to follow
-        # new ones each time.
-        train_windows=32,
         conditions=32,
         group_size=8,
         learning_rate=1e-5,
@@ -235,7 +232,7 @@ def run_demo(config: DemoConfig, *, command: list[str] | None = None) -> Path:
     write_tables(out / "report", results, title="Demo: held-out clips")
 
     _say(5, "diversity inside groups, with and without Perlin noise")
-    measured = data.train.batch(1 << 20, 32).to(device)
+    measured = data.post_training.batch(1 << 20, 32).to(device)
     with (
         clock.stage("diversity"),
         Progress("diversity", 2 * len(config.alphas) * config.diversity_draws, "rollout") as progress,

@@ -345,7 +345,8 @@ def _run_info(found: DemoResults) -> RunInfo:
         versions={name: str(version) for name, version in record.get("versions", {}).items()},
         config={
             "motion": {
-                "train": ", ".join(found.clip_names["train"]),
+                "prior": ", ".join(found.clip_names["train"]),
+                "GRPO": ", ".join(found.clip_names["post_training"] or found.clip_names["train"]),
                 "validation": ", ".join(found.clip_names["validation"]),
                 "held out": ", ".join(found.clip_names["held_out"]),
                 "window": f"{config.data.length} frames",

@@ -266,7 +266,7 @@ def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:
     body = data.body.to(device)
     scorer = Scorer(config, body, layout, perceptual)
     validation = data.validation.to(device)
-    pool = data.train.batch(0, config.train_windows) if config.train_windows else None
+    pool = data.post_training.batch(0, config.train_windows) if config.train_windows else None
 
     run = open_run(config, command)
     best = average if average is not None else policy
@@ -279,7 +279,7 @@ def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:
     with run, graceful_interrupt(run) as stop, Progress("grpo", config.iterations, start=start) as progress:
         for iteration in range(start, config.iterations):
             clock = time.perf_counter()
-            windows = training_windows(data.train, pool, config, iteration).to(device)
+            windows = training_windows(data.post_training, pool, config, iteration).to(device)
             rate = learning_rate_at(
                 iteration, config.iterations, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule
             )

@@ -8,6 +8,7 @@ from typing import Literal
 from mgrpo.body import BodyModel, resolve_body
 from mgrpo.data import (
     DEMO_HELD_OUT,
+    DEMO_POST_TRAINING,
     DEMO_VALIDATION,
     AugmentConfig,
     ClipSplit,
@@ -42,6 +43,9 @@ class MotionDataConfig:
     its own split and other motion gives a tenth of its clips to each, chosen by a hash of their names."""
     held_out: tuple[str, ...] = ()
     """Clip names (or patterns) kept for the final evaluation, never trained on."""
+    post_training: tuple[str, ...] = ()
+    """Clip names (or patterns) that the prior never sees and GRPO trains on; none: GRPO trains on the prior's clips.
+    The perceptual model sees both."""
     short_clips: Literal["error", "drop"] = "error"
     """Clips shorter than a window (one frame more than the length): refuse them, or leave them out."""
     evaluate_mirrored: bool = False
@@ -57,12 +61,17 @@ class MotionDataConfig:
 
 @dataclass(frozen=True)
 class MotionData:
-    """What a loop draws from: a sampler over the training clips, and fixed windows of the validation and held-out
+    """What a loop draws from: samplers over the training clips, and fixed windows of the validation and held-out
     clips."""
 
     body: BodyModel
     """Body with 21 joints, as the networks use it."""
     train: WindowSampler
+    """The prior's clips."""
+    post_training: WindowSampler
+    """GRPO's clips: the prior's where none are kept for it."""
+    both: WindowSampler
+    """All of these: the perceptual model's clips."""
     validation: MotionWindows
     held_out: MotionWindows
     clip_names: dict[str, tuple[str, ...]]
@@ -88,27 +97,33 @@ def load_motion_data(config: MotionDataConfig, *, seed: int) -> MotionData:
         mirrored = [mirror(clip, body) for clip in part] if config.evaluate_mirrored else []
         return cut_windows([*part, *mirrored], body, config.length, stride)
 
+    def sampler(part: list[MotionClip]) -> WindowSampler:
+        return WindowSampler(part, body, config.length, seed, config.augment)
+
     return MotionData(
         body=body,
-        train=WindowSampler(split.train, body, config.length, seed, config.augment),
+        train=sampler(split.train),
+        post_training=sampler(split.post_training or split.train),
+        both=sampler([*split.train, *split.post_training]),
         validation=windows(split.validation),
         held_out=windows(split.held_out),
-        clip_names={
-            part: tuple(clip.name for clip in getattr(split, part)) for part in ("train", "validation", "held_out")
-        },
+        clip_names={part: tuple(clip.name for clip in getattr(split, part)) for part in split._fields},
     )
 
 
 def split_motion(clips: list[MotionClip], config: MotionDataConfig) -> ClipSplit:
     """The split that the configuration asks for. Raises InputError when a part that it needs would be empty."""
-    if config.validation or config.held_out:
-        split = split_clips(clips, validation=config.validation, held_out=config.held_out)
+    if config.validation or config.held_out or config.post_training:
+        split = split_clips(
+            clips, post_training=config.post_training, validation=config.validation, held_out=config.held_out
+        )
         for part in ("validation", "held_out"):
             if not getattr(split, part):
                 raise InputError(
-                    f"--data.{part.replace('_', '-')} is empty while the other part is named: name clips for both"
+                    f"--data.{part.replace('_', '-')} is empty while another part is named: name clips for validation "
+                    "and held-out"
                 )
         return split
     if config.motion == "demo":
-        return split_clips(clips, validation=DEMO_VALIDATION, held_out=DEMO_HELD_OUT)
+        return split_clips(clips, post_training=DEMO_POST_TRAINING, validation=DEMO_VALIDATION, held_out=DEMO_HELD_OUT)
     return split_by_fraction(clips)

@@ -385,7 +385,7 @@ def train_perceptual(config: PerceptualTrainingConfig, *, command: list[str] | N
         for iteration in range(start, config.iterations):
             number, step_in_generation = divmod(iteration, config.optimizer_steps_per_generation)
             if generation is None or step_in_generation == 0:
-                windows = data.train.batch(number, config.generation_size).to(device)
+                windows = data.both.batch(number, config.generation_size).to(device)
                 generation = generate(prior, windows, transitions, config, number)
             rate = learning_rate_at(
                 iteration, config.iterations, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule

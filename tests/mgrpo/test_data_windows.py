@@ -12,6 +12,7 @@ from mgrpo import geometry as g
 from mgrpo.body import BodyModel, cpf_of, default_body, place_on_cpf
 from mgrpo.data import (
     DEMO_HELD_OUT,
+    DEMO_POST_TRAINING,
     DEMO_VALIDATION,
     AugmentConfig,
     MotionClip,
@@ -359,15 +360,16 @@ def test_bad_sampler_arguments(clips: list[MotionClip], body: BodyModel) -> None
 
 
 def test_demo_split(clips: list[MotionClip], body: BodyModel) -> None:
-    split = split_clips(clips)
+    split = split_clips(clips, post_training=DEMO_POST_TRAINING)
     names = [[clip.name for clip in part] for part in split]
-    assert names[1] == ["punch", "spin"] and sorted(names[2]) == ["dance_b", "kick", "run"]
-    assert len(names[0]) == 10
+    assert sorted(names[1]) == ["dance_a", "jump", "spinkick"]
+    assert names[2] == ["punch", "spin"] and sorted(names[3]) == ["dance_b", "kick", "run"]
+    assert len(names[0]) == 7
     assert sorted(name for part in names for name in part) == sorted(clip.name for clip in clips)
     sampler = WindowSampler(split.train, body, 32, 0, AugmentConfig(mirror_prob=0.5, betas_std=0.5))
     drawn = {name for iteration in range(8) for name in sampler.batch(iteration, 100).names}
     assert drawn == set(names[0])
-    assert not drawn & {*DEMO_VALIDATION, *DEMO_HELD_OUT}
+    assert not drawn & {*DEMO_POST_TRAINING, *DEMO_VALIDATION, *DEMO_HELD_OUT}
     assert set(cut_windows(split.held_out, body, 32).names) == set(DEMO_HELD_OUT)
 
 
@@ -385,7 +387,9 @@ def test_bad_splits_are_explained(clips: list[MotionClip]) -> None:
         split_clips(clips, validation=["jog"])
     with pytest.raises(InputError, match=r"both validation and held_out: run"):
         split_clips(clips, validation=["run"], held_out=["r*"])
-    with pytest.raises(InputError, match="take all 15 clips"):
+    with pytest.raises(InputError, match=r"both post_training and held_out: run"):
+        split_clips(clips, post_training=["run", "walk"])
+    with pytest.raises(InputError, match="validation take all 15 clips"):
         split_clips(clips, validation=["*"], held_out=[])
 
 
@@ -393,7 +397,7 @@ def test_split_by_fraction_is_stable(clips: list[MotionClip]) -> None:
     many = [replace(clips[0], name=f"clip{number}") for number in range(300)]
     split = split_by_fraction(many, validation=0.1, held_out=0.2, seed=1)
     sizes = [len(part) for part in split]
-    assert sum(sizes) == 300 and 15 <= sizes[1] <= 50 and 35 <= sizes[2] <= 85
+    assert sum(sizes) == 300 and sizes[1] == 0 and 15 <= sizes[2] <= 50 and 35 <= sizes[3] <= 85
     fewer = split_by_fraction(many[:150], validation=0.1, held_out=0.2, seed=1)
     held = {clip.name for clip in split.held_out}
     assert {clip.name for clip in fewer.held_out} == {name for name in held if int(name[4:]) < 150}
@@ -411,7 +415,7 @@ def test_split_by_fraction_keeps_mirrored_copies_together(clips: list[MotionClip
 def test_split_by_fraction_fills_every_set(clips: list[MotionClip]) -> None:
     for seed in range(20):
         split = split_by_fraction(clips[:3], validation=0.05, held_out=0.05, seed=seed)
-        assert [len(part) for part in split] == [1, 1, 1]
+        assert [len(part) for part in split] == [1, 0, 1, 1]
     with pytest.raises(InputError, match=r"2 clip\(s\) can't be split"):
         split_by_fraction(clips[:2])
     with pytest.raises(InputError, match="add up to less than 1"):
