@@ -130,11 +130,13 @@ class BodyModel:
         return torch.tensor([parent + 1 for parent in self.parents], device=self.device)
 
     @cached_property
-    def _offset_template(self) -> Tensor:
+    def offset_template(self) -> Tensor:
+        """Bone offsets of the mean body ``(J, 3)``, each in its parent's rest axes, metres."""
         return self.J_template[1:] - self.J_template[self._parent_rows]
 
     @cached_property
-    def _offset_shapedirs(self) -> Tensor:
+    def offset_shapedirs(self) -> Tensor:
+        """Their change per unit of each shape number, ``(J, 3, 16)``."""
         return self.J_shapedirs[1:] - self.J_shapedirs[self._parent_rows]
 
     def t_parent_joint(self, betas: Tensor) -> Tensor:
@@ -142,7 +144,7 @@ class BodyModel:
 
         Fewer than 16 numbers leave the rest at zero. Raises InputError where there are more.
         """
-        return self._linear(self._offset_template, self._offset_shapedirs, betas)
+        return self._linear(self.offset_template, self.offset_shapedirs, betas)
 
     def t_head_cpf(self, betas: Tensor) -> Tensor:
         """Origin of the central pupil frame in the head joint's axes, ``(*b, 3)`` metres, for ``betas (*b, 16)``.

@@ -6,13 +6,17 @@ To add one, write the file and add a line to :data:`REWARDS`; its name is its lo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from mgrpo.kernels import MotionRewards, group_advantages
+
 from .aligned_position import aligned_position
 from .batch import RewardBatch, RewardScales
 from .foot_skate import foot_skate
+from .fused import FusedReward, fused_rewards, reward_skeleton
 from .ground_penetration import ground_penetration
 from .head_position import head_position
 from .jitter import jitter
@@ -20,6 +24,9 @@ from .joint_position import joint_position
 from .joint_rotation import joint_rotation
 from .joint_velocity import joint_velocity
 from .visual import visual
+
+if TYPE_CHECKING:
+    from mgrpo.body.model import BodyModel
 
 REWARDS: Mapping[str, Callable[[RewardBatch], Tensor]] = {
     "visual": visual,
@@ -33,14 +40,78 @@ REWARDS: Mapping[str, Callable[[RewardBatch], Tensor]] = {
     "head_position": head_position,
 }
 
+FUSED: Mapping[Callable[[RewardBatch], Tensor], FusedReward] = {
+    joint_position: FusedReward("position", slope="position"),
+    aligned_position: FusedReward("aligned_position", slope="aligned_position"),
+    joint_rotation: FusedReward("rotation", slope="rotation"),
+    joint_velocity: FusedReward("velocity", slope="velocity"),
+    foot_skate: FusedReward("foot_skate", slope="foot_skate"),
+    ground_penetration: FusedReward("ground_penetration", slope="penetration"),
+    jitter: FusedReward("jitter", slope="jitter"),
+    head_position: FusedReward("head_position", slope="head"),
+}
+"""Rewards that :func:`mgrpo.kernels.motion_rewards` computes by the same formula, and training by that operator. A test
+compares the two: who changes the formula of a reward takes its line out."""
+
 
 def compute_rewards(batch: RewardBatch, names: tuple[str, ...]) -> Tensor:
     """The named rewards of a batch, ``(B, G, K)`` in the order of ``names``. Raises ValueError for a name that is not
     in REWARDS."""
-    unknown = [name for name in names if name not in REWARDS]
-    if unknown:
-        raise ValueError(f"unknown reward {', '.join(unknown)}; the known ones are {', '.join(REWARDS)}")
+    _check_known(names)
     return torch.stack([REWARDS[name](batch) for name in names], dim=-1)
 
 
-__all__ = ["REWARDS", "RewardBatch", "RewardScales", "compute_rewards"]
+def score_groups(
+    batch: RewardBatch, body: BodyModel, weights: Mapping[str, float], **advantage_options: Any
+) -> MotionRewards:
+    """Rewards and advantages of sampled groups, one column per reward in the order of ``weights``.
+
+    The rewards are those of :func:`compute_rewards` up to rounding. What FUSED lists is computed in one pass, and only
+    this has a column in ``errors``; the other rewards join it as they are.
+
+    Args:
+        batch: the motion and all else that a reward may look at.
+        body: the body that the motion was decoded with.
+        weights: of the rewards' advantages, by name.
+        advantage_options: further keywords of :func:`mgrpo.kernels.group_advantages`.
+
+    Raises ValueError for a name that is not in REWARDS.
+    """
+    names = tuple(weights)
+    _check_known(names)
+    fused = {name: FUSED[REWARDS[name]] for name in names if REWARDS[name] in FUSED}
+    others = tuple(name for name in names if name not in fused)
+    scored = (*fused, *others)
+    options = {**advantage_options, "weights": [weights[name] for name in scored]}
+    extra = compute_rewards(batch, others).to(batch.prediction.joints22.dtype) if others else None
+    if fused:
+        result = fused_rewards(batch, body, tuple(fused.values()), extra_rewards=extra, advantage_options=options)
+    else:
+        result = MotionRewards(extra[..., :0], extra, *group_advantages(extra, **options))
+    if scored == names:
+        return result
+    order = [scored.index(name) for name in names]
+    return result._replace(
+        rewards=result.rewards[..., order],
+        per_reward=result.per_reward[..., order],
+        std=result.std[..., order],
+        dead=result.dead[..., order],
+    )
+
+
+def _check_known(names: tuple[str, ...]) -> None:
+    unknown = [name for name in names if name not in REWARDS]
+    if unknown:
+        raise ValueError(f"unknown reward {', '.join(unknown)}; the known ones are {', '.join(REWARDS)}")
+
+
+__all__ = [
+    "FUSED",
+    "REWARDS",
+    "FusedReward",
+    "RewardBatch",
+    "RewardScales",
+    "compute_rewards",
+    "reward_skeleton",
+    "score_groups",
+]

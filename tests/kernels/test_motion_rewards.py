@@ -29,7 +29,7 @@ from mgrpo.kernels import (
 )
 from mgrpo.models.motion import decode_motion
 from mgrpo.models.state import StateLayout, pack_state
-from mgrpo.rewards import RewardBatch, compute_rewards
+from mgrpo.rewards import RewardBatch, compute_rewards, reward_skeleton
 
 
 def serves_the_cpu(backend: str) -> bool:
@@ -45,16 +45,8 @@ GRADIENT_TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-8}
 UNITS = {"jitter": 30.0**3 / 100, "velocity": 3.0, "foot_skate": 3.0}  # how much rounding of metres is magnified
 
 
-def skeleton_of(body, dtype=torch.float64, **options) -> RewardSkeleton:
-    body = body.body_only().to(dtype=dtype)
-    parent_rows = [parent + 1 for parent in body.parents]
-    return RewardSkeleton(
-        t_parent_joint=body.J_template[1:] - body.J_template[parent_rows],
-        t_parent_joint_shapedirs=body.J_shapedirs[1:] - body.J_shapedirs[parent_rows],
-        t_head_cpf=body.cpf_template,
-        t_head_cpf_shapedirs=body.cpf_shapedirs,
-        **options,
-    )
+def skeleton_of(body, dtype=torch.float64) -> RewardSkeleton:
+    return reward_skeleton(body.to(dtype=dtype))
 
 
 @dataclass
