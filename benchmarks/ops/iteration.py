@@ -134,11 +134,10 @@ def prepare_reward(inputs: Inputs) -> Callable[[], Any]:
     import torch
 
     from mgrpo.body import default_body
-    from mgrpo.kernels import group_advantages
     from mgrpo.models.denoiser import DENOISER_PRESETS
     from mgrpo.models.motion import decode_motion
     from mgrpo.models.state import StateLayout
-    from mgrpo.rewards import RewardBatch, compute_rewards
+    from mgrpo.rewards import RewardBatch, score_groups
 
     setting, device, seed = inputs["setting"], inputs["device"], inputs["seed"]
     windows = _windows(setting, device, seed)
@@ -148,12 +147,12 @@ def prepare_reward(inputs: Inputs) -> Callable[[], Any]:
     generator = torch.Generator().manual_seed(seed)
     shape = (setting.conditions, setting.members, setting.frames, layout.dim)
     x0 = torch.randn(shape, generator=generator).to(device)
-    names = ("position", "aligned_position", "rotation", "velocity")
+    weights = dict.fromkeys(("position", "aligned_position", "rotation", "velocity"), 1.0)
 
     @torch.no_grad()
     def call() -> Any:
         motion = decode_motion(layout, x0, windows.T_world_cpf[:, None], body)
-        return group_advantages(compute_rewards(RewardBatch(motion, windows), names)).advantages
+        return score_groups(RewardBatch(motion, windows), body, weights).advantages
 
     return call
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mgrpo.kernels import GroupAdvantages
+from mgrpo.kernels import GroupAdvantages, MotionRewards
 
 from .update import UpdateStatistics
 
@@ -43,7 +43,9 @@ def reward_metrics(rewards: Tensor, weights: Tensor, names: tuple[str, ...]) -> 
     return {name: float(value) for name, value in metrics.items()}
 
 
-def advantage_metrics(result: GroupAdvantages, names: tuple[str, ...], clamp: float | None) -> dict[str, float]:
+def advantage_metrics(
+    result: GroupAdvantages | MotionRewards, names: tuple[str, ...], clamp: float | None
+) -> dict[str, float]:
     """Dead groups per reward, size of the advantages, how often the clamp acted, and how the rewards' advantages
     correlate."""
     advantages, per_reward, dead = result.advantages, result.per_reward, result.dead

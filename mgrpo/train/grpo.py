@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -26,13 +26,13 @@ from mgrpo.grpo.health import advantage_metrics, parameter_distance, reward_metr
 from mgrpo.grpo.perturbation import PerlinConfig, perturbed_head
 from mgrpo.grpo.rollout import Rollout, roll_out
 from mgrpo.grpo.update import PolicyLossConfig, accumulate_gradients, check_ratio_is_one, choose_steps
-from mgrpo.kernels import group_advantages
+from mgrpo.kernels import MotionRewards
 from mgrpo.models.conditioning import make_cond
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import PredictedMotion, decode_motion
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
 from mgrpo.models.state import StateLayout
-from mgrpo.rewards import REWARDS, RewardBatch, RewardScales, compute_rewards
+from mgrpo.rewards import REWARDS, RewardBatch, RewardScales, score_groups
 
 from .checkpoints import load_model
 from .device import resolve_device
@@ -186,8 +186,8 @@ class Scorer:
     perceptual: PerceptualModel | None
 
     @torch.no_grad()
-    def score(self, x0: Tensor, windows: MotionWindows) -> tuple[Tensor, PredictedMotion]:
-        """Rewards ``(B, G, K)`` of samples ``x0 (B, G, T, D)``, and the motion that they are, placed by the clean head
+    def score(self, x0: Tensor, windows: MotionWindows) -> tuple[MotionRewards, PredictedMotion]:
+        """Rewards and advantages of samples ``x0 (B, G, T, D)``, and the motion that they are, placed by the clean head
         trajectory."""
         motion = decode_motion(self.layout, x0, windows.T_world_cpf[:, None], self.body)
         batch = RewardBatch(
@@ -198,7 +198,8 @@ class Scorer:
             alignment=self.config.alignment,
             perceptual=self.perceptual,
         )
-        return compute_rewards(batch, tuple(self.config.rewards.active())), motion
+        # The fields of AdvantageConfig are keywords of group_advantages.
+        return score_groups(batch, self.body, self.config.rewards.active(), **asdict(self.config.advantage)), motion
 
 
 def training_windows(
@@ -286,23 +287,14 @@ def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:
             set_learning_rate(optimizer, rate)
             rollout = sample_groups(policy, windows, config, transitions, layout, iteration)
             rolled = time.perf_counter()
-            rewards, motion = scorer.score(rollout.x0, windows)
+            result, motion = scorer.score(rollout.x0, windows)
+            rewards = result.rewards
             bad = torch.nonzero(~torch.isfinite(rewards).all(-1))
             if len(bad) == rewards.shape[0] * rewards.shape[1]:
                 raise MgrpoError(
                     f"grpo: no sample of iteration {iteration + 1} could be scored (all rewards are NaN); the last "
                     "checkpoint is intact"
                 )
-            result = group_advantages(
-                rewards,
-                scheme=config.advantage.scheme,
-                weights=weights,
-                eps=config.advantage.eps,
-                std_floor_ratio=config.advantage.std_floor_ratio,
-                dead_ratio=config.advantage.dead_ratio,
-                dead_abs=config.advantage.dead_abs,
-                clamp=config.advantage.clamp,
-            )
             scored = time.perf_counter()
             statistics, norms, moved = update(
                 policy, rollout, result.advantages, result.alive, config, optimizer, trained, reference, iteration
