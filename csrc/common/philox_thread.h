@@ -1,6 +1,8 @@
 // Philox for one CUDA thread (or plain C++, in the emulation): a counter at a time.
 #pragma once
 
+#include <string.h>
+
 #include "philox_math.h"
 #include "philox_row.h"
 #include "rounded.h"

@@ -51,6 +51,9 @@ struct Rounded<double> {
   friend MGRPO_HD Rounded operator*(Rounded a, Rounded b) {
     return MGRPO_ROUNDED(__dmul_rn(a.value, b.value), a.value * b.value);
   }
+  friend MGRPO_HD Rounded operator/(Rounded a, Rounded b) {
+    return MGRPO_ROUNDED(__ddiv_rn(a.value, b.value), a.value / b.value);
+  }
 };
 
 MGRPO_HD Rounded<float> rounded_sqrt(Rounded<float> a) { return MGRPO_ROUNDED(__fsqrt_rn(a.value), sqrtf(a.value)); }

@@ -37,8 +37,8 @@ Tensor perlin_noise_cpu(const Tensor& condition, const Tensor& member, int64_t f
         const int64_t most_points = *std::max_element(points.begin(), points.end());
         const int64_t grain = kNumbersPerTask / (job.frames * job.channels) + 1;
         torch::stable::parallel_for(0, job.rows, grain, [&](int64_t begin, int64_t end) {
-          std::vector<double> gradients(static_cast<size_t>(most_points * job.channels));
-          std::vector<double> phases(static_cast<size_t>(job.channels));
+          std::vector<float> gradients(static_cast<size_t>(most_points * job.channels));
+          std::vector<float> phases(static_cast<size_t>(job.channels));
           std::vector<double> totals(static_cast<size_t>(job.channels * job.frames));
           for (int64_t row = begin; row < end; ++row)
             MGRPO_ISA_CALL(perlin_row, job, row, times.data(), points.data(), gradients.data(), phases.data(),

@@ -1,5 +1,6 @@
 // One thread per number: it draws the phase and the two gradients that it needs (three Philox blocks per octave), so
 // nothing but the result touches memory and nothing depends on another thread.
+#include "../common/philox_thread.h"
 #include "perlin_cuda.h"
 #include "perlin_math.h"
 
@@ -8,23 +9,14 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A double whose every operation is rounded on its own: nvcc fuses plain ones, and the bits are the contract.
-struct Rounded {
-  double v;
-  __device__ __forceinline__ explicit Rounded(double value) : v(value) {}
-  friend __device__ __forceinline__ Rounded operator+(Rounded a, Rounded b) { return Rounded(__dadd_rn(a.v, b.v)); }
-  friend __device__ __forceinline__ Rounded operator-(Rounded a, Rounded b) { return Rounded(__dsub_rn(a.v, b.v)); }
-  friend __device__ __forceinline__ Rounded operator*(Rounded a, Rounded b) { return Rounded(__dmul_rn(a.v, b.v)); }
-  friend __device__ __forceinline__ Rounded operator/(Rounded a, Rounded b) { return Rounded(__ddiv_rn(a.v, b.v)); }
-};
+using Number = Rounded<double>;  // nvcc fuses plain ones, and the bits are the contract
 
 // Number `index` of a row's step.
-__device__ __forceinline__ double draw(const PerlinJob& job, uint32_t condition, uint32_t member, int step,
-                                       int64_t index) {
-  const PerlinWords words = perlin_words(job.k0, job.k1, job.stream_bits | static_cast<uint32_t>(index / 4),
-                                         member << 16 | static_cast<uint32_t>(step), condition, job.iteration);
+__device__ __forceinline__ Number draw(const PhiloxRow& key, int64_t index) {
+  const PhiloxWords words = philox_words(key, static_cast<uint32_t>(index / 4));
   const int at = static_cast<int>(index % 4);
-  return perlin_uniform(at == 0 ? words.word[0] : at == 1 ? words.word[1] : at == 2 ? words.word[2] : words.word[3]);
+  const uint32_t word = at == 0 ? words.w[0] : at == 1 ? words.w[1] : at == 2 ? words.w[2] : words.w[3];
+  return static_cast<double>(word_to_uniform<PhiloxThread>(word).value);
 }
 
 __global__ void __launch_bounds__(kThreads) perlin_noise_kernel(const __grid_constant__ PerlinJob job) {
@@ -32,23 +24,21 @@ __global__ void __launch_bounds__(kThreads) perlin_noise_kernel(const __grid_con
   if (number >= job.rows * job.frames * job.channels) return;
   const int64_t channel = number % job.channels, frame = number / job.channels % job.frames;
   const int64_t row = number / (job.channels * job.frames);
-  const uint32_t condition = static_cast<uint32_t>(job.condition[row]), member = static_cast<uint32_t>(job.member[row]);
-  Rounded total(0.0);
+  Number total = 0.0;
   double gain = 1.0;
   for (int octave = 0; octave < job.octaves; ++octave) {
-    const Rounded cell(job.lattice * gain);  // halves and gains are powers of two: exact
-    const Rounded phase(draw(job, condition, member, 2 * octave + 1, channel));
-    const Rounded u = Rounded(static_cast<double>(frame)) / cell + phase;
-    const int64_t index = static_cast<int64_t>(u.v);  // u >= 0: truncation is floor
-    const Rounded f = u - Rounded(static_cast<double>(index));
+    const PhiloxRow gradients = perlin_key(job, row, 2 * octave), phases = perlin_key(job, row, 2 * octave + 1);
+    const Number cell = job.lattice * gain;  // halves and gains are powers of two: exact
+    const Number u = Number(static_cast<double>(frame)) / cell + draw(phases, channel);
+    const int64_t index = static_cast<int64_t>(u.value);  // u >= 0: truncation is floor
+    const Number f = u - static_cast<double>(index);
     const int64_t at = index * job.channels + channel;
     // 2 u - 1 is exact for 24 bits.
-    const Rounded left(draw(job, condition, member, 2 * octave, at) * 2.0 - 1.0);
-    const Rounded right(draw(job, condition, member, 2 * octave, at + job.channels) * 2.0 - 1.0);
-    total = blend_gradients(left, right, f) * Rounded(gain) + total;
+    const Number left = draw(gradients, at) * 2.0 - 1.0, right = draw(gradients, at + job.channels) * 2.0 - 1.0;
+    total = blend_gradients(left, right, f) * gain + total;
     gain *= 0.5;
   }
-  job.out[number] = static_cast<float>((total * Rounded(job.scale)).v);
+  job.out[number] = static_cast<float>((total * job.scale).value);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@
 namespace mgrpo {
 
 constexpr int64_t kPerlinMaxOctaves = 8;
-constexpr uint32_t kPerlinStream = 2;  // STREAM_PERLIN of kernels/rng
+constexpr int64_t kPerlinStream = 2;  // STREAM_PERLIN of kernels/rng
 
 // Calls compute(job), unless there is nothing to compute, and returns the (rows, frames, channels) noise.
 template <class Compute>
@@ -39,10 +39,7 @@ Tensor with_perlin_job(const Tensor& given_condition, const Tensor& given_member
   job.octaves = static_cast<int>(octaves);
   job.scale = scale;
   job.lattice = lattice;
-  job.k0 = static_cast<uint32_t>(seed);
-  job.k1 = static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32);
-  job.iteration = static_cast<uint32_t>(iteration);
-  job.stream_bits = kPerlinStream << 28;
+  job.seed = philox_seed(seed, iteration, kPerlinStream);
   job.out = output<float>(out);
   if (job.rows > 0) compute(job);
   return out;
