@@ -104,7 +104,7 @@ def workload(
         operations=frames * J * OPERATIONS[representation] * (3 if gradient else 1),
         gradient=gradient,
         device=device,
-        tests=("tests/kernels/test_kinematics.py", "tests/kernels/test_geometry_ops.py", "tests/kernels/test_ops.py"),
+        tests=("tests/kernels/test_kinematics.py", "tests/kernels/test_ops.py"),
         rows=first_rows(frames, "bones"),
     )
 

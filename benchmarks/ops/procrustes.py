@@ -62,7 +62,7 @@ def workload(device: str, backends: Sequence[str] | None, frames: int, gradient:
         operations=frames * OPERATIONS * (2 if gradient else 1),
         gradient=gradient,
         device=device,
-        tests=("tests/kernels/test_procrustes.py", "tests/kernels/test_geometry_ops.py", "tests/kernels/test_ops.py"),
+        tests=("tests/kernels/test_procrustes.py", "tests/kernels/test_ops.py"),
         rows=first_rows(frames),
     )
 

@@ -71,7 +71,7 @@ def workload(
         operations=count * (OPERATIONS + OPERATIONS_BACKWARD * gradient),
         gradient=gradient,
         device=device,
-        tests=("tests/kernels/test_so3.py", "tests/kernels/test_geometry_ops.py", "tests/kernels/test_ops.py"),
+        tests=("tests/kernels/test_so3.py", "tests/kernels/test_ops.py"),
         rows=first_rows(count),
     )
 

@@ -589,6 +589,24 @@ def test_empty_batches(backend: str) -> None:
             assert grad is None or not grad.any()
 
 
+def test_any_sequence_of_integers_is_a_tree(backend: str) -> None:
+    local, offsets = torch.eye(3, device=DEVICE).expand(3, 3, 3), torch.ones(3, 3, device=DEVICE)
+    expected = forward_kinematics(local, offsets, (-1, 0, 1), backend=backend)
+    for parents in ([-1, 0, 1], np.array([-1, 0, 1]), range(-1, 2)):
+        assert torch.equal(forward_kinematics(local, offsets, parents, backend=backend).joints, expected.joints)
+
+
+def test_vmap_of_the_reference(tiny: torch.Generator) -> None:
+    inputs = represented(unit(normal(tiny, 4, 8, 4)), "matrix"), normal(tiny, 4, 8, 3), normal(tiny, 4, 7)
+
+    def function(R: Tensor, t: Tensor, T: Tensor) -> tuple[Tensor, Tensor]:
+        result = forward_kinematics(R, t, SMALL_TREE, T, backend="reference")
+        return result.joints, result.R_world_joint
+
+    for a, b in zip(torch.func.vmap(function)(*inputs), function(*inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_large_trees(tiny: torch.Generator, backend: str) -> None:
     """A chain of 200 joints; more than the CUDA kernels have room for is refused with the reason."""
     J = 200
@@ -711,3 +729,20 @@ def test_golden_poses_shapes_and_placement(golden_dir: Path, backend: str, repre
             root = data[f"T_world_root_from_cpf_{suffix}"].double()
             assert (under_cpf.T_world_root.double() - root)[:, 4:].abs().max() < tolerance
             assert same_quaternions(under_cpf.T_world_root[:, :4].double(), root[:, :4]) < tolerance
+
+
+@pytest.mark.golden
+def test_golden_matrices_that_are_no_rotations(golden_dir: Path, backend: str) -> None:
+    """Matrices are chained as they are: here those of quaternions of any length."""
+    files = sorted(golden_dir.glob("fk/fk*.npz"))
+    assert files
+    kintree = load(golden_dir / "body" / "model.npz")["kintree_table"].astype(np.int32)
+    parents = [int(parent) - 1 for parent in kintree[0, 1:]]
+    for path in files:
+        data = {name: torch.from_numpy(array).to(DEVICE) for name, array in load(path).items()}
+        local, root = quat_matrix(data["local_quats_nonunit"]), data["T_world_root"]
+        result = forward_kinematics(local, data["t_parent_joint_f64"], parents, root, backend=backend)
+        wanted = data["Ts_world_joint_nonunit_f64"]
+        close = {"rtol": 1e-12, "atol": 1e-12}
+        torch.testing.assert_close(result.joints, wanted[..., 4:], **close)
+        torch.testing.assert_close(result.R_world_joint, quat_matrix(wanted[..., :4]), **close)

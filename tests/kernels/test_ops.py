@@ -56,6 +56,11 @@ def serves(spec: OpSpec, backend: str, inputs: Sequence[Tensor]) -> None:
         pytest.skip(str(error))
 
 
+def smallest_case(spec: OpSpec) -> Case:
+    """The case with the fewest numbers that is not empty."""
+    return min(spec.cases, key=lambda case: sum(x.numel() for x in spec.make_inputs(case, F64, DEVICE, 5)) or math.inf)
+
+
 def probes_for(results: Sequence[Tensor]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(77)
     return [
@@ -237,9 +242,40 @@ def test_only_the_gradients_asked_for(spec: OpSpec, backend: str) -> None:
 
 
 @pytest.mark.parametrize("spec", BY_SPEC)
+def test_second_derivatives_are_right_or_refused(spec: OpSpec, backend: str) -> None:
+    if not spec.differentiable or F64 not in spec.tolerances:
+        pytest.skip(f"{spec.name} has no gradient in float64")
+    case = smallest_case(spec)
+    inputs = spec.make_inputs(case, F64, DEVICE, 8)
+
+    def of_the_gradients(backend: str) -> list[Tensor | None]:
+        leaves = leaves_of(spec, inputs)
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        results = [result for result in spec.call(case, *leaves, backend=backend) if result.requires_grad]
+        total = sum(result.sin().sum() for result in results)
+        grads = torch.autograd.grad(total, wanted, create_graph=True, allow_unused=True)
+        total = sum(grad.square().sum() for grad in grads if grad is not None)
+        return list(torch.autograd.grad(total, wanted, allow_unused=True))
+
+    expected = of_the_gradients("reference")
+    assert any(x is not None for x in expected)
+    try:
+        second = of_the_gradients(backend)
+    except kernels.BackendError as error:
+        assert backend != "reference"
+        assert f"(): the {backend!r} backend has no second derivative" in str(error)
+        assert "backend='reference'" in str(error)
+        return
+    for got, wanted in zip(second, expected, strict=True):
+        assert (got is None) == (wanted is None)
+        if wanted is not None:
+            assert_close(got, wanted, 10 * spec.tolerances[F64].gradient)
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
 def test_compiles_to_one_graph(spec: OpSpec, backend: str) -> None:
     torch._dynamo.reset()
-    case = min(spec.cases, key=lambda case: sum(x.numel() for x in spec.make_inputs(case, F64, DEVICE, 5)) or math.inf)
+    case = smallest_case(spec)
     inputs = spec.make_inputs(case, LOWEST[spec.name], DEVICE, 5)
     serves(spec, backend, inputs)
 

@@ -1,4 +1,5 @@
-"""``project_so3`` on the ``triton`` backend, beyond what every op is tested for: edges, many programs, strides.
+"""``project_so3`` on the ``triton`` backend, beyond what every op and backend is tested for: edges, many programs,
+strides.
 
 Without a GPU the kernels are interpreted.
 """
@@ -182,8 +183,3 @@ def test_rows_are_copied_only_where_they_must_be() -> None:
             for size, stride in zip(rows.sizes, rows.strides):
                 offset, rest = offset + rest % size * stride, rest // size
             assert torch.equal(flat[offset : offset + 9].view(3, 3), matrix)
-
-
-def test_opcheck() -> None:
-    (matrices,) = SPEC.make_inputs(SPEC.cases[1], torch.float32, DEVICE, 3)
-    torch.library.opcheck(torch.ops.mgrpo.project_so3.default, (matrices.requires_grad_(), True, "triton"))
