@@ -102,16 +102,19 @@ def store_mat3(ptr, offset, A, mask):
 
 @triton.jit
 def vec3_add(a, b):
+    """a + b"""
     return a[0] + b[0], a[1] + b[1], a[2] + b[2]
 
 
 @triton.jit
 def vec3_sub(a, b):
+    """a - b"""
     return a[0] - b[0], a[1] - b[1], a[2] - b[2]
 
 
 @triton.jit
 def vec3_scale(s, a):
+    """``a`` times the number ``s`` of its lane."""
     return s * a[0], s * a[1], s * a[2]
 
 
@@ -123,16 +126,19 @@ def vec3_select(mask, a, b):
 
 @triton.jit
 def dot(a, b):
+    """a . b"""
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 @triton.jit
 def cross(a, b):
+    """a x b"""
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
 @triton.jit
 def cross_grad(grad, a, b):
+    """Gradients of ``a`` and ``b``."""
     return cross(b, grad), cross(grad, a)
 
 
@@ -141,21 +147,25 @@ def cross_grad(grad, a, b):
 
 @triton.jit
 def row(A, i: tl.constexpr):
+    """Row ``i`` of a matrix."""
     return A[3 * i], A[3 * i + 1], A[3 * i + 2]
 
 
 @triton.jit
 def column(A, j: tl.constexpr):
+    """Column ``j`` of a matrix."""
     return A[j], A[3 + j], A[6 + j]
 
 
 @triton.jit
 def from_rows(a, b, c):
+    """The matrix with these rows."""
     return a[0], a[1], a[2], b[0], b[1], b[2], c[0], c[1], c[2]
 
 
 @triton.jit
 def from_columns(a, b, c):
+    """The matrix with these columns."""
     return a[0], b[0], c[0], a[1], b[1], c[1], a[2], b[2], c[2]
 
 
@@ -169,16 +179,19 @@ def identity_like(x):
 
 @triton.jit
 def transpose(A):
+    """A^T"""
     return A[0], A[3], A[6], A[1], A[4], A[7], A[2], A[5], A[8]
 
 
 @triton.jit
 def mat3_add(A, B):
+    """A + B"""
     return from_rows(vec3_add(row(A, 0), row(B, 0)), vec3_add(row(A, 1), row(B, 1)), vec3_add(row(A, 2), row(B, 2)))
 
 
 @triton.jit
 def mat3_scale(s, A):
+    """``A`` times the number ``s`` of its lane."""
     return from_rows(vec3_scale(s, row(A, 0)), vec3_scale(s, row(A, 1)), vec3_scale(s, row(A, 2)))
 
 
@@ -200,11 +213,13 @@ def mat3_select(mask, A, B):
 
 @triton.jit
 def matvec(A, b):
+    """A b"""
     return dot(row(A, 0), b), dot(row(A, 1), b), dot(row(A, 2), b)
 
 
 @triton.jit
 def matvec_grad(grad, A, b):
+    """Gradients of ``A`` and ``b``."""
     return outer(grad, b), transposed_matvec(A, grad)
 
 
@@ -222,11 +237,13 @@ def outer(a, b):
 
 @triton.jit
 def matmul(A, B):
+    """A B"""
     return from_rows(transposed_matvec(B, row(A, 0)), transposed_matvec(B, row(A, 1)), transposed_matvec(B, row(A, 2)))
 
 
 @triton.jit
 def matmul_grad(grad, A, B):
+    """Gradients of ``A`` and ``B``."""
     return times_transposed(grad, B), transposed_times(A, grad)
 
 
@@ -250,11 +267,13 @@ def inner(A, B):
 
 @triton.jit
 def trace(A):
+    """Sum of the diagonal."""
     return A[0] + A[4] + A[8]
 
 
 @triton.jit
 def determinant(A):
+    """Determinant, by the first row."""
     return dot(row(A, 0), cross(row(A, 1), row(A, 2)))
 
 
@@ -283,6 +302,7 @@ def axial(A):
 
 @triton.jit
 def _larger(a, b):
+    """The larger of two numbers; NaN if either is."""
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
