@@ -17,8 +17,10 @@ from torch import Tensor
 from .._triton import Rows, as_rows, block_lanes, compile_cases, launch
 from .._triton_math import (
     as_float,
+    dot,
     identity_like,
     inner,
+    load_mat3,
     load_vec3,
     mat3_add,
     mat3_scale,
@@ -99,11 +101,6 @@ def _zeros9(a):
 @triton.jit
 def _largest(a):
     return tl.maximum(tl.abs(a[0]), tl.maximum(tl.abs(a[1]), tl.abs(a[2])))
-
-
-@triton.jit
-def _dot(a, b):
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 @triton.jit
@@ -228,7 +225,7 @@ def _fit(
         y = _centred(_load_points(target_ptr, target_offset, i, inside), target)
         x = vec3_select(w != 0, x, (zero, zero, zero))
         y = vec3_select(w != 0, y, (zero, zero, zero))
-        spread += tl.sum(w * _dot(x, x), 1)
+        spread += tl.sum(w * dot(x, x), 1)
         product = mat3_add(product, _sum_outer(vec3_scale(w, y), x))
     if like.dtype == tl.float64:
         rounding = _COINCIDENT_F64 * _largest(source[0])
@@ -259,6 +256,15 @@ def _misses(fit, target):
 def _miss(miss, x, y):
     turned = matvec(_columns9(miss[1]), x)
     return vec3_sub(turned, vec3_scale(_column(miss[2]), y))
+
+
+@triton.jit
+def _miss_grad(strength, miss, x, y, w):
+    """Gradient of the misses from that of their weighted sum, zero where a point is hit; and the distances."""
+    d = _miss(miss, x, y)
+    distance = tl.sqrt(dot(d, d))
+    apart = distance != 0
+    return vec3_scale(tl.where(apart, _column(strength) * w / tl.where(apart, distance, 1.0), 0.0), d), distance
 
 
 # Gradients. A fit's gradient is (B, dL/d product, dL/d spread, shift, B^T shift).
@@ -326,8 +332,8 @@ def _grad_target(grad, target, weights, x, w):
 
 @triton.jit
 def _grad_weight(grad, target, weights, x, y):
-    fitted = _dot(y, matvec(_columns9(grad[1]), x)) + _column(grad[2]) * _dot(x, x)
-    shifted = _column(target[2]) * _dot(_columns3(grad[3]), y) - _dot(_columns3(grad[4]), x)
+    fitted = dot(y, matvec(_columns9(grad[1]), x)) + _column(grad[2]) * dot(x, x)
+    shifted = _column(target[2]) * dot(_columns3(grad[3]), y) - dot(_columns3(grad[4]), x)
     return _column(weights[0]) * (fitted + _column(weights[1]) * shifted)
 
 
@@ -337,9 +343,10 @@ def _grad_weight(grad, target, weights, x, y):
 @triton.jit
 def _pair(
     source_ptr, source_sizes, source_strides, target_ptr, target_sizes, target_strides,
-    weights_ptr, weights_sizes, weights_strides, row, lanes, N, GIVEN: tl.constexpr, CHUNK: tl.constexpr,
+    weights_ptr, weights_sizes, weights_strides, row, lanes, N,
+    WITH_SCALE: tl.constexpr, FIX_DET: tl.constexpr, GIVEN: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Offsets of a block's pairs, and their weights and clouds measured."""
+    """Offsets of a block's pairs, their weights and clouds measured, and the best motion."""
     source_offset = row_offset(row, source_sizes, source_strides)
     target_offset = row_offset(row, target_sizes, target_strides)
     weights_offset = row_offset(row, weights_sizes, weights_strides)
@@ -347,7 +354,11 @@ def _pair(
     weights = _measure_weights(weights_ptr, weights_offset, lanes, like, N, GIVEN, CHUNK)
     source = _survey(source_ptr, source_offset, weights_ptr, weights_offset, weights, lanes, N, GIVEN, CHUNK)
     target = _survey(target_ptr, target_offset, weights_ptr, weights_offset, weights, lanes, N, GIVEN, CHUNK)
-    return source_offset, target_offset, weights_offset, weights, source, target
+    fit = _fit(
+        source_ptr, source_offset, target_ptr, target_offset, weights_ptr, weights_offset, weights, source, target,
+        lanes, N, WITH_SCALE, FIX_DET, GIVEN, CHUNK,
+    )  # fmt: skip
+    return source_offset, target_offset, weights_offset, weights, source, target, fit
 
 
 @triton.jit
@@ -358,13 +369,9 @@ def _procrustes_align_fwd_kernel(
 ):  # fmt: skip
     row = program_rows(BLOCK)
     lanes = row < count
-    source_offset, target_offset, weights_offset, weights, source, target = _pair(
+    source_offset, _, _, _, source, target, fit = _pair(
         source_ptr, source_sizes, source_strides, target_ptr, target_sizes, target_strides,
-        weights_ptr, weights_sizes, weights_strides, row, lanes, N, GIVEN, CHUNK,
-    )  # fmt: skip
-    fit = _fit(
-        source_ptr, source_offset, target_ptr, target_offset, weights_ptr, weights_offset, weights, source, target,
-        lanes, N, WITH_SCALE, FIX_DET, GIVEN, CHUNK,
+        weights_ptr, weights_sizes, weights_strides, row, lanes, N, WITH_SCALE, FIX_DET, GIVEN, CHUNK,
     )  # fmt: skip
     R, scale, factor = fit[0], fit[1], fit[2]
     target_mean = _restored_mean(target)
@@ -389,13 +396,9 @@ def _procrustes_residual_fwd_kernel(
 ):  # fmt: skip
     row = program_rows(BLOCK)
     lanes = row < count
-    source_offset, target_offset, weights_offset, weights, source, target = _pair(
+    source_offset, target_offset, weights_offset, weights, source, target, fit = _pair(
         source_ptr, source_sizes, source_strides, target_ptr, target_sizes, target_strides,
-        weights_ptr, weights_sizes, weights_strides, row, lanes, N, GIVEN, CHUNK,
-    )  # fmt: skip
-    fit = _fit(
-        source_ptr, source_offset, target_ptr, target_offset, weights_ptr, weights_offset, weights, source, target,
-        lanes, N, WITH_SCALE, FIX_DET, GIVEN, CHUNK,
+        weights_ptr, weights_sizes, weights_strides, row, lanes, N, WITH_SCALE, FIX_DET, GIVEN, CHUNK,
     )  # fmt: skip
     miss = _misses(fit, target)
     total = tl.zeros_like(miss[0])
@@ -408,7 +411,7 @@ def _procrustes_residual_fwd_kernel(
         d = _miss(miss, x, y)
         zero = tl.zeros_like(w)
         d = vec3_select(w != 0, d, (zero, zero, zero))
-        total += tl.sum(w * tl.sqrt(_dot(d, d)), 1)
+        total += tl.sum(w * tl.sqrt(dot(d, d)), 1)
     tl.store(out_residual_ptr + row, miss[0] * (weights[1] * total), mask=lanes)
 
 
@@ -422,13 +425,9 @@ def _procrustes_align_bwd_kernel(
 ):  # fmt: skip
     row = program_rows(BLOCK)
     lanes = row < count
-    source_offset, target_offset, weights_offset, weights, source, target = _pair(
+    source_offset, target_offset, weights_offset, weights, source, target, fit = _pair(
         source_ptr, source_sizes, source_strides, target_ptr, target_sizes, target_strides,
-        weights_ptr, weights_sizes, weights_strides, row, lanes, N, GIVEN, CHUNK,
-    )  # fmt: skip
-    fit = _fit(
-        source_ptr, source_offset, target_ptr, target_offset, weights_ptr, weights_offset, weights, source, target,
-        lanes, N, WITH_SCALE, FIX_DET, GIVEN, CHUNK,
+        weights_ptr, weights_sizes, weights_strides, row, lanes, N, WITH_SCALE, FIX_DET, GIVEN, CHUNK,
     )  # fmt: skip
     points = 3 * N * row
     grad_B = _zeros9(fit[2])
@@ -445,17 +444,7 @@ def _procrustes_align_bwd_kernel(
         x = vec3_select(inside, x, (zero, zero, zero))
         grad_B = mat3_add(grad_B, _sum_outer(g, x))
         grad_sum = vec3_add(grad_sum, _sum3(g))
-    grad_R = (
-        as_float(tl.load(grad_R_ptr + 9 * row, mask=lanes, other=0.0)),
-        as_float(tl.load(grad_R_ptr + 9 * row + 1, mask=lanes, other=0.0)),
-        as_float(tl.load(grad_R_ptr + 9 * row + 2, mask=lanes, other=0.0)),
-        as_float(tl.load(grad_R_ptr + 9 * row + 3, mask=lanes, other=0.0)),
-        as_float(tl.load(grad_R_ptr + 9 * row + 4, mask=lanes, other=0.0)),
-        as_float(tl.load(grad_R_ptr + 9 * row + 5, mask=lanes, other=0.0)),
-        as_float(tl.load(grad_R_ptr + 9 * row + 6, mask=lanes, other=0.0)),
-        as_float(tl.load(grad_R_ptr + 9 * row + 7, mask=lanes, other=0.0)),
-        as_float(tl.load(grad_R_ptr + 9 * row + 8, mask=lanes, other=0.0)),
-    )
+    grad_R = load_mat3(grad_R_ptr, 9 * row, lanes)
     grad_t = load_vec3(grad_t_ptr, 3 * row, lanes)
     grad_scale = as_float(tl.load(grad_scale_ptr + row, mask=lanes, other=0.0))
     grad = _fit_grad(fit, source, target, grad_B, grad_sum, grad_R, grad_t, grad_scale, WITH_SCALE, FIX_DET)
@@ -486,13 +475,9 @@ def _procrustes_residual_bwd_kernel(
 ):  # fmt: skip
     row = program_rows(BLOCK)
     lanes = row < count
-    source_offset, target_offset, weights_offset, weights, source, target = _pair(
+    source_offset, target_offset, weights_offset, weights, source, target, fit = _pair(
         source_ptr, source_sizes, source_strides, target_ptr, target_sizes, target_strides,
-        weights_ptr, weights_sizes, weights_strides, row, lanes, N, GIVEN, CHUNK,
-    )  # fmt: skip
-    fit = _fit(
-        source_ptr, source_offset, target_ptr, target_offset, weights_ptr, weights_offset, weights, source, target,
-        lanes, N, WITH_SCALE, FIX_DET, GIVEN, CHUNK,
+        weights_ptr, weights_sizes, weights_strides, row, lanes, N, WITH_SCALE, FIX_DET, GIVEN, CHUNK,
     )  # fmt: skip
     points = 3 * N * row
     miss = _misses(fit, target)
@@ -507,10 +492,7 @@ def _procrustes_residual_bwd_kernel(
             source_ptr, source_offset, target_ptr, target_offset, weights_ptr, weights_offset, weights, source, target,
             i, inside, GIVEN,
         )  # fmt: skip
-        d = _miss(miss, x, y)
-        distance = tl.sqrt(_dot(d, d))
-        apart = distance != 0
-        g = vec3_scale(tl.where(apart, _column(strength) * w / tl.where(apart, distance, 1.0), 0.0), d)
+        g, distance = _miss_grad(strength, miss, x, y, w)
         grad_B = mat3_add(grad_B, _sum_outer(g, x))
         grad_sum = vec3_add(grad_sum, _sum3(g))
         total += tl.sum(w * distance, 1)
@@ -526,10 +508,7 @@ def _procrustes_residual_bwd_kernel(
             source_ptr, source_offset, target_ptr, target_offset, weights_ptr, weights_offset, weights, source, target,
             i, inside, GIVEN,
         )  # fmt: skip
-        d = _miss(miss, x, y)
-        distance = tl.sqrt(_dot(d, d))
-        apart = distance != 0
-        g = vec3_scale(tl.where(apart, _column(strength) * w / tl.where(apart, distance, 1.0), 0.0), d)
+        g, distance = _miss_grad(strength, miss, x, y, w)
         if NEED_SOURCE:
             _store_points(grad_source_ptr, points, i, inside, _grad_source(grad, source, weights, x, y, w, g))
         if NEED_TARGET:
