@@ -1,10 +1,9 @@
 // mgrpo_native::group_rewards and motion_rewards, _fwd and _bwd, on the CPU.
 #include <cmath>
-#include <tuple>
 #include <vector>
 
 #include "../common/scratch.h"
-#include "rewards_call.h"
+#include "rewards_operators.h"
 #include "rewards_rows.h"
 
 #define MGRPO_ISA_BODY "../rewards/rewards_lanes.h"
@@ -31,7 +30,7 @@ RewardRows<T> rows_of(const Call& call) {
           call.T};
 }
 
-std::tuple<Tensor, Tensor> score(const Call& call) {
+Scores score(const Call& call) {
   const int64_t K = call.options.kind_count;
   Tensor errors = torch::stable::new_empty(call.like, {call.B, call.G, K});
   Tensor rewards = torch::stable::new_empty(call.like, {call.B, call.G, K});
@@ -72,59 +71,6 @@ Gradients score_backward(const Call& call, const Tensor& grad_errors, const Tens
   return grads;
 }
 
-std::tuple<Tensor, Tensor> group_rewards_forward_cpu(MaybeTensor joints, MaybeTensor target_joints, MaybeTensor rotmats,
-                                                     MaybeTensor target_rotmats, Tensor mask, int64_t head,
-                                                     Integers feet, Numbers foot_heights, Integers kinds,
-                                                     Numbers slopes, double fps, int64_t rotation_error,
-                                                     int64_t alignment) {
-  return score(group_call(joints, target_joints, rotmats, target_rotmats, mask, head, feet, foot_heights, kinds, slopes,
-                          fps, rotation_error, alignment));
-}
-
-std::tuple<Tensor, Tensor> group_rewards_backward_cpu(Tensor grad_errors, Tensor grad_rewards, Tensor rewards,
-                                                      MaybeTensor joints, MaybeTensor target_joints,
-                                                      MaybeTensor rotmats, MaybeTensor target_rotmats, Tensor mask,
-                                                      int64_t head, Integers feet, Numbers foot_heights,
-                                                      Integers kinds, Numbers slopes, double fps,
-                                                      int64_t rotation_error, int64_t alignment, bool want_joints,
-                                                      bool want_rotmats) {
-  const Call call = group_call(joints, target_joints, rotmats, target_rotmats, mask, head, feet, foot_heights, kinds,
-                               slopes, fps, rotation_error, alignment);
-  want_joints = want_joints && call.options.joints > 0;
-  want_rotmats = want_rotmats && call.options.rotations > 0;
-  const Gradients grads =
-      score_backward(call, grad_errors, grad_rewards, rewards, want_rotmats, false, want_joints);
-  return {grads.joints, grads.rotations};
-}
-
-std::tuple<Tensor, Tensor> motion_rewards_forward_cpu(
-    Tensor rotations, MaybeTensor betas, Tensor T_world_cpf, MaybeTensor target_joints, MaybeTensor target_rotmats,
-    Tensor mask, Tensor t_parent_joint, Tensor t_head_cpf, MaybeTensor t_parent_joint_shapedirs,
-    MaybeTensor t_head_cpf_shapedirs, Integers parents, int64_t head, Integers feet, Numbers foot_heights,
-    int64_t representation, bool project, Integers kinds, Numbers slopes, double fps, int64_t rotation_error,
-    int64_t alignment) {
-  return score(motion_call(rotations, betas, T_world_cpf, target_joints, target_rotmats, mask, t_parent_joint,
-                           t_head_cpf, t_parent_joint_shapedirs, t_head_cpf_shapedirs, parents, head, feet,
-                           foot_heights, representation, project, kinds, slopes, fps, rotation_error, alignment,
-                           false));
-}
-
-std::tuple<Tensor, Tensor> motion_rewards_backward_cpu(
-    Tensor grad_errors, Tensor grad_rewards, Tensor rewards, Tensor rotations, MaybeTensor betas, Tensor T_world_cpf,
-    MaybeTensor target_joints, MaybeTensor target_rotmats, Tensor mask, Tensor t_parent_joint, Tensor t_head_cpf,
-    MaybeTensor t_parent_joint_shapedirs, MaybeTensor t_head_cpf_shapedirs, Integers parents, int64_t head,
-    Integers feet, Numbers foot_heights, int64_t representation, bool project, Integers kinds, Numbers slopes,
-    double fps, int64_t rotation_error, int64_t alignment, bool want_rotations, bool want_betas) {
-  const Call call = motion_call(rotations, betas, T_world_cpf, target_joints, target_rotmats, mask, t_parent_joint,
-                                t_head_cpf, t_parent_joint_shapedirs, t_head_cpf_shapedirs, parents, head, feet,
-                                foot_heights, representation, project, kinds, slopes, fps, rotation_error, alignment,
-                                true);
-  want_betas = want_betas && call.options.shape_numbers > 0;
-  const Gradients grads =
-      score_backward(call, grad_errors, grad_rewards, rewards, want_rotations, want_betas, false);
-  return {grads.rotations, grads.betas};
-}
-
 }  // namespace
 }  // namespace mgrpo
 
@@ -137,8 +83,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mgrpo_native, m) {
         ", bool want_rotations, bool want_betas) -> (Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(mgrpo_native, CPU, m) {
-  m.impl("group_rewards_fwd", TORCH_BOX(&mgrpo::group_rewards_forward_cpu));
-  m.impl("group_rewards_bwd", TORCH_BOX(&mgrpo::group_rewards_backward_cpu));
-  m.impl("motion_rewards_fwd", TORCH_BOX(&mgrpo::motion_rewards_forward_cpu));
-  m.impl("motion_rewards_bwd", TORCH_BOX(&mgrpo::motion_rewards_backward_cpu));
+  m.impl("group_rewards_fwd", TORCH_BOX(&mgrpo::group_rewards_forward<mgrpo::score>));
+  m.impl("group_rewards_bwd", TORCH_BOX(&mgrpo::group_rewards_backward<mgrpo::score_backward>));
+  m.impl("motion_rewards_fwd", TORCH_BOX(&mgrpo::motion_rewards_forward<mgrpo::score>));
+  m.impl("motion_rewards_bwd", TORCH_BOX(&mgrpo::motion_rewards_backward<mgrpo::score_backward>));
 }
