@@ -141,14 +141,14 @@ def motion_metrics(
             )
     check_number(name, "fps", fps, minimum=0.0, exclusive_minimum=True)
     head = _joint(name, "head", head, sizes["J"])
-    feet = tuple(_joint(name, "feet", foot, sizes["J"]) for foot in feet)
+    feet = tuple(_joint(name, f"feet[{index}]", foot, sizes["J"]) for index, foot in enumerate(feet))
     foot_heights = tuple(foot_heights)
     if not 1 <= len(feet) <= _MOST_FEET:
         raise ValueError(f"{name}(): feet must hold 1 to {_MOST_FEET} joints, got {len(feet)}")
     if len(foot_heights) != len(feet):
         raise ValueError(f"{name}(): foot_heights must hold a number per foot, {len(feet)}, got {len(foot_heights)}")
-    for height in foot_heights:
-        check_number(name, "foot_heights", height, minimum=0.0, exclusive_minimum=True)
+    for index, height in enumerate(foot_heights):
+        check_number(name, f"foot_heights[{index}]", height, minimum=0.0, exclusive_minimum=True)
 
     trailing = {"joints": 3, "rotmats": 4, "head": 3, "mask": 1}
     axes = {argument: trailing[argument.rsplit("_", 1)[-1]] for argument in tensors}
@@ -175,5 +175,5 @@ def motion_metrics(
 def _joint(function: str, name: str, value: object, joints: int) -> int:
     row = check_integer(function, name, value, minimum=0)
     if row >= joints:
-        raise ValueError(f"{function}(): {name} must be rows of the {joints} joints, got {row}")
+        raise ValueError(f"{function}(): {name} must be below {joints}, the number of joints, got {row}")
     return row

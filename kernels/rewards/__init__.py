@@ -176,7 +176,7 @@ def group_rewards(
     like_name, like = next(iter(given.items()))
     for name, tensor in given.items():
         check_like(function, name, tensor, like_name, like)
-    _check_not_empty(function, sizes)
+        _check_not_empty(function, name, tensor)
     valid = _check_mask(function, mask, sizes, like_name, like)
     rows = sizes.get("N", 0)
     if "head_position" in names:
@@ -271,7 +271,7 @@ def motion_rewards(
             check_like(function, f"skeleton.{name}", getattr(skeleton, name), "motion", motion)
     if representation == "state":
         if betas is not None:
-            raise ValueError(f"{function}(): betas must be None for representation 'state', which holds them")
+            raise ValueError(f"{function}(): betas must be None for a state, which holds them, got a tensor")
         first, first_betas = channels.rotations, channels.betas
         for name, start, count in (("rotations", first, 9 * J), ("betas", first_betas, S)):
             start = check_integer(function, f"channels.{name}", start, minimum=0)
@@ -302,7 +302,7 @@ def motion_rewards(
         check_like(function, "target_rotmats", target_rotmats, "motion", motion)
     else:
         target_rotmats = None
-    _check_not_empty(function, sizes)
+    _check_not_empty(function, "motion", motion)
     valid = _check_mask(function, mask, sizes, "motion", motion)
     numbers = _check_numbers(function, names, fps, slopes, rotation_error, alignment)
     extra = _check_extra(function, extra_rewards, sizes, motion)
@@ -312,7 +312,10 @@ def motion_rewards(
             f"got {tuple(motion.shape)}"
         )
     if advantage_options and not with_advantages:
-        raise ValueError(f"{function}(): advantage_options must be None with with_advantages=False")
+        raise ValueError(
+            f"{function}(): advantage_options must be None unless with_advantages is True, "
+            f"got {dict(advantage_options)}"
+        )
 
     has_shape = joint_reward is not None and shape is not None and skeleton.t_parent_joint_shapedirs is not None
     constants = (
@@ -403,10 +406,9 @@ def _require(function: str, name: str, value: object, reward: str) -> None:
         raise ValueError(f"{function}(): {name} must be given for the reward {reward!r}, got None")
 
 
-def _check_not_empty(function: str, sizes: Mapping[str, int]) -> None:
-    for name in ("G", "T", "N", "J"):
-        if sizes.get(name, 1) < 1:
-            raise ValueError(f"{function}(): {name} must be at least 1, got 0")
+def _check_not_empty(function: str, name: str, tensor: Tensor) -> None:
+    if 0 in tensor.shape[1:]:
+        raise ValueError(f"{function}(): {name} must have no empty axis after the first, got {tuple(tensor.shape)}")
 
 
 def _check_mask(function: str, mask: Tensor | None, sizes: dict[str, int], like_name: str, like: Tensor) -> Tensor:
@@ -460,16 +462,18 @@ def _check_skeleton(function: str, skeleton: RewardSkeleton) -> dict[str, int]:
     check_tensor(function, "skeleton.t_parent_joint", skeleton.t_parent_joint, ("J", 3), sizes=sizes)
     check_tensor(function, "skeleton.t_head_cpf", skeleton.t_head_cpf, (3,), sizes=sizes)
     if (skeleton.t_parent_joint_shapedirs is None) != (skeleton.t_head_cpf_shapedirs is None):
+        given = "t_head_cpf" if skeleton.t_parent_joint_shapedirs is None else "t_parent_joint"
         raise ValueError(
-            f"{function}(): skeleton.t_head_cpf_shapedirs must be given exactly if t_parent_joint_shapedirs is"
+            f"{function}(): skeleton must have both t_parent_joint_shapedirs and t_head_cpf_shapedirs, or neither, "
+            f"got {given}_shapedirs alone"
         )
     if skeleton.t_parent_joint_shapedirs is not None:
         directions = skeleton.t_parent_joint_shapedirs
         check_tensor(function, "skeleton.t_parent_joint_shapedirs", directions, ("J", 3, "S"), sizes=sizes)
         check_tensor(function, "skeleton.t_head_cpf_shapedirs", skeleton.t_head_cpf_shapedirs, (3, "S"), sizes=sizes)
     J = sizes["J"]
-    if J > MOST_JOINTS:
-        raise ValueError(f"{function}(): skeleton.t_parent_joint must have J <= {MOST_JOINTS} joints, got {J}")
+    if not 1 <= J <= MOST_JOINTS:
+        raise ValueError(f"{function}(): skeleton.t_parent_joint must have J from 1 to {MOST_JOINTS} joints, got {J}")
     if len(skeleton.parents) != J:
         raise ValueError(f"{function}(): skeleton.parents must have J = {J} entries, got {len(skeleton.parents)}")
     _check_parents(function, skeleton.parents)
