@@ -16,7 +16,6 @@ SPEED_UPS = {
     "so3_near_836k_backward": 75,
     "rewards_16": 45,
     "rewards_256": 45,
-    "sde_step_log_prob_16": 11,
     "sde_step_log_prob_128": 11,
     "sde_noisy_step_log_prob_128": 8,
     "sde_log_prob_128_backward": 12,
