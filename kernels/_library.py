@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ._checks import GEOMETRY_DTYPES
 from ._dispatch import DEFAULT_AUTO_ORDER, BackendError, Implementation, register_op
@@ -265,7 +264,6 @@ def _watchers() -> tuple[Callable[[], Any], ...]:
             torch._C._len_torch_function_stack,
             torch._C._functorch.peek_interpreter_stack,
             torch._C._is_tracing,
-            lambda: forward_ad._current_level >= 0,
         )
     except AttributeError:
         return (lambda: True,)

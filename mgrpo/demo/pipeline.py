@@ -66,8 +66,11 @@ def _demo_perceptual() -> PerceptualTrainingConfig:
 def _demo_grpo() -> GrpoConfig:
     return GrpoConfig(
         iterations=60,
-        conditions=32,
-        group_size=8,
+        # Every rollout sees the same windows under new Perlin noise: at this size the gradient is too noisy to follow
+        # new ones each time. Many windows in small groups: what is learned from few of them does not carry over.
+        train_windows=64,
+        conditions=64,
+        group_size=4,
         learning_rate=1e-5,
         warmup=5,
         sampler=_SAMPLER,

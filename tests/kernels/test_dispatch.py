@@ -9,13 +9,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mgrpo
 from mgrpo import kernels
-from mgrpo.kernels import BackendError, _dispatch, _triton, available_backends, explain_backend, use_backend
+from mgrpo.kernels import BackendError, _dispatch, _library, _triton, available_backends, explain_backend, use_backend
 from mgrpo.kernels._dispatch import Implementation, resolve
 
 KERNELS_FOLDER = Path(kernels.__file__).resolve().parent
@@ -288,3 +291,58 @@ def test_every_op_has_its_oracle() -> None:
     for name in reference.__all__:
         oracle = getattr(reference, name)
         assert oracle.func is getattr(kernels, name) and oracle.keywords == {"backend": "reference"}
+
+
+# ---- the way past torch's dispatcher ----
+
+
+class Seen(TorchDispatchMode):
+    """Which operators a mode sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+needs_cpp = pytest.mark.skipif(
+    "cpp" not in kernels.available_backends("project_so3"), reason="the native extension is not built"
+)
+
+
+@needs_cpp
+def test_a_mode_sees_the_operator() -> None:
+    M = torch.randn(3, 3, 3)
+    with Seen() as seen:
+        kernels.project_so3(M, backend="cpp")
+    assert "mgrpo.project_so3.default" in seen.names
+
+
+@needs_cpp
+def test_what_nothing_watches_gives_the_operators_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    M = torch.randn(3, 3, 3)
+    expected = torch.ops.mgrpo.project_so3(M, True, "cpp")
+    direct = []
+    run = _library._runs["project_so3"]
+    monkeypatch.setitem(_library._runs, "project_so3", lambda *arguments: direct.append(1) or run(*arguments))
+    assert torch.equal(kernels.project_so3(M, backend="cpp"), expected) and direct
+    with torch.no_grad():
+        assert torch.equal(kernels.project_so3(torch.nn.Parameter(M), backend="cpp"), expected) and len(direct) == 2
+
+
+@needs_cpp
+def test_gradients_and_transforms_are_not_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    M = torch.randn(4, 3, 3)
+    monkeypatch.setitem(_library._runs, "project_so3", lambda *arguments: pytest.fail("not through the dispatcher"))
+
+    def total(M: torch.Tensor) -> torch.Tensor:
+        return kernels.project_so3(M, backend="cpp").sum()
+
+    assert total(M.clone().requires_grad_()).requires_grad
+    with pytest.raises(RuntimeError, match="functorch transforms"):  # which the operator refuses, and would not see
+        torch.func.grad(total)(M)
+    with FakeTensorMode():
+        assert kernels.project_so3(torch.empty(2, 3, 3), backend="cpp").shape == (2, 3, 3)
