@@ -15,6 +15,7 @@ import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -357,13 +358,13 @@ def test_evaluate_prints_and_writes(prior: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_windows_of_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mgrpo.commands.evaluate import EvaluateConfig, evaluation_windows
+    from mgrpo.commands.evaluate import EvaluateConfig, Part, evaluation_windows
 
     def clips(**options: object) -> list[str]:
         return list(evaluation_windows(EvaluateConfig((Path("x"),), **options)).names)  # type: ignore[arg-type]
 
-    parts = {part: set(clips(part=part)) for part in ("held_out", "validation", "train", "all")}
-    assert parts["all"] == parts["held_out"] | parts["validation"] | parts["train"]
+    parts = {part: set(clips(part=part)) for part in get_args(Part)}
+    assert parts["all"] == set().union(*(names for part, names in parts.items() if part != "all"))
     assert not parts["held_out"] & parts["train"] and not parts["validation"] & parts["train"]
     assert set(clips(validation=("walk",), held_out=("dance_*",))) == {"dance_a", "dance_b"}
     assert len(clips(mirrored=True)) == 2 * len(clips())
