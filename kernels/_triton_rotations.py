@@ -65,16 +65,19 @@ def unit_vec3(a):
 
 @triton.jit
 def unit_vec3_grad(grad, unit, inverse_length):
+    """Gradient of ``unit_vec3``: what is across the unit vector, over the length."""
     return vec3_scale(inverse_length, vec3_sub(grad, vec3_scale(dot(grad, unit), unit)))
 
 
 @triton.jit
 def quat_dot(p, q):
+    """Inner product of two quaternions."""
     return p[0] * q[0] + p[1] * q[1] + p[2] * q[2] + p[3] * q[3]
 
 
 @triton.jit
 def quat_scale(s, q):
+    """A number times a quaternion."""
     return s * q[0], s * q[1], s * q[2], s * q[3]
 
 
@@ -91,6 +94,7 @@ def unit_quat(q):
 
 @triton.jit
 def unit_quat_grad(grad, unit, inverse_length):
+    """Gradient of ``unit_quat``: what is across the unit quaternion, over the length."""
     along = quat_dot(grad, unit)
     return quat_scale(
         inverse_length,
