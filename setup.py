@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import nvcc  # noqa: E402  (tools/nvcc.py)
+import precompiled_header  # noqa: E402  (tools/precompiled_header.py)
 
 CHOICES = ("auto", "cpu", "cuda", "none")
 COST_CUDA = "On a GPU, Triton and plain torch then serve every operator."
@@ -191,6 +192,13 @@ def native_extensions(choice: str, with_cuda: bool) -> tuple[list, type]:
             self.extensions = [extension for extension in wanted if extension not in self.left_out]
 
         def build_extension(self, extension: object) -> None:
+            if not extension.name.endswith("_cuda"):
+                flags = extension.extra_compile_args["cxx"]
+                include = [f"-I{folder}" for folder in [*extension.include_dirs, *self.compiler.include_dirs]]
+                compiler = shlex.split(os.environ.get("CXX") or "c++")
+                command = [*compiler, *self.compiler.compiler_so[1:], *include, *flags]
+                folder = Path(self.build_temp, "prelude").absolute()
+                flags += precompiled_header.flags(command, torch.__version__, folder)
             try:
                 super().build_extension(extension)
             except Exception as error:
