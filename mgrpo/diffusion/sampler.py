@@ -23,6 +23,10 @@ from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.state import StateLayout, project_state
 
 Record = Literal["none", "all", "last"]
+Guidance = Callable[[Tensor, int], Tensor]
+"""Hook that corrects predictions: called with predicted clean states ``(B, G, T, D)`` and the number of steps done, it
+returns the states to go on with, of the same shape. Within step k (k steps done) it gets the prediction, projected if the
+sampler projects, before that enters the step; at the end (all steps done) the result."""
 
 
 class GroupPredictor(Protocol):
@@ -157,9 +161,11 @@ def sample(
     record: Record = "none",
     record_last: int = 3,
     noise: Tensor | None = None,
+    guidance: Guidance | None = None,
     callback: Callable[[int, int], None] | None = None,
 ) -> SampleResult:
-    """Sample G motions for each condition, as one window per condition.
+    """Sample G motions for each condition, as one window per condition
+    (:func:`mgrpo.diffusion.stitched_sampler.sample_stitched` is for longer ones).
 
     Args:
         policy: the network, usually a :class:`~mgrpo.models.denoiser.Denoiser`, whose dropout must be off.
@@ -174,6 +180,7 @@ def sample(
         record: keep the path: of no step, of all steps, or of the last ``record_last``.
         record_last: number of steps kept by ``record="last"``.
         noise: recorded noise ``(S + 1, B, G, T, D)`` to use instead: index 0 is x_T, index k + 1 the draw of step k.
+        guidance: see :data:`Guidance`.
         callback: called after each step with (steps done, steps in all).
 
     Returns:
@@ -183,65 +190,151 @@ def sample(
     Raises:
         InputError: arguments that don't fit each other.
     """
-    if isinstance(policy, Denoiser):
-        if layout is not None and layout != policy.layout:
-            raise InputError(f"sample(): the layout {layout} isn't the denoiser's, {policy.layout}")
-        layout = policy.layout
-        if policy.training and policy.config.dropout_p:
-            raise InputError(
-                f"sample(): the denoiser is in training mode with dropout {policy.config.dropout_p}; call eval() first"
-            )
-    elif layout is None:
-        raise InputError("sample(): give the state's layout; only a Denoiser knows its own")
+    layout = policy_layout("sample", policy, layout)
     if cond.ndim != 3:
         raise InputError(f"sample(): cond must have shape (B, T, d_cond), got {tuple(cond.shape)}")
     batch, frames = cond.shape[:2]
-    shape = (frames, layout.dim)
-    steps = len(transitions)
-    if noise is not None:
-        if noise.ndim != 5 or noise.shape[:2] != (steps + 1, batch) or noise.shape[3:] != shape:
-            raise InputError(
-                f"sample(): noise must have shape {(steps + 1, batch, 'G', *shape)} (x_T, then one draw per "
-                f"step), got {tuple(noise.shape)}"
-            )
-    elif keys is None:
-        raise InputError("sample(): give keys to draw noise from, or the noise itself")
-    elif len(keys.condition) != batch:
-        raise InputError(f"sample(): cond holds {batch} conditions, keys.condition {len(keys.condition)}")
-    if record not in ("none", "all", "last"):
-        raise InputError(f"sample(): record must be 'none', 'all' or 'last', got {record!r}")
-    if record == "last" and record_last < 1:
-        raise InputError(f"sample(): record_last must be at least 1, got {record_last}")
-    first_recorded = {"none": steps, "all": 0, "last": max(steps - record_last, 0)}[record]
-
-    state_dtype = torch.float64 if cond.dtype == torch.float64 else torch.float32
     padding = {} if mask is None else {"mask": mask}
-    if noise is not None:
-        x = noise[0].to(state_dtype)
-    else:
-        assert keys is not None
-        x = initial_noise(keys, shape).to(state_dtype)
-    recorded_x: list[Tensor] = []
-    recorded_x0: list[Tensor] = []
-    for k, (level, A, B, s) in enumerate(transitions.scalars):
+
+    def predict(x_t: Tensor, level: int) -> Tensor:
         t = torch.full((batch,), level, dtype=torch.int64, device=cond.device)
         # The first call sees one x_T per group where that is shared, but it isn't computed once and copied: a matrix
         # product of another size may round differently, and the policy update must find the same ratio of exactly one
         # at every step.
-        x0_pred = policy.decode(x, t, policy.encode(cond, t, **padding)).to(state_dtype)
+        return policy.decode(x_t, t, policy.encode(cond, t, **padding))
+
+    return reverse_process(
+        predict,
+        transitions,
+        keys,
+        caller="sample",
+        conditions=batch,
+        shape=(frames, layout.dim),
+        dtype=torch.float64 if cond.dtype == torch.float64 else torch.float32,
+        layout=layout,
+        project_rotations=project_rotations,
+        fix_det=fix_det,
+        record=record,
+        record_last=record_last,
+        noise=noise,
+        guidance=guidance,
+        callback=callback,
+    )
+
+
+def policy_layout(caller: str, policy: GroupPredictor, layout: StateLayout | None) -> StateLayout:
+    """The layout of a policy's states. Raises InputError in the name of ``caller`` if ``layout`` isn't the denoiser's,
+    if it is missing for another policy, or if dropout is on."""
+    if isinstance(policy, Denoiser):
+        if layout is not None and layout != policy.layout:
+            raise InputError(f"{caller}(): the layout {layout} isn't the denoiser's, {policy.layout}")
+        if policy.training and policy.config.dropout_p:
+            raise InputError(
+                f"{caller}(): the denoiser is in training mode with dropout {policy.config.dropout_p}; call eval() "
+                "first"
+            )
+        return policy.layout
+    if layout is None:
+        raise InputError(f"{caller}(): give the state's layout; only a Denoiser knows its own")
+    return layout
+
+
+@torch.no_grad()
+def reverse_process(
+    predict: Callable[[Tensor, int], Tensor],
+    transitions: Transitions,
+    keys: NoiseKeys | None,
+    *,
+    caller: str,
+    conditions: int,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    layout: StateLayout,
+    project_rotations: bool,
+    fix_det: bool,
+    record: Record,
+    record_last: int,
+    noise: Tensor | None,
+    guidance: Guidance | None,
+    callback: Callable[[int, int], None] | None,
+) -> SampleResult:
+    """The loop over the steps that every way of predicting shares.
+
+    Args:
+        predict: from states ``x_t (B, G, T, D)`` and their level to predicted clean states of the same shape, not
+            projected. It may return a tensor of its own, which is not written to.
+        transitions: the sampler's steps.
+        keys: which noise to draw; may be None if ``noise`` is given.
+        caller: function that errors are reported for.
+        conditions: B.
+        shape: (T, D).
+        dtype: of the states, float32 or float64.
+        layout, project_rotations, fix_det, record, record_last, noise, guidance, callback: as in :func:`sample`.
+
+    At most four tensors of the states' size are alive besides what ``predict`` needs and what is recorded.
+
+    Raises:
+        InputError: arguments that don't fit each other.
+    """
+    steps = len(transitions)
+    if noise is not None:
+        if noise.ndim != 5 or noise.shape[:2] != (steps + 1, conditions) or noise.shape[3:] != shape:
+            raise InputError(
+                f"{caller}(): noise must have shape {(steps + 1, conditions, 'G', *shape)} (x_T, then one draw per "
+                f"step), got {tuple(noise.shape)}"
+            )
+    elif keys is None:
+        raise InputError(f"{caller}(): give keys to draw noise from, or the noise itself")
+    elif len(keys.condition) != conditions:
+        raise InputError(
+            f"{caller}(): there are {conditions} conditions, but keys.condition holds {len(keys.condition)}"
+        )
+    if record not in ("none", "all", "last"):
+        raise InputError(f"{caller}(): record must be 'none', 'all' or 'last', got {record!r}")
+    if record == "last" and record_last < 1:
+        raise InputError(f"{caller}(): record_last must be at least 1, got {record_last}")
+    first_recorded = {"none": steps, "all": 0, "last": max(steps - record_last, 0)}[record]
+
+    if noise is not None:
+        x = noise[0].to(dtype)
+    else:
+        assert keys is not None
+        x = initial_noise(keys, shape).to(dtype)
+    recorded_x: list[Tensor] = []
+    recorded_x0: list[Tensor] = []
+    for k, (level, A, B, s) in enumerate(transitions.scalars):
+        x0_pred = predict(x, level).to(dtype)
         if noise is not None:
-            drawn = noise[k + 1].to(state_dtype).flatten(0, 1)
+            drawn = noise[k + 1].to(dtype).flatten(0, 1)
         else:
             assert keys is not None
             drawn = keys.step_key(k)
-        before = x
-        x, x0_pred = _step(x, x0_pred, A, B, s, drawn, layout, project_rotations, fix_det)
+        if guidance is not None:
+            # The hook sees rotations, so they are projected before it and not again in the step.
+            x0_pred = project_state(layout, x0_pred, fix_det=fix_det) if project_rotations else x0_pred
+            x0_pred = _guided(caller, guidance, x0_pred, k)
+        x_prev, x0_pred = _step(
+            x, x0_pred, A, B, s, drawn, layout, project_rotations and guidance is None, fix_det
+        )
         if k >= first_recorded:
-            recorded_x.append(before)
+            recorded_x.append(x)
             recorded_x0.append(x0_pred)
+        x = x_prev
+        del x0_pred, x_prev, drawn  # long sequences: nothing of this step stays alive in the next one's network calls
         if callback is not None:
             callback(k + 1, steps)
+    if guidance is not None:
+        x = _guided(caller, guidance, x, steps)
     return SampleResult(x0=x, steps=tuple(range(first_recorded, steps)), x_t=recorded_x, x0_pred=recorded_x0)
+
+
+def _guided(caller: str, guidance: Guidance, states: Tensor, done: int) -> Tensor:
+    guided = guidance(states, done)
+    if guided.shape != states.shape:
+        raise InputError(
+            f"{caller}(): guidance must return states of shape {tuple(states.shape)}, got {tuple(guided.shape)}"
+        )
+    return guided.to(states)
 
 
 def _step(

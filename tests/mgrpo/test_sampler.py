@@ -326,7 +326,7 @@ def test_errors(model: Denoiser, cond: torch.Tensor) -> None:
         sample(Constant(cond), cond, transitions, base)
     with pytest.raises(InputError, match="give keys"):
         sample(model, cond, transitions, None)
-    with pytest.raises(InputError, match=r"keys\.condition 3"):
+    with pytest.raises(InputError, match=r"keys\.condition holds 3"):
         sample(model, cond[:2], transitions, base)
     with pytest.raises(InputError, match="noise must have shape"):
         sample(model, cond, transitions, None, noise=torch.zeros(8, 3, 2, 6, 226))
