@@ -12,7 +12,7 @@ import tyro
 
 from mgrpo.body import resolve_body
 from mgrpo.data import MotionWindows, cut_windows, drop_short, load_motion, mirror
-from mgrpo.diffusion.config import SamplerConfig
+from mgrpo.diffusion.config import SamplerConfig, StitchingConfig
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError
 from mgrpo.eval.evaluate import EvaluationResult, evaluate
@@ -24,6 +24,7 @@ from mgrpo.train.device import resolve_device
 from mgrpo.train.motion_data import MotionDataConfig, split_motion
 from mgrpo.train.progress import Progress
 from mgrpo.train.storage import make_folder
+from mgrpo.train.trained_length import trained_length
 
 Part = Literal["held_out", "validation", "post_training", "train", "all"]
 
@@ -65,6 +66,7 @@ class EvaluateConfig:
     samples: int = 1
     """Samples for each window and seed; 2 or more also give diversity and the mean of the samples."""
     sampler: Annotated[SamplerConfig, tyro.conf.arg(name="")] = field(default_factory=SamplerConfig)
+    stitching: Annotated[StitchingConfig, tyro.conf.arg(name="")] = field(default_factory=StitchingConfig)
     perceptual: Path | None = None
     """Run folder or checkpoint of a perceptual model; adds its score and accuracy."""
     family: Literal["standard", "paper", "all"] = "standard"
@@ -131,7 +133,8 @@ def evaluate_checkpoints(config: EvaluateConfig) -> list[EvaluationResult]:
     models = [load_model(path, Denoiser, DenoiserConfig) for path in config.checkpoint]
     names = config.name or model_names([checkpoint.path for _, _, checkpoint in models])
     results = []
-    for name, (denoiser, model_config, _) in zip(names, models):
+    stitchings = [config.stitching.stitching(trained_length(checkpoint.path)) for _, _, checkpoint in models]
+    for name, (denoiser, model_config, _), stitching in zip(names, models, stitchings):
         transitions = config.sampler.transitions(CosineSchedule.make(model_config.max_t))
         with Progress(f"evaluate {name}", len(windows) * len(config.seeds), "windows") as progress:
             results.append(
@@ -146,6 +149,7 @@ def evaluate_checkpoints(config: EvaluateConfig) -> list[EvaluationResult]:
                     progress=lambda done, _, progress=progress: progress.update(done - progress.done),
                     name=name,
                     project_rotations=config.sampler.project,
+                    stitching=stitching,
                     windows_per_chunk=config.windows_per_chunk or None,
                 )
             )

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from mgrpo.body import BodyModel, resolve_body
 from mgrpo.data import MotionClip, MotionWindows, load_motion, loop, windows_from_poses
-from mgrpo.diffusion.config import SamplerConfig
-from mgrpo.diffusion.sampler import NoiseKeys, sample
+from mgrpo.diffusion.config import SamplerConfig, StitchingConfig
+from mgrpo.diffusion.sampler import NoiseKeys
 from mgrpo.diffusion.schedule import CosineSchedule
+from mgrpo.diffusion.stitched_sampler import sample_stitched
+from mgrpo.diffusion.stitching import Stitching
 from mgrpo.errors import InputError
 from mgrpo.geometry import rotmat_to_quat
-from mgrpo.models.conditioning import make_cond
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import PredictedMotion, decode_motion
 from mgrpo.npz import write_npz
@@ -29,6 +30,7 @@ from mgrpo.train.config_record import to_yaml
 from mgrpo.train.device import resolve_device
 from mgrpo.train.progress import Progress
 from mgrpo.train.storage import atomic_write, make_folder
+from mgrpo.train.trained_length import trained_length
 
 _NUM_HANDS = 30
 
@@ -53,12 +55,13 @@ class SampleConfig:
     start: int = 1
     """First frame; at least 1, because the motion from the frame before it is part of the input."""
     length: int = 32
-    """Frames, at 30 per second; 0: to the end of the clip. Best near the length the model was trained with."""
+    """Frames, at 30 per second; 0: to the end of the clip. Any number: longer motion than a window is stitched."""
     samples: int = 3
     """Motions to draw."""
     seed: int = 0
     """Seed of the noise."""
     sampler: Annotated[SamplerConfig, tyro.conf.arg(name="")] = field(default_factory=SamplerConfig)
+    stitching: Annotated[StitchingConfig, tyro.conf.arg(name="")] = field(default_factory=StitchingConfig)
     out: Path = Path("samples")
     """Folder to write to; a file of the same clip, frames and seed is replaced."""
     picture: bool = True
@@ -80,8 +83,9 @@ def run_sample(config: SampleConfig) -> int:
     clip = choose_clip(load_motion(config.motion, body), config.clip)
     windows = clip_window(clip, body, config.start, config.length)
     denoiser, _, checkpoint = load_model(config.checkpoint, Denoiser, DenoiserConfig)
+    stitching = config.stitching.stitching(trained_length(checkpoint.path))
     make_folder(config.out)  # before the work: a place that can't be written to should be known now
-    motion = draw(denoiser.to(device), windows.to(device), body.to(device), config)
+    motion = draw(denoiser.to(device), windows.to(device), body.to(device), config, stitching)
 
     first, last = config.start, config.start + windows.length - 1
     stem = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', clip.name)}_{first}-{last}_seed{config.seed}"
@@ -134,10 +138,11 @@ def clip_window(clip: MotionClip, body: BodyModel, start: int, length: int) -> M
     )
 
 
-def draw(denoiser: Denoiser, windows: MotionWindows, body: BodyModel, config: SampleConfig) -> PredictedMotion:
-    """``config.samples`` motions ``(1, S, T, …)`` for one window, a function of the seed."""
+def draw(
+    denoiser: Denoiser, windows: MotionWindows, body: BodyModel, config: SampleConfig, stitching: Stitching
+) -> PredictedMotion:
+    """``config.samples`` motions ``(1, S, T, …)`` for one piece of motion of any length, a function of the seed."""
     transitions = config.sampler.transitions(CosineSchedule.make(denoiser.config.max_t))
-    cond = make_cond(denoiser.config, windows.T_world_cpf, windows.T_cpf_tm1_cpf_t)
     keys = NoiseKeys(
         config.seed,
         0,
@@ -145,12 +150,15 @@ def draw(denoiser: Denoiser, windows: MotionWindows, body: BodyModel, config: Sa
         config.samples,
         share_initial=False,
     )
-    with Progress("sample", len(transitions), "steps") as progress:
-        result = sample(
+    parts = len(transitions) * len(stitching.plan(windows.length))
+    with Progress("sample", parts, "windows") as progress:
+        result = sample_stitched(
             denoiser,
-            cond,
+            windows.T_world_cpf,
+            windows.T_cpf_tm1_cpf_t,
             transitions,
             keys,
+            stitching=stitching,
             project_rotations=config.sampler.project,
             callback=lambda done, _: progress.update(done - progress.done),
         )

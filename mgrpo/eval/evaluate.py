@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mgrpo.diffusion.sampler import NoiseKeys, sample
+from mgrpo.diffusion.stitched_sampler import sample_stitched
 from mgrpo.errors import InputError
 from mgrpo.models.conditioning import make_cond
 from mgrpo.models.motion import PredictedMotion, decode_motion
@@ -36,6 +38,7 @@ from .statistics import PairedDifference, Statistic, over_windows_and_seeds, pai
 if TYPE_CHECKING:
     from mgrpo.body import BodyModel
     from mgrpo.data import MotionWindows
+    from mgrpo.diffusion.stitching import Stitching
     from mgrpo.diffusion.transition import Transitions
     from mgrpo.models.denoiser import Denoiser
     from mgrpo.models.perceptual import PerceptualModel
@@ -143,6 +146,7 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     name: str = "model",
     project_rotations: bool = True,
+    stitching: Stitching | None = None,
     fps: float = 30.0,
     windows_per_chunk: int | None = None,
 ) -> EvaluationResult:
@@ -160,6 +164,8 @@ def evaluate(
         progress: called with (windows done, windows in all), seeds counted separately.
         name: the model's name in tables.
         project_rotations: project the predicted rotations inside the sampler (EgoAllo's inference).
+        stitching: how the sampler cuts long windows into shorter ones that it blends; None samples each as it is. With
+            ``Stitching("egoallo")``, 128 frames are the original's two.
         fps: frames per second of the windows.
         windows_per_chunk: windows sampled together; None bounds the memory (:data:`FRAMES_PER_CHUNK`).
 
@@ -191,16 +197,18 @@ def evaluate(
             index = torch.arange(start, min(start + chunk, count))
             part = windows.select(index).to(device)
             truth.append(_truth_measures(part, perceptual, fps))
-            cond = make_cond(denoiser.config, part.T_world_cpf, part.T_cpf_tm1_cpf_t)
+            head = part.T_world_cpf, part.T_cpf_tm1_cpf_t
+            if stitching is None:
+                draw = partial(sample, denoiser, make_cond(denoiser.config, *head))
+            else:
+                draw = partial(sample_stitched, denoiser, *head, stitching=stitching)
             mask = None if bool(part.mask.all()) else part.mask
             seed_values: dict[str, list[dict[str, Tensor]]] = {"sample": [], "group": [], "mean": []}
             for number, seed in enumerate(seeds):
                 keys = NoiseKeys(
                     seed=seed, iteration=0, condition=index.to(device), members=samples, share_initial=False
                 )
-                x0 = sample(
-                    denoiser, cond, transitions, keys, layout=layout, mask=mask, project_rotations=project_rotations
-                ).x0
+                x0 = draw(transitions, keys, layout=layout, mask=mask, project_rotations=project_rotations).x0
                 motion = decode_motion(layout, x0, part.T_world_cpf[:, None], body)
                 seed_values["sample"].append(_sample_measures(motion, part, perceptual, truth[-1], fps))
                 if samples > 1:
@@ -235,8 +243,16 @@ def evaluate(
             "project_rotations": project_rotations,
             "frames": frames,
             "fps": fps,
-        },
+        }
+        | _stitched(stitching, frames),
     )
+
+
+def _stitched(stitching: Stitching | None, frames: int) -> dict[str, Any]:
+    """What the settings say of windows inside a window: nothing where there is only one, predicted as it is."""
+    if stitching is None or (len(stitching.plan(frames)) == 1 and stitching.blend != "author"):
+        return {}
+    return {"blend": stitching.blend, "window": stitching.window, "overlap": stitching.overlap}
 
 
 def _sample_measures(

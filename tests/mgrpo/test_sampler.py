@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,6 +19,11 @@ from mgrpo.kernels import sde_log_prob
 from mgrpo.models.conditioning import make_cond, relative_cpf
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.state import StateLayout, project_state, unpack_state
+
+_spec = importlib.util.spec_from_file_location("golden_sampler", Path(__file__).with_name("golden_sampler.py"))
+_golden_sampler = importlib.util.module_from_spec(_spec)  # type: ignore[arg-type]
+_spec.loader.exec_module(_golden_sampler)  # type: ignore[union-attr]
+golden_case = _golden_sampler.golden_case
 
 SMALL = DenoiserConfig(
     d_latent=32, d_feedforward=64, d_noise_emb=16, num_heads=4, encoder_layers=1, decoder_layers=1, include_hands=False
@@ -40,17 +45,6 @@ def cond(tiny: torch.Generator) -> torch.Tensor:
 def keys(condition: list[int], members: int, **options: object) -> NoiseKeys:
     values: dict[str, object] = {"seed": 5, "iteration": 2, **options}
     return NoiseKeys(condition=torch.tensor(condition), members=members, **values)  # type: ignore[arg-type]
-
-
-def golden_case(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, object], Denoiser, torch.Tensor]:
-    """Arrays, description, network and noise ``(S + 1, B, 1, T, D)`` of a sampler file."""
-    with np.load(path, allow_pickle=False) as data:
-        arrays = {name: torch.from_numpy(data[name]) for name in data.files}
-    described = json.loads(path.with_suffix(".json").read_text())
-    network = Denoiser(DenoiserConfig(**described["config"])).eval()
-    network.load_state_dict({k[len("param/") :]: v for k, v in arrays.items() if k.startswith("param/")})
-    noise = (arrays["noise_int8"].float() / arrays["noise_scale"].float())[:, :, None]
-    return arrays, described, network, noise
 
 
 # Reference runs
