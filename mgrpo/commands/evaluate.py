@@ -134,6 +134,13 @@ def evaluate_checkpoints(config: EvaluateConfig) -> list[EvaluationResult]:
     names = config.name or model_names([checkpoint.path for _, _, checkpoint in models])
     results = []
     stitchings = [config.stitching.stitching(trained_length(checkpoint.path)) for _, _, checkpoint in models]
+    cut = [stitching for stitching in stitchings if len(stitching.plan(config.length)) > 1]
+    if cut and len(set(stitchings)) > 1:
+        raise InputError(
+            f"--length {config.length} is more than one window of {min(one.window for one in cut)} frames, and the "
+            "models were trained with different lengths, so they would be given different windows; name one --window "
+            "for all"
+        )
     for name, (denoiser, model_config, _), stitching in zip(names, models, stitchings):
         transitions = config.sampler.transitions(CosineSchedule.make(model_config.max_t))
         with Progress(f"evaluate {name}", len(windows) * len(config.seeds), "windows") as progress:

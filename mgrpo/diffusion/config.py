@@ -40,8 +40,8 @@ class StitchingConfig:
     """How windows are placed and weighed: proper (full windows, cross-faded), egoallo (the original's, which also makes
     two windows of motion that is as long as one), or author (the paper's early code: shares that don't sum to one)."""
     window: int = 0
-    """Frames of a window; 0: the length that the model was trained with, 128 where its run folder doesn't tell. Above that
-    length a model guesses positions in time that it has never seen."""
+    """Frames of a window; 0: the length that the model was trained with, 128 where its run folder doesn't tell. In
+    longer ones a model meets positions in time that it has never seen."""
     overlap: int = 0
     """Frames that neighbouring windows share; 0: a quarter of the window (32 of 128, as in the original)."""
 
@@ -61,7 +61,7 @@ class StitchingConfig:
         window = self.window or trained_length or EGOALLO_WINDOW
         if self.overlap >= window:
             raise InputError(
-                f"--overlap {self.overlap} must be below the window of {window} frames that the model was trained with; "
-                "choose a smaller one, or a larger --window"
+                f"--overlap {self.overlap} must be below the window of {window} frames, the length that the model was "
+                "trained with; choose a smaller one, or a larger --window"
             )
         return Stitching(self.blend, window, self.overlap or max(1, window // 4))

@@ -25,8 +25,8 @@ from mgrpo.models.state import StateLayout, project_state
 Record = Literal["none", "all", "last"]
 Guidance = Callable[[Tensor, int], Tensor]
 """Hook that corrects predictions: called with predicted clean states ``(B, G, T, D)`` and the number of steps done, it
-returns the states to go on with, of the same shape. Within step k (k steps done) it gets the prediction, projected if the
-sampler projects, before that enters the step; at the end (all steps done) the result."""
+returns the states to go on with, of the same shape. Within step k (k steps done) it gets the prediction, projected if
+the sampler projects, before that enters the step; at the end (all steps done) the result."""
 
 
 class GroupPredictor(Protocol):
@@ -313,9 +313,7 @@ def reverse_process(
             # The hook sees rotations, so they are projected before it and not again in the step.
             x0_pred = project_state(layout, x0_pred, fix_det=fix_det) if project_rotations else x0_pred
             x0_pred = _guided(caller, guidance, x0_pred, k)
-        x_prev, x0_pred = _step(
-            x, x0_pred, A, B, s, drawn, layout, project_rotations and guidance is None, fix_det
-        )
+        x_prev, x0_pred = _step(x, x0_pred, A, B, s, drawn, layout, project_rotations and guidance is None, fix_det)
         if k >= first_recorded:
             recorded_x.append(x)
             recorded_x0.append(x0_pred)

@@ -74,7 +74,8 @@ class StitchedPredictor:
             conditioning: how it is told of the head's motion.
             stitching: windows and blend.
             T_world_cpf: head poses ``(B, T, 7)``, floor at z = 0.
-            T_cpf_tm1_cpf_t: head motion since the frame before ``(B, T, 7)``; the first frame of a window keeps its own.
+            T_cpf_tm1_cpf_t: head motion since the frame before ``(B, T, 7)``; the first frame of a window keeps its
+                own.
             lengths: frames of each sequence, at most T; default T.
             hand_positions_wrt_cpf: ``(B, T, 6)``, see :func:`mgrpo.models.conditioning.make_cond`.
             frames_per_call: bound on windows x samples x length in one call of the network; a single window of a single

@@ -1,8 +1,9 @@
 """Long sequences as overlapping windows: which windows, and how their predictions are blended into one.
 
 The network was trained on sequences of a limited length. A longer one is cut into windows of that length that overlap;
-each is predicted for itself, at every denoising step, and the blend of the predictions enters the step. With ``p_k`` the
-prediction of window k, which covers frames ``a_k <= i < b_k``, and ``v_k(i) > 0`` its raw weight there, the blend is ::
+each is predicted for itself, at every denoising step, and the blend of the predictions enters the step. With ``p_k``
+the prediction of window k, which covers frames ``a_k <= i < b_k``, and ``v_k(i) > 0`` its raw weight there, the blend
+is ::
 
     x0_pred(i) = Σ_k share_k(i) p_k(i),    share_k(i) = v_k(i) / Σ_l v_l(i),    sums over the windows that cover i
 
@@ -28,9 +29,9 @@ Two ways to choose windows and weights (L the window, o the overlap, T the frame
     Where two windows meet over m frames, the share of the second one rises linearly, (j + 1) / (m + 1): a cross-fade.
     There are never more windows than EgoAllo has, and all have one length, so that they are one call of the network.
 
-``author``: the early code of the paper's first author has EgoAllo's windows, but doesn't weigh the predictions and still
-    divides by the sum of the weights: ``share_k(i) = 1 / Σ_l v_l(i)``. Shares then don't sum to one: the first frames
-    come out up to o times too large, overlaps up to twice. For comparison with that code only.
+``author``: the early code of the paper's first author has EgoAllo's windows, but doesn't weigh the predictions and
+    still divides by the sum of the weights: ``share_k(i) = 1 / Σ_l v_l(i)``. Shares then don't sum to one: the first
+    frames come out up to o times too large, overlaps up to twice. For comparison with that code only.
 """
 
 from __future__ import annotations

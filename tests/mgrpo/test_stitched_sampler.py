@@ -260,7 +260,9 @@ def test_the_floor_is_taken_off_for_the_network_only(model: Denoiser) -> None:
         model, lifted[:1], relative[:1], transitions, keys(1, 1), stitching=CUTS["proper"], floor_z=0.25
     ).x0
     torch.testing.assert_close(one, plain[:1], atol=1e-5, rtol=0)
-    other = sample_stitched(model, T_world_cpf, relative, transitions, keys(2, 1), stitching=CUTS["proper"], floor_z=1.0)
+    other = sample_stitched(
+        model, T_world_cpf, relative, transitions, keys(2, 1), stitching=CUTS["proper"], floor_z=1.0
+    )
     assert (other.x0 - plain).abs().max() > 1e-3 and torch.equal(T_world_cpf, before)
 
 
