@@ -29,7 +29,7 @@ class Setting:
 
 
 SETTINGS = {
-    "cpu": (Setting("tiny", 8, 320, 32, 8), Setting("tiny", 1, 320, 32, 8), Setting("egoallo", 2, 320, 128, 32)),
+    "cpu": (Setting("tiny", 8, 320, 32, 8), Setting("tiny", 1, 320, 32, 8)),
     "cuda": (Setting("egoallo", 8, 3872, 128, 32),),
 }
 
