@@ -19,4 +19,4 @@ def trained_length(checkpoint: Path) -> int | None:
         length = settings["data"]["length"]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         return None
-    return length if isinstance(length, int) and not isinstance(length, bool) and length > 1 else None
+    return length if isinstance(length, int) and length > 1 else None

@@ -76,6 +76,11 @@ def test_proper_cross_fades_are_linear() -> None:
     rise = torch.tensor([1, 2, 3, 4], dtype=torch.float64) / 5
     torch.testing.assert_close(plan.shares[1], torch.cat((rise, torch.ones(6, dtype=torch.float64))))
     torch.testing.assert_close(plan.shares[0], torch.cat((torch.ones(6, dtype=torch.float64), 1 - rise)))
+    # Two windows that share most of their frames: linear all the same, because the ends of the sequence don't fade.
+    wide = Stitching("proper", 10, 4).plan(12)
+    assert wide.starts == (0, 2)
+    torch.testing.assert_close(wide.shares[1][:8], torch.arange(1, 9, dtype=torch.float64) / 9)
+    torch.testing.assert_close(wide.shares[0][2:], torch.arange(8, 0, -1, dtype=torch.float64) / 9)
     # The middle window of three fades on both sides, each window with weights of its own place.
     three = Stitching("proper", 10, 4).plan(22)
     assert three.starts == (0, 6, 12)
