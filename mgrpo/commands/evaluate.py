@@ -19,11 +19,11 @@ from mgrpo.eval.evaluate import EvaluationResult, evaluate
 from mgrpo.eval.tables import print_table, result_table, to_csv, to_json, to_latex, to_markdown, write_tables
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
+from mgrpo.storage import make_folder
 from mgrpo.train.checkpoints import load_model
 from mgrpo.train.device import resolve_device
 from mgrpo.train.motion_data import MotionDataConfig, split_motion
 from mgrpo.train.progress import Progress
-from mgrpo.train.storage import make_folder
 
 Part = Literal["held_out", "validation", "post_training", "train", "all"]
 

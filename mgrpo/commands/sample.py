@@ -14,6 +14,7 @@ import tyro
 from torch import Tensor
 
 from mgrpo.body import BodyModel, resolve_body
+from mgrpo.config_record import to_yaml
 from mgrpo.data import MotionClip, MotionWindows, load_motion, loop, windows_from_poses
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.diffusion.sampler import NoiseKeys, sample
@@ -24,11 +25,10 @@ from mgrpo.models.conditioning import make_cond
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import PredictedMotion, decode_motion
 from mgrpo.npz import write_npz
+from mgrpo.storage import atomic_write, make_folder
 from mgrpo.train.checkpoints import load_model
-from mgrpo.train.config_record import to_yaml
 from mgrpo.train.device import resolve_device
 from mgrpo.train.progress import Progress
-from mgrpo.train.storage import atomic_write, make_folder
 
 _NUM_HANDS = 30
 

@@ -18,11 +18,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mgrpo.config_record import CLASS_KEY, differences, from_plain, to_plain
 from mgrpo.errors import InputError
+from mgrpo.storage import (
+    atomic_write_folder,
+    checksum,
+    json_text,
+    read_json,
+    read_tensors,
+    tensors_to_bytes,
+    visible_folder,
+)
 
-from .config_record import CLASS_KEY, differences, from_plain, to_plain
 from .optimizer_state import restore_optimizer_state, split_optimizer_state
-from .storage import atomic_write_folder, checksum, json_text, read_json, read_tensors, tensors_to_bytes, visible_folder
 
 CHECKPOINT_FORMAT = 1
 """Number written into `state.json`; a reader refuses a larger one."""
