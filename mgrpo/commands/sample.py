@@ -42,7 +42,8 @@ class SampleConfig:
     """
 
     checkpoint: Path
-    """Prior or post-trained model: run folder (its best checkpoint), checkpoint folder, or RUN/last."""
+    """Prior or post-trained model: run folder (its best checkpoint), checkpoint folder, RUN/last, EgoAllo checkpoint,
+    or folder written by save_pretrained."""
     motion: str = "demo"
     """Motion whose head trajectory is taken: `demo` (ships with the package), a pack or clip npz, or a folder of
     them."""
