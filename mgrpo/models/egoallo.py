@@ -318,12 +318,11 @@ def write_egoallo(denoiser: Denoiser, folder: str | Path, *, step: int) -> Path:
         )
     there = read_egoallo_config(config_file)
     if there != denoiser.config:
-        fields = [
-            f.name for f in dataclasses.fields(there) if getattr(there, f.name) != getattr(denoiser.config, f.name)
-        ]
+        ours, others = dataclasses.asdict(denoiser.config), dataclasses.asdict(there)
+        changed = [f"{key} is {others[key]} there, {ours[key]} here" for key in ours if ours[key] != others[key]]
         raise InputError(
             f"can't write an EgoAllo checkpoint: {folder} belongs to a model of another configuration "
-            f"({', '.join(fields)} differ). Choose another folder."
+            f"({', '.join(changed)}). Choose another folder."
         )
     if (folder / name).exists():
         raise InputError(
