@@ -479,9 +479,3 @@ def test_a_full_disk_leaves_nothing_half_written(there: bool, tmp_path: Path, mo
     with pytest.raises(StorageError, match="the disk is full"):
         network().save_egoallo(tmp_path / "x", step=2)
     assert contents(tmp_path) == before and (tmp_path / "x").exists() == there
-
-
-def test_loading_leaves_the_random_state_alone(experiment: Path) -> None:
-    before = torch.random.get_rng_state()
-    Denoiser.from_egoallo(experiment)
-    assert torch.equal(torch.random.get_rng_state(), before)

@@ -166,6 +166,13 @@ def test_damaged_folders_are_refused(name: str, data: bytes | None, words: str, 
         Denoiser.from_pretrained(folder)
 
 
+def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
+    folder = PerceptualModel(PERCEPTUAL).save_pretrained(tmp_path / "m")
+    before = torch.random.get_rng_state()
+    PerceptualModel.from_pretrained(folder)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 # The Hub
 
 
