@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mgrpo.errors import InputError
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig, RotaryEmbedding
-from mgrpo.models.weights import PICKLES, check_weights_file, load_network, plain_names
+from mgrpo.models.weights import PICKLES, check_weights_file, listed, load_network, plain_names
 from mgrpo.storage import atomic_write_folder, make_folder, read_bytes, tensors_to_bytes
 
 CONFIG_NAME = "model_config.yaml"
@@ -96,7 +96,7 @@ class _ConfigLoader(yaml.SafeLoader):
 
     def refuse(self, node: yaml.Node) -> Any:
         """Any other tag: an object to build or a function to call."""
-        tag = node.tag.replace(_SAFE_TAG, "!!")
+        tag = node.tag.replace(_SAFE_TAG, "!!")[:80]
         allowed = CONFIG_TAG.replace(_SAFE_TAG, "!!")
         raise yaml.constructor.ConstructorError(
             None, None, f"the tag {tag} is refused, it could run code; only {allowed} is known", node.start_mark
@@ -182,7 +182,7 @@ def _newest(folder: Path, what: str) -> Path:
     if without and max(without) > newest:
         _logger.warning("%s: checkpoints_%d is passed over, it holds no %s", folder, max(without), WEIGHTS_NAME)
     if len(steps) > 1:
-        others = ", ".join(str(step) for step in sorted(steps)[:-1])
+        others = listed([str(step) for step in sorted(steps)[:-1]])
         _logger.warning(
             "%s holds several checkpoints: taking %s, the newest; the others are of steps %s",
             folder,
@@ -222,7 +222,7 @@ def read_egoallo_config(path: str | Path) -> DenoiserConfig:
     known = {field.name for field in dataclasses.fields(DenoiserConfig)} | {"d_cond"}
     unknown = [name for name in content if name not in known]
     if unknown:
-        _logger.warning("%s: unknown fields are ignored: %s", path, ", ".join(unknown))
+        _logger.warning("%s: unknown fields are ignored: %s", path, listed([repr(name[:40]) for name in unknown]))
     try:
         return DenoiserConfig.from_mapping({name: value for name, value in content.items() if name in known})
     except InputError as error:

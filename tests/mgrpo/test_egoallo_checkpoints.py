@@ -231,7 +231,11 @@ def test_old_names_defaults_and_unknown_fields(tmp_path: Path, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         config = egoallo.read_egoallo_config(path)
     assert config == DenoiserConfig(cond_param="absrel_global_deltas", d_latent=64)
-    assert "unknown fields are ignored: lr" in caplog.text
+    assert "unknown fields are ignored: 'lr'" in caplog.text
+    many = write_config(tmp_path, "".join(f"k{number}: 1\n" for number in range(100)))
+    with caplog.at_level(logging.WARNING):
+        assert egoallo.read_egoallo_config(many) == DenoiserConfig()
+    assert "'k5' and 94 more" in caplog.text
     assert egoallo.read_egoallo_config(write_config(tmp_path, "max_t: 9\n")) == DenoiserConfig(max_t=9)
 
 
