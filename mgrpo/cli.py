@@ -97,6 +97,13 @@ COMMANDS = (
         "run_sample",
     ),
     Command(
+        ("convert",),
+        "store a model in another layout: EgoAllo's, a run's, or that of the Hugging Face Hub",
+        "mgrpo.commands.convert",
+        "ConvertConfig",
+        "run_convert",
+    ),
+    Command(
         ("doctor",),
         "what this machine has, which backend serves each op and why",
         "mgrpo.doctor",

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("kernels", "errors"),
-    ("geometry", "npz"),
+    ("geometry", "npz", "storage", "config_record"),
     ("body",),
     ("data",),
     ("models",),

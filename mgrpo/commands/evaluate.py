@@ -19,11 +19,11 @@ from mgrpo.eval.evaluate import EvaluationResult, evaluate
 from mgrpo.eval.tables import print_table, result_table, to_csv, to_json, to_latex, to_markdown, write_tables
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
+from mgrpo.storage import make_folder
 from mgrpo.train.checkpoints import load_model
 from mgrpo.train.device import resolve_device
 from mgrpo.train.motion_data import MotionDataConfig, split_motion
 from mgrpo.train.progress import Progress
-from mgrpo.train.storage import make_folder
 from mgrpo.train.trained_length import trained_length
 
 Part = Literal["held_out", "validation", "post_training", "train", "all"]
@@ -37,7 +37,8 @@ class EvaluateConfig:
     """
 
     checkpoint: tuple[Path, ...]
-    """Models: run folders (their best checkpoint), or checkpoint folders, or RUN/last."""
+    """Models: run folders (their best checkpoint), checkpoint folders, RUN/last, EgoAllo checkpoints, or folders
+    written by save_pretrained."""
     name: tuple[str, ...] = ()
     """Names of the models in the table, in the same order; default: from the paths."""
     motion: str = "demo"
@@ -68,7 +69,7 @@ class EvaluateConfig:
     sampler: Annotated[SamplerConfig, tyro.conf.arg(name="")] = field(default_factory=SamplerConfig)
     stitching: Annotated[StitchingConfig, tyro.conf.arg(name="")] = field(default_factory=StitchingConfig)
     perceptual: Path | None = None
-    """Run folder or checkpoint of a perceptual model; adds its score and accuracy."""
+    """Run folder, checkpoint or save_pretrained folder of a perceptual model; adds its score and accuracy."""
     family: Literal["standard", "paper", "all"] = "standard"
     """Measures in the table: the usual definitions, those of the published tables, or both."""
     format: Literal["table", "markdown", "latex", "csv", "json"] = "table"
@@ -191,9 +192,9 @@ def evaluation_windows(config: EvaluateConfig) -> MotionWindows:
 def model_names(checkpoints: Sequence[Path]) -> list[str]:
     """Short names for checkpoints, all different: the run folder's name, with the step where that alone isn't
     enough."""
-    runs = [
-        path.parent.parent.name if path.parent.name == "checkpoints" else path.name
-        for path in map(Path.resolve, checkpoints)
-    ]
+    runs = []
+    for path in map(Path.resolve, checkpoints):
+        in_run, in_experiment = path.parent.name == "checkpoints", path.name.startswith("checkpoints_")  # EgoAllo's
+        runs.append(path.parent.parent.name if in_run else path.parent.name if in_experiment else path.name)
     names = [run if runs.count(run) == 1 else f"{run} {path.name}" for run, path in zip(runs, checkpoints)]
     return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, start=1)]

@@ -14,6 +14,7 @@ import tyro
 from torch import Tensor
 
 from mgrpo.body import BodyModel, resolve_body
+from mgrpo.config_record import to_yaml
 from mgrpo.data import MotionClip, MotionWindows, load_motion, loop, windows_from_poses
 from mgrpo.diffusion.config import SamplerConfig, StitchingConfig
 from mgrpo.diffusion.sampler import NoiseKeys
@@ -25,11 +26,10 @@ from mgrpo.geometry import rotmat_to_quat
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import PredictedMotion, decode_motion
 from mgrpo.npz import write_npz
+from mgrpo.storage import atomic_write, make_folder
 from mgrpo.train.checkpoints import load_model
-from mgrpo.train.config_record import to_yaml
 from mgrpo.train.device import resolve_device
 from mgrpo.train.progress import Progress
-from mgrpo.train.storage import atomic_write, make_folder
 from mgrpo.train.trained_length import trained_length
 
 _NUM_HANDS = 30
@@ -44,7 +44,8 @@ class SampleConfig:
     """
 
     checkpoint: Path
-    """Prior or post-trained model: run folder (its best checkpoint), checkpoint folder, or RUN/last."""
+    """Prior or post-trained model: run folder (its best checkpoint), checkpoint folder, RUN/last, EgoAllo checkpoint,
+    or folder written by save_pretrained."""
     motion: str = "demo"
     """Motion whose head trajectory is taken: `demo` (ships with the package), a pack or clip npz, or a folder of
     them."""

@@ -13,6 +13,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from mgrpo.errors import InputError
 from mgrpo.models.conditioning import COND_PARAMS, cond_dim, make_cond
+from mgrpo.models.hub import PretrainedModel
 from mgrpo.models.state import StateLayout, project_state
 
 _ROPE_THETA = 10000.0
@@ -104,7 +106,7 @@ class DenoiserConfig:
         }
         for name, allowed in choices.items():
             value = getattr(self, name)
-            if value not in allowed:
+            if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):  # 1 == True
                 raise InputError(f"DenoiserConfig.{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
         if self.d_latent % self.num_heads:
             raise InputError(
@@ -233,6 +235,9 @@ class RotaryEmbedding(nn.Module):
                 f"{prefix}freqs holds rotary frequencies other than 10000^(-2i/{self.d_head}); "
                 "this network has no learned frequencies"
             )
+        elif given.element_size() < 4:
+            with torch.no_grad():  # what a half-precision file rounded would be refused when written and read again
+                self.freqs.copy_(expected)
 
 
 class _Tables:
@@ -413,7 +418,7 @@ def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-class Denoiser(nn.Module):
+class Denoiser(nn.Module, PretrainedModel):
     """EgoAllo's denoiser (fact sheet C.2, C.3): parameter names and shapes are the released checkpoint's.
 
     Args:
@@ -422,6 +427,14 @@ class Denoiser(nn.Module):
             defaults, FiLM matrices at zero. The level embedding starts as sinusoids of t instead of independent rows:
             neighbouring levels then learn from each other, which short training runs need.
     """
+
+    config_class = DenoiserConfig
+    layer_counts = ("encoder_layers", "decoder_layers")
+    card_summary = (
+        "The denoiser of a diffusion model that recovers full-body motion (SMPL-H) from the motion of the head, in "
+        "EgoAllo's architecture: it predicts the clean motion state from a noised one."
+    )
+    card_tags = ("motion", "diffusion", "egocentric", "SMPL-H", "egoallo")
 
     def __init__(self, config: DenoiserConfig, *, seed: int = 0) -> None:
         super().__init__()
@@ -472,6 +485,40 @@ class Denoiser(nn.Module):
                     block.mlp_film_cond_proj.weight.zero_()
         self._activation = F.gelu if config.activation == "gelu" else F.relu
         self._tables = _Tables()
+
+    # Checkpoints
+
+    @classmethod
+    def from_egoallo(cls, path: str | Path) -> Denoiser:
+        """The network of a checkpoint that EgoAllo (or :meth:`save_egoallo`) wrote, on the CPU, float32, in evaluation
+        mode.
+
+        Args:
+            path: the experiment's folder (of several ``checkpoints_<step>`` the newest is taken, and a warning logged),
+                one of these folders, or a folder with ``model_config.yaml`` and ``model.safetensors``.
+
+        Loading is strict about names and shapes. Prefixes of wrappers (``module.``, ``_orig_mod.``) are taken off,
+        rotary frequencies may be missing, half precision is widened; unknown fields of the configuration are ignored
+        with a warning, missing ones take their defaults (facts: section C.4).
+
+        Raises:
+            InputError: nothing there, damaged, unsafe (pickles, foreign YAML tags), or tensors that don't fit, by name.
+        """
+        from mgrpo.models.egoallo import read_egoallo
+
+        return read_egoallo(path)[0]
+
+    def save_egoallo(self, folder: str | Path, *, step: int) -> Path:
+        """Write a checkpoint that EgoAllo reads, and return its ``checkpoints_<step>`` folder; the experiment's
+        ``folder`` may be new, or hold other steps of the same configuration.
+
+        Raises:
+            InputError: the folder holds that step, another configuration or other files; float64 weights.
+            StorageError: the disk refuses; nothing is left half-written.
+        """
+        from mgrpo.models.egoallo import write_egoallo
+
+        return write_egoallo(self, folder, step=step)
 
     # Positions
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mgrpo import geometry
 from mgrpo.errors import InputError
+from mgrpo.models.hub import PretrainedModel
 
 JOINTS = 22
 """Joints of the input: pelvis first, then the 21 body joints."""
@@ -239,9 +240,17 @@ class _Block(nn.Module):
         return tokens + mixed.transpose(1, 2)
 
 
-class PerceptualModel(nn.Module):
+class PerceptualModel(nn.Module, PretrainedModel):
     """Scores motions; see the module's text. Rows of a batch never influence each other: a row that holds NaN scores
     NaN alone."""
+
+    config_class = PerceptualConfig
+    layer_counts = ("blocks",)
+    card_summary = (
+        "A perceptual model of full-body motion: how plausible is a motion (22 joints) for the head trajectory that it "
+        "belongs to, as a score in (0, 1). Trained by InfoNCE against generated motion; the visual reward of GRPO."
+    )
+    card_tags = ("motion", "perceptual", "reward-model", "egocentric")
 
     def __init__(self, config: PerceptualConfig) -> None:
         super().__init__()

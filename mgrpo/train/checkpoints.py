@@ -13,16 +13,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from mgrpo.config_record import CLASS_KEY, differences, from_plain, to_plain
 from mgrpo.errors import InputError
+from mgrpo.models.denoiser import Denoiser
+from mgrpo.models.egoallo import is_egoallo, read_egoallo
+from mgrpo.models.hub import PretrainedModel, is_pretrained, read_pretrained
+from mgrpo.models.weights import check_weights_file, tensor_problems
+from mgrpo.storage import (
+    atomic_write_folder,
+    checksum,
+    json_text,
+    read_json,
+    read_tensors,
+    tensors_to_bytes,
+    visible_folder,
+)
 
-from .config_record import CLASS_KEY, differences, from_plain, to_plain
 from .optimizer_state import restore_optimizer_state, split_optimizer_state
-from .storage import atomic_write_folder, checksum, json_text, read_json, read_tensors, tensors_to_bytes, visible_folder
 
 CHECKPOINT_FORMAT = 1
 """Number written into `state.json`; a reader refuses a larger one."""
@@ -86,28 +98,16 @@ def load_tensors_into(model: nn.Module, tensors: Mapping[str, Tensor], *, where:
     Raises `InputError` listing missing and unexpected tensors and every differing shape, so that a checkpoint of
     another configuration explains itself.
     """
-    wanted = model.state_dict()
-    missing = [name for name in wanted if name not in tensors]
-    unexpected = sorted(name for name in tensors if name not in wanted)  # safetensors keeps no order
-    shapes = [
-        f"{name} is {tuple(tensors[name].shape)} in the file, {tuple(wanted[name].shape)} in the model"
-        for name in wanted
-        if name in tensors and tensors[name].shape != wanted[name].shape
-    ]
-    problems = [f"missing from the file: {_listed(missing)}"] if missing else []
-    problems += [f"unknown to the model: {_listed(unexpected)}"] if unexpected else []
-    problems += [f"of another shape: {_listed(shapes)}"] if shapes else []
+    problems = tensor_problems(
+        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+    )
     if problems:
         raise InputError(
             f"{where} does not fit this {type(model).__name__}: {'; '.join(problems)}. "
             "It was saved with another configuration: use the one in its config.json, or another checkpoint."
         )
     model.load_state_dict(dict(tensors), strict=True)
-
-
-def _listed(items: list[str], limit: int = 6) -> str:
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
 
 
 def write_checkpoint(
@@ -243,6 +243,33 @@ def step_folders(checkpoints: Path) -> dict[int, Path]:
     return found
 
 
+ModelFormat = Literal["mgrpo", "egoallo", "hub"]
+"""Layouts of stored models: runs and their checkpoints, EgoAllo's checkpoints, `save_pretrained`'s folders."""
+
+
+def model_format(path: str | Path) -> ModelFormat:
+    """The layout of what is stored at `path`; "mgrpo" also where nothing can be recognised."""
+    given = Path(path).expanduser()
+    if (visible_folder(given.parent if given.is_file() else given) / "state.json").is_file():
+        return "mgrpo"
+    if is_egoallo(given):
+        return "egoallo"
+    return "hub" if is_pretrained(given) else "mgrpo"
+
+
+def stored_model(path: str | Path, *, prefer: str = "best") -> str:
+    """Name of the class of the model at `path` (as in `load_model`), such as Denoiser; only its config.json is read."""
+    layout = model_format(path)
+    if layout == "egoallo":
+        return Denoiser.__name__
+    given = Path(path).expanduser()
+    folder = find_checkpoint(path, prefer=prefer) if layout == "mgrpo" else given.parent if given.is_file() else given
+    content = read_json(visible_folder(folder) / "config.json", f"model {folder}: config.json")
+    if not isinstance(content, dict) or not isinstance(content.get("model"), str):
+        raise InputError(f"model {folder}: config.json is not what mgrpo writes. Use another checkpoint.")
+    return content["model"]
+
+
 def load_model(
     path: str | Path,
     model_class: type[ModelT],
@@ -253,25 +280,72 @@ def load_model(
 ) -> tuple[ModelT, ConfigT, Checkpoint]:
     """Build `model_class(config)` from a checkpoint and load its weights, on the CPU and in evaluation mode.
 
-    `path` as in `find_checkpoint`. Raises `InputError` when the checkpoint is of another kind of model, of another
-    configuration than `expected_config` (each differing field is listed), or damaged.
+    `path` may be a run or a checkpoint as in `find_checkpoint`, a checkpoint in EgoAllo's layout (see
+    `mgrpo.models.egoallo`), or a folder that `save_pretrained` wrote; the latter two have no optimiser state. Raises
+    `InputError` when the checkpoint is of another kind of model, of another configuration than `expected_config` (each
+    differing field is listed), or damaged.
     """
+    given = Path(path).expanduser()
+    if given.is_file():
+        check_weights_file(given, "checkpoint")
+    if model_format(given) != "mgrpo":
+        model, checkpoint = _load_outside(given, model_class)
+        config = cast(Any, model).config
+        _refuse_other_config(checkpoint, expected_config)
+        return model, config, checkpoint
     checkpoint = read_checkpoint(find_checkpoint(path, prefer=prefer))
-    stored = checkpoint.config["model"]
-    if stored != model_class.__name__:
-        raise InputError(
-            f"checkpoint {checkpoint.path}: holds a {stored}, but a {model_class.__name__} is needed here. "
-            "Give the run folder of the matching training."
-        )
+    _refuse_other_model(checkpoint.config["model"], model_class, f"checkpoint {checkpoint.path}")
     config = checkpoint.model_config(config_class)
-    if expected_config is not None:
-        found = differences(checkpoint.config["config"], to_plain(expected_config))
-        if found:
-            listed = ", ".join(f"{name} is {old} there, {new} here" for name, old, new in found if name != CLASS_KEY)
-            raise InputError(
-                f"checkpoint {checkpoint.path}: was saved with another configuration ({listed}). "
-                "Use the same configuration, or another checkpoint."
-            )
+    _refuse_other_config(checkpoint, expected_config)
     model = model_class(config)
     checkpoint.restore(model)
     return model.eval(), config, checkpoint
+
+
+def _load_outside(path: Path, model_class: type[ModelT]) -> tuple[ModelT, Checkpoint]:
+    """A model in one of the layouts without optimiser state, and a checkpoint that says what is known of it."""
+    model: Any
+    record: dict[str, Any] = {}
+    if model_format(path) == "egoallo":
+        _refuse_other_model(Denoiser.__name__, model_class, f"EgoAllo checkpoint {path}")
+        model, paths = read_egoallo(path)
+        folder, step = paths.folder, paths.step
+    else:
+        if not issubclass(model_class, PretrainedModel):
+            raise InputError(f"model {path}: a {model_class.__name__} isn't stored in this layout. Give a run folder.")
+        model, content = read_pretrained(path, model_class)
+        folder, step = path.parent if path.is_file() else path, content.get("step")
+        record = {"training": content["training"]} if "training" in content else {}
+    checkpoint = Checkpoint(
+        path=folder,
+        step=step if isinstance(step, int) else 0,
+        model_tensors=model.state_dict(),
+        tensors={},
+        optimizer_tensors={},
+        optimizer=None,
+        state={},
+        config={"model": type(model).__name__, "config": to_plain(model.config)},
+        metric=None,
+        record=record,
+    )
+    return model, checkpoint
+
+
+def _refuse_other_model(stored: str, model_class: type[nn.Module], where: str) -> None:
+    if stored != model_class.__name__:
+        raise InputError(
+            f"{where}: holds a {stored}, but a {model_class.__name__} is needed here. "
+            "Give the run folder of the matching training."
+        )
+
+
+def _refuse_other_config(checkpoint: Checkpoint, expected: Any) -> None:
+    if expected is None:
+        return
+    found = differences(checkpoint.config["config"], to_plain(expected))
+    if found:
+        listed = ", ".join(f"{name} is {old} there, {new} here" for name, old, new in found if name != CLASS_KEY)
+        raise InputError(
+            f"checkpoint {checkpoint.path}: was saved with another configuration ({listed}). "
+            "Use the same configuration, or another checkpoint."
+        )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from .storage import write_fully
+from mgrpo.storage import write_fully
 
 _MODULES = (
     "tensorboard.compat.proto.event_pb2",

@@ -98,9 +98,10 @@ class GrpoConfig:
     """Post-train a prior with GRPO."""
 
     prior: Path = Path("runs/prior")
-    """Run folder or checkpoint of the prior to start from."""
+    """Prior to start from: run folder, checkpoint, EgoAllo checkpoint, or folder written by save_pretrained."""
     perceptual: Path | None = Path("runs/perceptual")
-    """Run folder or checkpoint of the perceptual model; needed while the visual reward has a weight."""
+    """Run folder, checkpoint or save_pretrained folder of the perceptual model; needed while the visual reward has a
+    weight."""
     output: Path = Path("runs/grpo")
     """Run folder: configuration, logs and checkpoints."""
     data: MotionDataConfig = field(default_factory=MotionDataConfig)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mgrpo.errors import InputError
+from mgrpo.storage import StorageError, atomic_write, storage_error, write_fully
 
 from .event_file import EventFile
 from .progress import notice
-from .storage import StorageError, atomic_write, storage_error, write_fully
 
 
 class MetricLog:

@@ -46,7 +46,8 @@ class PerceptualTrainingConfig:
     """Train the perceptual model against samples of a prior. The defaults are those of the ``paper`` preset."""
 
     prior: Path = Path("runs/prior")
-    """Run folder or checkpoint of the prior that makes the negatives; it stays frozen."""
+    """Prior that makes the negatives: run folder, checkpoint, EgoAllo checkpoint, or folder written by
+    save_pretrained; it stays frozen."""
     output: Path = Path("runs/perceptual")
     """Run folder: configuration, logs and checkpoints."""
     preset: str = "paper"

@@ -26,21 +26,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from mgrpo.config_record import differences, to_plain, to_yaml
 from mgrpo.errors import InputError
-
-from .checkpoints import (
-    Checkpoint,
-    find_checkpoint,
-    pointed_checkpoint,
-    read_checkpoint,
-    step_folders,
-    write_checkpoint,
-)
-from .config_record import differences, to_plain, to_yaml
-from .metric_log import MetricLog, cut_metrics
-from .progress import notice
-from .provenance import provenance
-from .storage import (
+from mgrpo.storage import (
     StorageError,
     atomic_write,
     atomic_write_json,
@@ -50,6 +38,18 @@ from .storage import (
     remove_leftovers,
     storage_error,
 )
+
+from .checkpoints import (
+    Checkpoint,
+    find_checkpoint,
+    pointed_checkpoint,
+    read_checkpoint,
+    step_folders,
+    write_checkpoint,
+)
+from .metric_log import MetricLog, cut_metrics
+from .progress import notice
+from .provenance import provenance
 
 try:
     import fcntl

@@ -6,15 +6,15 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
-from safetensors.torch import load_file
 
 from mgrpo.errors import InputError
+from mgrpo.models import denoiser as denoiser_module
 from mgrpo.models.conditioning import make_cond
 from mgrpo.models.denoiser import DENOISER_PRESETS, Denoiser, DenoiserConfig, RotaryEmbedding, rotate_pairs
 
@@ -90,22 +90,52 @@ def test_full_size_names_and_shapes(golden_dir: Path) -> None:
         assert trainable == expected["num_trainable"]
 
 
+def reference_model(folder: Path, entry: dict[str, Any], data: dict[str, torch.Tensor]) -> Denoiser:
+    """The network of an entry of configs.json with its reference weights."""
+    weights = {key[len("param/") :]: value for key, value in data.items() if key.startswith("param/")}
+    if not weights:  # those that are stored in the release's layout instead
+        model = Denoiser.from_egoallo(folder / "checkpoint_layout")
+        assert model.config == DenoiserConfig(**entry["config"])
+        return model
+    model = Denoiser(DenoiserConfig(**entry["config"])).eval()
+    model.load_state_dict(weights)
+    return model
+
+
+def block_outputs(monkeypatch: pytest.MonkeyPatch, model: Denoiser) -> dict[str, torch.Tensor]:
+    """Fills, while the model runs, with each block's output ``(rows * tokens, d_latent)``, by name: its last norm's."""
+    names = {
+        id(block.layernorm2): f"{stack}.{number}"
+        for stack in ("encoder_layers", "decoder_layers")
+        for number, block in enumerate(getattr(model, stack))
+    }
+    outputs: dict[str, torch.Tensor] = {}
+    layer_norm = denoiser_module._layer_norm
+
+    def note(norm: torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+        out = layer_norm(norm, x)
+        if id(norm) in names:
+            outputs[names[id(norm)]] = out
+        return out
+
+    monkeypatch.setattr(denoiser_module, "_layer_norm", note)
+    return outputs
+
+
 @pytest.mark.golden
 def test_outputs_match_the_reference(golden_dir: Path) -> None:
     folder = golden_dir / "network"
     entries = json.loads((folder / "configs.json").read_text())
     assert len(entries) >= 5
+    assert {f"net_{entry['name']}.npz" for entry in entries} == {path.name for path in folder.glob("net_*.npz")}
     for entry in entries:
-        config = DenoiserConfig(**entry["config"])
-        model = Denoiser(config).eval()
+        data = golden_arrays(folder / f"net_{entry['name']}.npz")
+        model = reference_model(folder, entry, data)
+        config = model.config
         assert (config.d_cond, config.layout.dim) == (entry["d_cond"], entry["d_state"])
         assert [[k, list(v.shape)] for k, v in model.state_dict().items()] == entry["params"]
-        data = golden_arrays(folder / f"net_{entry['name']}.npz")
-        weights = {key[len("param/") :]: value for key, value in data.items() if key.startswith("param/")}
-        if not weights:
-            weights = load_file(next((folder / "checkpoint_layout").glob("checkpoints_*/model.safetensors")))
-        model.load_state_dict(weights)
-        for dtype, suffix, tolerance in ((torch.float32, "f32", 2e-5), (torch.float64, "f64", 1e-9)):
+        compared = set()
+        for dtype, suffix, tolerance in ((torch.float32, "f32", 1e-5), (torch.float64, "f64", 1e-9)):
             model = model.to(dtype)
             x_t, t = data["x_t"].to(dtype), data["t"]
             poses = {
@@ -125,16 +155,46 @@ def test_outputs_match_the_reference(golden_dir: Path) -> None:
                     torch.testing.assert_close(
                         out, data[name], atol=tolerance, rtol=tolerance, msg=f"{entry['name']} {name}"
                     )
+                    compared.add(name)
+        assert compared == {name for name in data if name.startswith("out_")}, entry["name"]
 
 
 @pytest.mark.golden
-def test_released_layout_loads(golden_dir: Path) -> None:
-    """The flat mapping of the release's yaml builds the configuration, and its tensors fit strictly."""
-    text = (golden_dir / "network" / "checkpoint_layout" / "model_config.yaml").read_text()
-    values = yaml.safe_load(text.split("\n", 1)[1])  # the first line is the tag of a Python object
-    config = DenoiserConfig.from_mapping(values)
-    tensors = load_file(next((golden_dir / "network" / "checkpoint_layout").glob("checkpoints_*/model.safetensors")))
-    Denoiser(config).load_state_dict(tensors, strict=True)
+def test_every_block_matches_the_reference(golden_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored for the first batch item, noise token included."""
+    folder = golden_dir / "network"
+    for entry in json.loads((folder / "configs.json").read_text()):
+        data = golden_arrays(folder / f"net_{entry['name']}.npz")
+        model = reference_model(folder, entry, data).double()
+        with monkeypatch.context() as patch, torch.no_grad():
+            outputs = block_outputs(patch, model)
+            model(
+                data["x_t"].double(),
+                data["t"],
+                T_world_cpf=data["T_world_cpf_all"][:, 1:].double(),
+                T_cpf_tm1_cpf_t=data["T_cpf_tm1_cpf_t"].double(),
+            )
+        stored = {
+            name.removeprefix("act_item0_f64/"): v for name, v in data.items() if name.startswith("act_item0_f64/")
+        }
+        assert set(stored) == set(outputs) and len(stored) == len(model.encoder_layers) + len(model.decoder_layers)
+        for name, expected in stored.items():
+            first = outputs[name].view(len(data["t"]), -1, model.config.d_latent)[0]
+            torch.testing.assert_close(first, expected, atol=1e-9, rtol=1e-9, msg=f"{entry['name']} {name}")
+
+
+def test_hand_positions_reach_the_output(tiny: torch.Generator) -> None:
+    """With wrists in the condition: forward() encodes what make_cond() makes of them, and they matter."""
+    model = Denoiser(dataclasses.replace(SMALL, include_hand_positions_cond=True)).double().eval()
+    T_world_cpf, T_rel = some_poses(2, 5, tiny), some_poses(2, 5, tiny)
+    x, t = torch.randn(2, 5, 226, generator=tiny, dtype=torch.float64), torch.tensor([5, 600])
+    hands = torch.randn(2, 5, 6, generator=tiny, dtype=torch.float64)
+    poses = {"T_world_cpf": T_world_cpf, "T_cpf_tm1_cpf_t": T_rel}
+    with torch.no_grad():
+        out = model(x, t, **poses, hand_positions_wrt_cpf=hands)
+        cond = make_cond(model.config, T_world_cpf, T_rel, hands)
+        assert torch.equal(out, model.decode(x[:, None], t, model.encode(cond, t))[:, 0])
+        assert (out - model(x, t, **poses)).abs().max() > 1e-4
 
 
 # Groups

@@ -23,8 +23,8 @@ from mgrpo.eval.evaluate import compare, evaluate
 from mgrpo.eval.metrics import motion_metrics
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import decode_motion
+from mgrpo.storage import atomic_write
 from mgrpo.train.checkpoints import write_checkpoint
-from mgrpo.train.storage import atomic_write
 from mgrpo.train.trained_length import trained_length
 
 CONFIG = DenoiserConfig(

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mgrpo.storage import REPLACED_PREFIX, TEMPORARY_PREFIX
 from mgrpo.train.checkpoints import Checkpoint, pointed_checkpoint, read_checkpoint, step_folders
 from mgrpo.train.metric_log import read_metrics
-from mgrpo.train.storage import REPLACED_PREFIX, TEMPORARY_PREFIX
 
 STEPS = 20
 OPERATIONS_TRIED = 86

@@ -1,6 +1,6 @@
 """Files that are whole or absent: atomic writing, safetensors with a checksum, and disk errors a person can act on.
 
-Everything a run folder holds goes through here. A file (or a checkpoint folder) is first written under a hidden
+Run folders and models in other layouts go through here. A file (or a checkpoint folder) is first written under a hidden
 temporary name in the folder where it belongs, pushed to the disk, and only then renamed; a process killed at any moment
 leaves the old one or the new one, and `remove_leftovers` clears the hidden remains at the next start.
 """
@@ -140,7 +140,8 @@ def json_text(content: Any) -> str:
 
 
 def atomic_write_folder(path: Path, files: Mapping[str, bytes]) -> None:
-    """Create or replace the folder `path` holding exactly `files` (name to content), in one step.
+    """Create or replace the folder `path` holding exactly `files` (name to content), in one step. A name may contain
+    slashes: the folders in between are made.
 
     When a folder of that name exists it is renamed to a hidden name first; a kill between the two renames is mended by
     `remove_leftovers` (which brings the old folder back) and seen through by `visible_folder`.
@@ -152,8 +153,10 @@ def atomic_write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         _remove_quietly(temporary)
         temporary.mkdir()
         for name, data in files.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             write_and_sync(temporary / name, data)
-        sync_folder(temporary)
+        for folder in {temporary, *((temporary / name).parent for name in files)}:
+            sync_folder(folder)
         if path.exists():
             _remove_quietly(replaced)
             os.rename(path, replaced)
@@ -240,22 +243,27 @@ def checksum(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_bytes(path: Path, what: str) -> bytes:
-    """Read a whole file. `what` names it in the `InputError` raised when it is missing or unreadable."""
+def read_bytes(path: Path, what: str, *, limit: int | None = None) -> bytes:
+    """Read a whole file. `what` names it in the `InputError` raised when it is missing, unreadable, or longer than
+    `limit` bytes (of which no more is then read)."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            data = stream.read(-1 if limit is None else limit + 1)
+        if limit is not None and len(data) > limit:
+            raise InputError(f"{what} is not what it should be: {path} is longer than {limit:,} bytes.")
+        return data
     except FileNotFoundError:
         raise InputError(f"{what} not found: {path} does not exist. Give the path of an existing one.") from None
     except OSError as error:
         raise InputError(f"{what} can't be read: {path}: {error.strerror or error}.") from error
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file; `InputError` when it is missing or damaged, naming it as `what`."""
-    data = read_bytes(path, what)
+def read_json(path: Path, what: str, *, limit: int | None = None) -> Any:
+    """Read a JSON file; `InputError` when it is missing, damaged or longer than `limit` bytes, naming it as `what`."""
+    data = read_bytes(path, what, limit=limit)
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{what} is damaged: {path} is not valid JSON ({error}). Use another checkpoint, or restore the file."
         ) from error
