@@ -97,6 +97,13 @@ COMMANDS = (
         "run_sample",
     ),
     Command(
+        ("data", "mocap"),
+        "convert BVH or ASF/AMC motion capture to a motion pack",
+        "mgrpo.commands.data_mocap",
+        "MocapConfig",
+        "run_data_mocap",
+    ),
+    Command(
         ("doctor",),
         "what this machine has, which backend serves each op and why",
         "mgrpo.doctor",
