@@ -104,6 +104,13 @@ COMMANDS = (
         "run_data_mocap",
     ),
     Command(
+        ("data", "adt"),
+        "convert an Aria Digital Twin sequence to motion",
+        "mgrpo.commands.data_adt",
+        "AdtConfig",
+        "run_data_adt",
+    ),
+    Command(
         ("doctor",),
         "what this machine has, which backend serves each op and why",
         "mgrpo.doctor",

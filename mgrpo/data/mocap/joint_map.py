@@ -114,8 +114,8 @@ _PATTERNS = {
     "wrist": ("hand", "wrist"),
     "hip": ("upleg", "upperleg", "thigh", "femur", "hip", "hipjoint"),
     "knee": ("lowerleg", "lowleg", "shin", "calf", "tibia", "leg", "knee"),
-    "ankle": ("foot", "ankle"),
-    "foot": ("toebase", "toes", "toe", "ball"),
+    "ankle": ("ankle", "foot"),
+    "foot": ("toebase", "toes", "toe", "ball", "foot"),
 }
 _PLAIN = {"neck": ("neck", "neck1", "lowerneck"), "head": ("head",)}
 
