@@ -111,6 +111,13 @@ COMMANDS = (
         "run_data_adt",
     ),
     Command(
+        ("data", "rich"),
+        "convert RICH's fitted bodies to clips",
+        "mgrpo.commands.data_rich",
+        "RichConfig",
+        "run_data_rich",
+    ),
+    Command(
         ("doctor",),
         "what this machine has, which backend serves each op and why",
         "mgrpo.doctor",

@@ -185,7 +185,9 @@ def _turned(poses: np.ndarray, turn: np.ndarray) -> np.ndarray:
     return np.concatenate((turned, poses[:, 4:] @ turn.T), axis=1)
 
 
-def _check_near(files: AdtFiles, poses: np.ndarray, pose_times: np.ndarray, joints: np.ndarray, times: np.ndarray) -> None:
+def _check_near(
+    files: AdtFiles, poses: np.ndarray, pose_times: np.ndarray, joints: np.ndarray, times: np.ndarray
+) -> None:
     """The device must be on the skeleton's head, or the two belong to different people or sequences."""
     start, end = max(pose_times[0], times[0]), min(pose_times[-1], times[-1])
     inside = times[(times >= start) & (times <= end)]
@@ -282,7 +284,9 @@ def _floor(
     usual = densest_height(toes[1:, :, 2][speed < 0.3])
     if usual is None or TOE_HEIGHTS_M[0] <= usual <= TOE_HEIGHTS_M[1]:
         return 0.0, "world zero"
-    notes.append(f"WARNING: planted toes are at {usual:.2f} m, so the world's zero is not the floor; taken from the toes")
+    notes.append(
+        f"WARNING: planted toes are at {usual:.2f} m, so the world's zero is not the floor; taken from the toes"
+    )
     return usual - 0.05, "toes"
 
 
@@ -312,7 +316,14 @@ def floor_of_points(points: np.ndarray) -> float | None:
         return None
     heights = heights[len(heights) // 10000 : len(heights) - max(1, -(-len(heights) // 10000))]
     share = 0.15 if len(heights) >= 10000 else 0.1
-    return densest_height(heights[heights <= heights[0] + share * (heights[-1] - heights[0])])
+    for _ in range(100):
+        level = densest_height(heights[heights <= heights[0] + share * (heights[-1] - heights[0])])
+        if level is None or (np.abs(heights - level) < 0.075).sum() > 3:
+            return level
+        heights = heights[np.abs(heights - level) >= 0.01]  # a few points on their own, below the floor
+        if len(heights) < 50:
+            return None
+    return None
 
 
 def adt_pack(sequence: AdtSequence, name: str, body: BodyModel) -> tuple[MotionPack, dict[str, np.ndarray], float]:

@@ -87,7 +87,9 @@ def fit_joints(joints: np.ndarray, body_rest: np.ndarray, known: dict[str, np.nd
             R[:, row] = _swing(R_parent, offsets[children[0]], ways[:, children[0]])
             if name in _HINGES:
                 after = _CHILDREN[children[0]][0]
-                R[:, row] = _hinged(R[:, row], offsets[children[0]], ways[:, children[0]], ways[:, after], _HINGES[name])
+                R[:, row] = _hinged(
+                    R[:, row], offsets[children[0]], ways[:, children[0]], ways[:, after], _HINGES[name]
+                )
     rest = np.zeros_like(offsets)
     again = joints.copy()
     for row, parent in enumerate(_PARENTS[1:], 1):

@@ -13,6 +13,7 @@ import lzma
 import math
 import pickle
 import re
+import struct
 import zlib
 from pathlib import Path
 from typing import Any, NoReturn
@@ -87,7 +88,10 @@ def _from_bytes(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
         raise _Refused("an array of Python objects")
     if not isinstance(shape, tuple) or len(shape) > 32:
         raise _Refused("an array with a damaged shape")
-    if any(isinstance(size, bool) or not isinstance(size, int) or size < 0 for size in shape) or order not in ("C", "F"):
+    if any(isinstance(size, bool) or not isinstance(size, int) or size < 0 for size in shape) or order not in (
+        "C",
+        "F",
+    ):
         raise _Refused("an array with a damaged shape")
     if math.prod(shape) * dtype.dtype.itemsize != len(data):
         raise _Refused(f"an array of shape {shape} and type {dtype.dtype} in {len(data)} bytes")
@@ -256,11 +260,15 @@ def parse_pickle(data: bytes, name: str, what: str) -> Any:
     except MemoryError as error:
         raise InputError(f"{name}: asks for more memory than there is; expected {what}") from error
     except (pickle.UnpicklingError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{name}: not a whole pickle file ({error or 'cut off'}); expected {what}. Get it again") from error
+        raise InputError(
+            f"{name}: not a whole pickle file ({error or 'cut off'}); expected {what}. Get it again"
+        ) from error
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, RecursionError, OverflowError, UnicodeError,
-            ArithmeticError, AssertionError, NameError, LookupError) as error:  # fmt: skip
+            ArithmeticError, NameError, struct.error) as error:  # fmt: skip
         # whatever steps a damaged program trips over
-        raise InputError(f"{name}: a damaged pickle file ({type(error).__name__}); expected {what}. Get it again") from error
+        raise InputError(
+            f"{name}: a damaged pickle file ({type(error).__name__}); expected {what}. Get it again"
+        ) from error
 
 
 def _unpacked(data: bytes) -> bytes:

@@ -38,10 +38,7 @@ ENDS |= {"mixamorig:LeftHand": (9, 0, 0), "mixamorig:RightHand": (-9, 0, 0)}
 
 OURS = dict(
     zip(
-        (
-            "pelvis spine1 spine2 spine3 neck head left_collar left_shoulder left_elbow left_wrist right_collar "
-            "right_shoulder right_elbow right_wrist left_hip left_knee left_ankle right_hip right_knee right_ankle"
-        ).split(),
+        ["pelvis", "spine1", "spine2", "spine3", "neck", "head", "left_collar", "left_shoulder", "left_elbow", "left_wrist", "right_collar", "right_shoulder", "right_elbow", "right_wrist", "left_hip", "left_knee", "left_ankle", "right_hip", "right_knee", "right_ankle"],
         [joint[0] for joint in MIXAMO],
     )
 ) | {"left_foot": "mixamorig:LeftFoot.End", "right_foot": "mixamorig:RightFoot.End"}
@@ -64,7 +61,9 @@ def bvh_values(frames: int, fps: float, seed: int = 0, still_legs: bool = True) 
     values = {}
     for name, _, offset, channels in MIXAMO:
         words = channels.split()
-        size = generator.uniform(-25, 25, len(words)) * (0.0 if still_legs and ("Leg" in name or "Foot" in name) else 1.0)
+        size = generator.uniform(-25, 25, len(words)) * (
+            0.0 if still_legs and ("Leg" in name or "Foot" in name) else 1.0
+        )
         block = size * np.sin(time * generator.uniform(1, 4, len(words)) + generator.uniform(0, 6, len(words)))
         for column, word in enumerate(words):
             if word.endswith("position"):

@@ -325,10 +325,10 @@ def test_feet_are_flat_on_straight_legs(tmp_path: Path) -> None:
     assert bool((local[:, 1:].abs() < 0.06).all())  # within 7 degrees of the body's own flat feet
 
 
-@pytest.mark.parametrize(("scale", "metres"), [(0.01, 1.0), (10.0, 0.001), (1 / 2.54, 0.0254), (0.01 * 0.45 / 0.0254, 0.0564444)])
-def test_units_are_told_by_the_legs(
-    scale: float, metres: float, values: dict[str, np.ndarray], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("scale", "metres"), [(0.01, 1.0), (10.0, 0.001), (1 / 2.54, 0.0254), (0.01 * 0.45 / 0.0254, 0.0564444)]
+)
+def test_units_are_told_by_the_legs(scale: float, metres: float, values: dict[str, np.ndarray], tmp_path: Path) -> None:
     source = read_bvh(write(tmp_path / "a.bvh", made.bvh_text(values, "0.0166667", scale)))
     motion = retarget(source, choose_map(source))
     assert motion.metres == pytest.approx(metres, rel=1e-4) and motion.error_m < 2e-4
@@ -426,10 +426,7 @@ NAMES = {
     "adt": "Skeleton LThigh LShin LFoot LToe RThigh RShin RFoot RToe Ab Chest Chest2 Neck Head "
     "LShoulder LUArm LFArm LHand RShoulder RUArm RFArm RHand",
 }
-OUR_ORDER = (
-    "pelvis left_hip left_knee left_ankle left_foot right_hip right_knee right_ankle right_foot spine1 spine2 spine3 neck "
-    "head left_collar left_shoulder left_elbow left_wrist right_collar right_shoulder right_elbow right_wrist"
-).split()
+OUR_ORDER = ["pelvis", "left_hip", "left_knee", "left_ankle", "left_foot", "right_hip", "right_knee", "right_ankle", "right_foot", "spine1", "spine2", "spine3", "neck", "head", "left_collar", "left_shoulder", "left_elbow", "left_wrist", "right_collar", "right_shoulder", "right_elbow", "right_wrist"]
 TREE = (-1, 0, 1, 2, 3, 0, 5, 6, 7, 0, 9, 10, 11, 12, 11, 14, 15, 16, 11, 18, 19, 20)
 
 

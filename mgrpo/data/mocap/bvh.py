@@ -157,7 +157,9 @@ def _read_motion_header(file: TextFile, index: int) -> tuple[int, float, int, in
             index += 1
         line = " ".join(file.lines[index].split()) if index < len(file.lines) else ""
         if not line.lower().startswith(label):
-            file.fail(min(index + 1, len(file.lines)), f"expected '{label.capitalize()}' after MOTION, got {line[:40]!r}")
+            file.fail(
+                min(index + 1, len(file.lines)), f"expected '{label.capitalize()}' after MOTION, got {line[:40]!r}"
+            )
         found.append((index + 1, line[len(label) :].strip()))
         index += 1
     frames = file.whole(found[0][0], found[0][1], "the number of frames", MAX_FRAMES)

@@ -66,9 +66,7 @@ class MappedMotion(NamedTuple):
     """What a person should know."""
 
 
-def retarget(
-    source: SourceMotion, joint_map: JointMap, *, unit: str = "auto", up: str = "auto"
-) -> MappedMotion:
+def retarget(source: SourceMotion, joint_map: JointMap, *, unit: str = "auto", up: str = "auto") -> MappedMotion:
     """Bring a motion to our joints at 30 fps; heights stay as they are in the file.
 
     Args:
@@ -223,7 +221,9 @@ def _check_upright(positions: np.ndarray, up: str) -> None:
 
 
 def _metres(source: SourceMotion, unit: str, positions: np.ndarray) -> float:
-    legs = [(f"{side}_{a}", f"{side}_{b}") for side in ("left", "right") for a, b in (("hip", "knee"), ("knee", "ankle"))]
+    legs = [
+        (f"{side}_{a}", f"{side}_{b}") for side in ("left", "right") for a, b in (("hip", "knee"), ("knee", "ankle"))
+    ]
     bones = [np.linalg.norm(positions[:, _ROW[a]] - positions[:, _ROW[b]], axis=-1).mean() for a, b in legs]
     leg = float(sum(bones)) / 2
     low, high = LEG_RANGE_M
