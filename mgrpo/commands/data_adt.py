@@ -64,8 +64,8 @@ def run_data_adt(config: AdtConfig) -> int:
             pack, extra, error = adt_pack(sequence, name, resolve_body(config.body, with_mesh=False))
             if error > 0.05:
                 raise InputError(
-                    f"{files.skeleton}: with bones of one length, joints miss the recorded ones by up to {error:.3f} m; "
-                    "the skeleton is damaged or lost for some frames"
+                    f"{files.skeleton}: with bones of one length, joints miss the recorded ones by up to {error:.3f} "
+                    "m; the skeleton is damaged or lost for some frames"
                 )
             told += f", joints within {error * 1000:.2f} mm of the recorded ones"
             progress.update()

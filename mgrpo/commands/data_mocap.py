@@ -139,8 +139,8 @@ def describe(result: FileResult) -> str:
         return f"skipped    {result.file}: {result.reason}"
     notes = f"; {'; '.join(result.notes)}" if result.notes else ""
     return (
-        f"{result.status:<10} {result.file}: {result.frames} frames from {result.source_fps:g} fps, {result.joint_map}, "
-        f"{result.metres_per_unit:.4g} m/unit, error {result.error_mm:.3f} mm{notes}"
+        f"{result.status:<10} {result.file}: {result.frames} frames from {result.source_fps:g} fps, "
+        f"{result.joint_map}, {result.metres_per_unit:.4g} m/unit, error {result.error_mm:.3f} mm{notes}"
     )
 
 

@@ -64,8 +64,8 @@ class RichConfig:
     partial: bool = False
     """Go on although sequences of the test split are missing."""
     smplx: str = ""
-    """SMPL-X model (npz), or the folder that holds SMPLX_MALE.npz and SMPLX_FEMALE.npz: gives shapes and fingers. Empty:
-    our body's mean shape, no fingers, pelvis heights right to some centimetres before the floor is fitted."""
+    """SMPL-X model (npz), or the folder that holds SMPLX_MALE.npz and SMPLX_FEMALE.npz: gives shapes and fingers.
+    Empty: our body's mean shape, no fingers, pelvis heights right to some centimetres before the floor is fitted."""
     genders: str = ""
     """JSON file from subjects to male, female or neutral (the release's gender.json); empty: known for the test
     split."""
@@ -134,9 +134,8 @@ def run_data_rich(config: RichConfig) -> int:
                 progress.update()
     atomic_write_json(config.out / f"rich-{config.split}-report.json", report)
     print(config.out / config.split)
-    print(
-        f"{clips} clips of {len(tracks)} people in {len({track.sequence for track in tracks})} sequences, {total} frames"
-    )
+    sequences = len({track.sequence for track in tracks})
+    print(f"{clips} clips of {len(tracks)} people in {sequences} sequences, {total} frames")
     return 0
 
 
@@ -149,7 +148,7 @@ def _genders(config: RichConfig) -> dict[str, str]:
         genders = {str(subject).zfill(3): str(gender).lower() for subject, gender in content.items()}
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: can't be read as genders by subject ({error})") from error
-    odd = {gender for gender in genders.values()} - {"male", "female", "neutral"}
+    odd = set(genders.values()) - {"male", "female", "neutral"}
     if odd:
         raise InputError(f"{path}: genders are male, female or neutral, got {', '.join(sorted(odd))}")
     return genders

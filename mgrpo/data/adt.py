@@ -171,8 +171,8 @@ def load_adt(files: AdtFiles, *, T_device_cpf: np.ndarray | None = None, floor: 
     eyes = float(np.median(np.concatenate([clip.T_world_cpf[:, 6] for clip in clips])))
     if not HEAD_HEIGHTS_M[0] <= eyes <= HEAD_HEIGHTS_M[1]:
         notes.append(
-            f"WARNING: the eyes are {eyes:.2f} m above the floor (usual: {HEAD_HEIGHTS_M[0]} to {HEAD_HEIGHTS_M[1]} m); "
-            "is the floor right? Set it with --floor"
+            f"WARNING: the eyes are {eyes:.2f} m above the floor (usual: {HEAD_HEIGHTS_M[0]} to {HEAD_HEIGHTS_M[1]} "
+            "m); is the floor right? Set it with --floor"
         )
     if len(clips) > 1:
         notes.append(f"cut into {len(clips)} clips at gaps of more than {MAX_GAP_S} s")
@@ -199,8 +199,8 @@ def _check_near(
     apart = float(np.median(np.linalg.norm(device - head, axis=1)))
     if apart > 0.5:
         raise InputError(
-            f"{files.skeleton}: its head is {apart:.2f} m from the device (median); another person wore it. Choose with "
-            "--skeleton"
+            f"{files.skeleton}: its head is {apart:.2f} m from the device (median); another person wore it. Choose "
+            "with --skeleton"
         )
 
 

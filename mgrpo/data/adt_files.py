@@ -126,7 +126,8 @@ def _choose_skeleton(folder: Path, there: list[Path], skeletons: list[Path], wan
         if len(fits) == 1:
             return fits[0]
     raise InputError(
-        f"{folder}: {len(skeletons)} skeletons ({names}), and no file says which wore the device; choose with --skeleton"
+        f"{folder}: {len(skeletons)} skeletons ({names}), and no file says which wore the device; choose one with "
+        "--skeleton"
     )
 
 

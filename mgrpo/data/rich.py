@@ -209,8 +209,8 @@ def fit_gravity(tracks: Sequence[PosedTrack], clearance: float) -> Gravity:
     spread = np.sqrt(np.linalg.svd(np.cov((inside - inside.mean(0)).T))[1])[1]
     if spread < MIN_SPREAD_M:
         raise InputError(
-            f"{tracks[0].name} and the capture's others: planted toes lie within {spread:.2f} m of a line, so the floor's "
-            f"tilt is not known; {problem}"
+            f"{tracks[0].name} and the capture's others: planted toes lie within {spread:.2f} m of a line, so the "
+            f"floor's tilt is not known; {problem}"
         )
     return Gravity(up, float(np.median(inside @ up)) - clearance, f"{len(inside)} planted toes")
 

@@ -112,8 +112,8 @@ def find_tracks(folder: Path, split: str, *, partial: bool = False) -> list[Rich
     if missing and not partial:
         raise InputError(
             f"{root}: {len(missing)} of the {len(TEST_SEQUENCES)} test sequences are missing: {', '.join(missing[:8])}"
-            f"{' ...' if len(missing) > 8 else ''}. Numbers of a part are not those of the split: get the rest, or take "
-            "what is there with --partial"
+            f"{' ...' if len(missing) > 8 else ''}. Numbers of a part are not those of the split: get the rest, or "
+            "take what is there with --partial"
         )
     tracks = [track for path in sequences for track in _tracks_of(path)]
     if not tracks:

@@ -16,7 +16,7 @@ import re
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
@@ -147,7 +147,7 @@ _CALLED = (_Dtype, _reconstruct, _frombuffer, _scalar, _encode, _ordered, _bytes
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
     """The interpreter in Python, whose steps can be replaced; the one in C also reserves memory as a file asks for."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
 
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream, fix_imports=False, encoding="latin1", errors="strict")
@@ -255,7 +255,8 @@ def parse_pickle(data: bytes, name: str, what: str) -> Any:
     except _Refused as error:
         raise InputError(
             f"{name}: this pickle holds {error}, which is not read because pickles can run code. Only numpy arrays, "
-            f"numbers, text, lists and dictionaries are; expected {what}. Convert it with the tool that wrote it, to npz"
+            f"numbers, text, lists and dictionaries are; expected {what}. Convert it with the tool that wrote it, to "
+            "npz"
         ) from error
     except MemoryError as error:
         raise InputError(f"{name}: asks for more memory than there is; expected {what}") from error

@@ -36,12 +36,14 @@ MIXAMO = (
 ENDS = {"mixamorig:Head": (0, 18, 0), "mixamorig:LeftFoot": (0, -7, 13), "mixamorig:RightFoot": (0, -7, 13)}
 ENDS |= {"mixamorig:LeftHand": (9, 0, 0), "mixamorig:RightHand": (-9, 0, 0)}
 
-OURS = dict(
-    zip(
-        ["pelvis", "spine1", "spine2", "spine3", "neck", "head", "left_collar", "left_shoulder", "left_elbow", "left_wrist", "right_collar", "right_shoulder", "right_elbow", "right_wrist", "left_hip", "left_knee", "left_ankle", "right_hip", "right_knee", "right_ankle"],
-        [joint[0] for joint in MIXAMO],
-    )
-) | {"left_foot": "mixamorig:LeftFoot.End", "right_foot": "mixamorig:RightFoot.End"}
+_OUR_NAMES = """
+    pelvis spine1 spine2 spine3 neck head left_collar left_shoulder left_elbow left_wrist right_collar right_shoulder
+    right_elbow right_wrist left_hip left_knee left_ankle right_hip right_knee right_ankle
+"""
+OURS = dict(zip(_OUR_NAMES.split(), [joint[0] for joint in MIXAMO])) | {
+    "left_foot": "mixamorig:LeftFoot.End",
+    "right_foot": "mixamorig:RightFoot.End",
+}
 """Which joint of the file is which of ours."""
 
 

@@ -1,4 +1,5 @@
-"""Aria Digital Twin: made sequences whose truth is known, the real sample, rotations from positions, partial downloads."""
+"""Aria Digital Twin: made sequences whose truth is known, the real sample, rotations from positions, partial
+downloads."""
 
 from __future__ import annotations
 
@@ -41,6 +42,10 @@ HEADER = (
 START_US = 87_551_170_910
 
 
+PARTS = (("hip", "Thigh"), ("knee", "Shin"), ("ankle", "Foot"), ("foot", "Toe"), ("collar", "Shoulder"),
+         ("shoulder", "UArm"), ("elbow", "FArm"), ("wrist", "Hand"))  # fmt: skip
+
+
 def body_joints(time: np.ndarray) -> np.ndarray:
     """The 51 joints ``(F, 51, 3)`` of someone who turns, leans, bends arms and knees; z up, feet on the floor."""
     body = default_body()
@@ -58,8 +63,7 @@ def body_joints(time: np.ndarray) -> np.ndarray:
     names = ("pelvis", *BODY_JOINT_NAMES, *HAND_JOINT_NAMES)
     theirs = {"Skeleton": "pelvis", "Ab": "spine1", "Chest": "spine3", "Neck": "neck", "Head": "head"}
     for side, letter in (("left", "L"), ("right", "R")):
-        theirs |= {f"{letter}{b}": f"{side}_{a}" for a, b in (("hip", "Thigh"), ("knee", "Shin"), ("ankle", "Foot"),
-                   ("foot", "Toe"), ("collar", "Shoulder"), ("shoulder", "UArm"), ("elbow", "FArm"), ("wrist", "Hand"))}  # fmt: skip
+        theirs |= {f"{letter}{b}": f"{side}_{a}" for a, b in PARTS}  # fmt: skip
         theirs |= {f"{letter}{f.title()}{k}": f"{side}_{f}{k}" for f in ("thumb", "index", "middle", "ring", "pinky")
                    for k in (1, 2, 3)}  # fmt: skip
     return ours[:, [names.index(theirs[name]) for name in SKELETON_JOINTS]]
@@ -89,7 +93,8 @@ def trajectory_text(
     rows = [header]
     for moment, (w, x, y, z), (a, b, c) in zip(time, turned, places):
         rows.append(
-            f"f27,{round(START_US + moment * 1e6)},-1,{a:.9f},{b:.9f},{c:.9f},{x:.9f},{y:.9f},{z:.9f},{w:.9f},{gravity},1.0"
+            f"f27,{round(START_US + moment * 1e6)},-1,{a:.9f},{b:.9f},{c:.9f},{x:.9f},"
+            f"{y:.9f},{z:.9f},{w:.9f},{gravity},1.0"
         )
     return "\n".join(rows) + "\n"
 
@@ -142,8 +147,8 @@ def test_streams_on_one_clock(made: Path) -> None:
 
 def test_z_up_worlds_and_old_names_of_columns(made: Path, copy: Path) -> None:
     one = load_adt(find_adt(made, "none")).clips[0]
-    for header, up in ((HEADER.replace("gravity_x_world,gravity_y_world,gravity_z_world", "gravity_x,gravity_y,gravity_z"), "y"),
-                       (HEADER, "z")):  # fmt: skip
+    old = HEADER.replace("gravity_x_world,gravity_y_world,gravity_z_world", "gravity_x,gravity_y,gravity_z")
+    for header, up in ((old, "y"), (HEADER, "z")):
         text = trajectory_text(DEVICE_TIMES, device_poses(DEVICE_TIMES), up=up, header=header)
         (copy / "aria_trajectory.csv").write_text(text)
         other = load_adt(find_adt(copy, "none")).clips[0]
@@ -293,7 +298,7 @@ def test_streams_that_do_not_belong_together(copy: Path) -> None:
     (copy / "Skeleton_T.json").write_text(skeleton_text(BODY_TIMES + 100, body_joints(BODY_TIMES)))
     with pytest.raises(InputError, match=r"trajectory \(87551\.\d+ to .*don't overlap in time"):
         load_adt(find_adt(copy))
-    (copy / "Skeleton_T.json").write_text(skeleton_text(BODY_TIMES, body_joints(BODY_TIMES) + [2.0, 0, 0]))
+    (copy / "Skeleton_T.json").write_text(skeleton_text(BODY_TIMES, body_joints(BODY_TIMES) + np.array([2.0, 0, 0])))
     with pytest.raises(InputError, match=r"its head is \d\.\d\d m from the device .* another person wore it"):
         load_adt(find_adt(copy))
 
@@ -374,7 +379,7 @@ SKELETON_DAMAGE: dict[str, tuple[Any, str]] = {
     "too few": (lambda s: json.dumps({"frames": [{"joints": [[0, 0, 0]] * 50, "timestamp_ns": 1}]}), "has 50 joints"),
     "text": (lambda s: json.dumps({"frames": [{"joints": [["a", 0, 0]] * 51, "timestamp_ns": 1}]}), "finite numbers"),
     "NaN": (lambda s: json.dumps({"frames": [{"joints": [[float("nan"), 0, 0]] * 51, "timestamp_ns": 1}]}), "finite"),
-    "time": (lambda s: s.replace('"timestamp_ns": ', '"timestamp_ns": "', 1).replace("}, {", '"}, {', 1), "whole number"),
+    "time": (lambda s: s.replace('"timestamp_ns": ', '"timestamp_ns": "', 1).replace("}, {", '"}, {', 1), "whole"),
     "one frame": (lambda s: json.dumps({"frames": [json.loads(s)["frames"][0]]}), "1 frame(s)"),
     "a list": (lambda s: "[1, 2]", "is damaged at character 0"),
     "deep": (lambda s: '{"a": ' + "[" * 100000, "cut off or damaged"),

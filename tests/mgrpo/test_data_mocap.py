@@ -122,7 +122,7 @@ BVH_DAMAGE = {
     "second root": (lambda s: s.replace("JOINT mixamorig:Neck", "ROOT mixamorig:Neck"), "a second ROOT"),
     "brace missing": (lambda s: s.replace("}\nMOTION", "MOTION"), "before the closing brace"),
     "brace too many": (lambda s: s.replace("}\nMOTION", "}\n}\nMOTION"), "closes that was not opened"),
-    "offset not a number": (lambda s: s.replace("OFFSET 0.0 98.0", "OFFSET 0.0 9eight"), "must be a number, got '9eight'"),
+    "offset not a number": (lambda s: s.replace("OFFSET 0.0 98.0", "OFFSET 0.0 9eight"), "got '9eight'"),
     "offset short": (lambda s: s.replace("OFFSET 0.0 98.0 0.0", "OFFSET 0.0 98.0"), "needs 3 numbers, got 2"),
     "offset missing": (lambda s: s.replace("\tOFFSET 0.0 98.0 0.0\n", ""), "has no OFFSET"),
     "NaN": (lambda s: s[: s.rindex(" ")] + " nan\n", "must be finite, got 'nan'"),
@@ -168,7 +168,7 @@ def test_binary_garbage_is_refused(content: bytes, tmp_path: Path) -> None:
 def test_limits(good_bvh: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.bvh", good_bvh)
     monkeypatch.setattr(text, "MAX_BYTES", 1000)
-    with pytest.raises(InputError, match="is read. Cut it"):
+    with pytest.raises(InputError, match=r"is read\. Cut it"):
         read_bvh(path)
     monkeypatch.undo()
     monkeypatch.setattr(text, "MAX_JOINT_FRAMES", 100)
@@ -413,8 +413,8 @@ def test_bones_that_stretch_are_measured(values: dict[str, np.ndarray], tmp_path
 NAMES = {
     "motionbuilder": "Hips LeftUpLeg LeftLeg LeftFoot LeftToeBase RightUpLeg RightLeg RightFoot RightToeBase Spine "
     "Spine1 Spine2 Neck Head LeftShoulder LeftArm LeftForeArm LeftHand RightShoulder RightArm RightForeArm RightHand",
-    "old": "Hips LeftHip LeftKnee LeftAnkle LeftToe RightHip RightKnee RightAnkle RightToe Chest Chest2 Chest3 Neck Head "
-    "LeftCollar LeftShoulder LeftElbow LeftWrist RightCollar RightShoulder RightElbow RightWrist",
+    "old": "Hips LeftHip LeftKnee LeftAnkle LeftToe RightHip RightKnee RightAnkle RightToe Chest Chest2 Chest3 Neck "
+    "Head LeftCollar LeftShoulder LeftElbow LeftWrist RightCollar RightShoulder RightElbow RightWrist",
     "poser": "hip lThigh lShin lFoot lToe rThigh rShin rFoot rToe abdomen spine chest neck head "
     "lCollar lShldr lForeArm lHand rCollar rShldr rForeArm rHand",
     "biped": "Bip01 Bip01_L_Thigh Bip01_L_Calf Bip01_L_Foot Bip01_L_Toe0 Bip01_R_Thigh Bip01_R_Calf Bip01_R_Foot "
@@ -422,11 +422,12 @@ NAMES = {
     "blender": "pelvis thigh.L shin.L foot.L toe.L thigh.R shin.R foot.R toe.R spine spine.001 spine.002 neck head "
     "shoulder.L upper_arm.L forearm.L hand.L shoulder.R upper_arm.R forearm.R hand.R",
     "smpl": "pelvis left_hip left_knee left_ankle left_foot right_hip right_knee right_ankle right_foot spine1 spine2 "
-    "spine3 neck head left_collar left_shoulder left_elbow left_wrist right_collar right_shoulder right_elbow right_wrist",
+    "spine3 neck head left_collar left_shoulder left_elbow left_wrist right_collar right_shoulder right_elbow "
+    "right_wrist",
     "adt": "Skeleton LThigh LShin LFoot LToe RThigh RShin RFoot RToe Ab Chest Chest2 Neck Head "
     "LShoulder LUArm LFArm LHand RShoulder RUArm RFArm RHand",
 }
-OUR_ORDER = ["pelvis", "left_hip", "left_knee", "left_ankle", "left_foot", "right_hip", "right_knee", "right_ankle", "right_foot", "spine1", "spine2", "spine3", "neck", "head", "left_collar", "left_shoulder", "left_elbow", "left_wrist", "right_collar", "right_shoulder", "right_elbow", "right_wrist"]
+OUR_ORDER = NAMES["smpl"].split()
 TREE = (-1, 0, 1, 2, 3, 0, 5, 6, 7, 0, 9, 10, 11, 12, 11, 14, 15, 16, 11, 18, 19, 20)
 
 
@@ -482,7 +483,7 @@ def test_bad_map_files(content: str, said: str, tmp_path: Path) -> None:
 
 def test_a_map_for_another_skeleton(good_bvh: str, tmp_path: Path) -> None:
     source = read_bvh(write(tmp_path / "a.bvh", good_bvh))
-    with pytest.raises(InputError, match="the joint map 'acclaim' names head.*which the file lacks"):
+    with pytest.raises(InputError, match=r"the joint map 'acclaim' names head.*which the file lacks"):
         choose_map(source, "acclaim")
     with pytest.raises(InputError, match="unknown joint map 'cmuu'"):
         choose_map(source, "cmuu")

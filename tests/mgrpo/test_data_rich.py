@@ -1,4 +1,5 @@
-"""RICH: a made download in the release's layout comes back as the motion that was put in; what is said of partial ones."""
+"""RICH: a made download in the release's layout comes back as the motion that was put in; what is said of partial
+ones."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ def body() -> BodyModel:
 def smplx_arrays() -> dict[str, np.ndarray]:
     """A model with SMPL-X's arrays whose joints are the default body's: a vertex per joint."""
     body = default_body()
-    joints, count = body.J_template[:22].double().numpy() + [0.01, -0.37, 0.02], 55
+    joints, count = body.J_template[:22].double().numpy() + np.array([0.01, -0.37, 0.02]), 55
     template = np.zeros((count, 3))
     template[:22] = joints
     shapedirs = np.zeros((count, 3, 12))
@@ -344,14 +345,17 @@ def test_models(release: Path, tmp_path: Path, body: BodyModel, capsys: pytest.C
     assert "the gender of subject 011 is not known" in capsys.readouterr().err
 
 
+XYZ = b"property float x\nproperty float y\nproperty float z\n"
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"obj", "not a PLY file"),
         (b"ply\nformat binary_little_endian 1.0\nelement vertex 99\nproperty float x\n", "has no end"),
-        (b"ply\nformat binary_little_endian 1.0\nelement vertex 99\nproperty float x\nproperty float y\nproperty float z\n"
+        (b"ply\nformat binary_little_endian 1.0\nelement vertex 99\n" + XYZ +
          b"end_header\n1234", "the file ends before"),
-        (b"ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nproperty float y\nproperty float z\nend_header\n1 2\n",
+        (b"ply\nformat ascii 1.0\nelement vertex 2\n" + XYZ + b"end_header\n1 2\n",
          "can't be read"),
         (b"ply\nformat ascii 1.0\nelement vertex 2\nproperty list uchar int x\nend_header\n", "kind of PLY file"),
         (b"ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nend_header\n", "no vertices with x, y and z"),

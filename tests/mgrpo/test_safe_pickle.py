@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import pickle
 import random
@@ -96,8 +97,13 @@ def refused(data: bytes) -> str:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_nothing_is_run(protocol: int, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
-    for function, arguments in ((os.system, (f"touch {mark}",)), (eval, (f"open({str(mark)!r}, 'w')",)),
-                                (np.fromfile, ("/etc/passwd",)), (getattr, ("x", "upper")), (Path.touch, (mark,))):  # fmt: skip
+    for function, arguments in (
+        (os.system, (f"touch {mark}",)),
+        (eval, (f"open({str(mark)!r}, 'w')",)),
+        (np.fromfile, ("/etc/passwd",)),
+        (getattr, ("x", "upper")),
+        (Path.touch, (mark,)),
+    ):
         for content in (Attack(function, *arguments), {"a": [Attack(function, *arguments)]}):
             assert "is not read because pickles can run code" in refused(pickle.dumps(content, protocol))
             assert not mark.exists()
@@ -141,10 +147,8 @@ def test_sizes_are_checked_before_memory_is_taken() -> None:
         b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + b"N.",  # a frame
         b"\x80\x02Nr\xff\xff\xff\x7f.",  # a place in the memo
     ):
-        try:
+        with contextlib.suppress(InputError):
             assert read(change) is None
-        except InputError:
-            pass
     assert time.perf_counter() - began < 2
     deep = b"]" * 100000 + b"a" * 99999 + b"."
     assert "nested" in refused(deep)

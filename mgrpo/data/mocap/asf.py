@@ -241,8 +241,8 @@ def read_amc(path: str | Path, skeleton: AsfSkeleton, fps: float) -> SourceMotio
         lost = int((steps - 1).sum())
         if (steps[at] - 1) / fps > MAX_GAP_S:
             raise InputError(
-                f"{path}: frames {numbers[at] + 1} to {numbers[at + 1] - 1} are missing, {(steps[at] - 1) / fps:.2f} s; "
-                f"up to {MAX_GAP_S} s is bridged. Cut the recording there"
+                f"{path}: frames {numbers[at] + 1} to {numbers[at + 1] - 1} are missing, {(steps[at] - 1) / fps:.2f} "
+                f"s; up to {MAX_GAP_S} s is bridged. Cut the recording there"
             )
         notes.append(f"{lost} missing frame(s) interpolated")
     never = [bone.name for bone in skeleton.bones if bone.dof and bone.name not in rows]

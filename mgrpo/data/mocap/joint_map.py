@@ -310,7 +310,8 @@ def _joint_source(path: Path, ours: str, value: Any) -> JointSource:
         "part",
     }:
         raise InputError(
-            f'{path}: {ours} must be a joint\'s name or {{"at": NAME, "turns_with": NAME, "towards": NAME, "part": 0.5}}'
+            f'{path}: {ours} must be a joint\'s name or {{"at": NAME, "turns_with": NAME, "towards": NAME, '
+            '"part": 0.5}'
         )
     part = value.get("part", 0.5 if "towards" in value else 0.0)
     if isinstance(part, bool) or not isinstance(part, (int, float)) or not -10 <= part <= 10:
