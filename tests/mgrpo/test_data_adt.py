@@ -52,7 +52,16 @@ def body_joints(time: np.ndarray) -> np.ndarray:
     frames = len(time)
     turns = torch.zeros(frames, 51, 3, dtype=torch.float64)
     wave = torch.from_numpy(np.sin(2 * time))
-    for joint, axis, size in ((15, 1, -0.9), (16, 1, 0.9), (17, 1, -0.8), (18, 1, 0.8), (2, 0, 0.2), (11, 2, 0.2)):
+    for joint, axis, size in (
+        (15, 0, 0.9),
+        (16, 0, 0.9),
+        (15, 1, -0.9),
+        (16, 1, 0.9),
+        (17, 1, -0.8),
+        (18, 1, 0.8),
+        (2, 0, 0.2),
+        (11, 2, 0.2),
+    ):
         turns[:, joint, axis] = size * (0.6 + 0.4 * wave)
     root = torch.zeros(frames, 7, dtype=torch.float64)
     facing = g.yaw_rotation(torch.from_numpy(0.3 * time))
