@@ -104,6 +104,27 @@ COMMANDS = (
         "run_convert",
     ),
     Command(
+        ("data", "mocap"),
+        "convert BVH or ASF/AMC motion capture to a motion pack",
+        "mgrpo.commands.data_mocap",
+        "MocapConfig",
+        "run_data_mocap",
+    ),
+    Command(
+        ("data", "adt"),
+        "convert an Aria Digital Twin sequence to motion",
+        "mgrpo.commands.data_adt",
+        "AdtConfig",
+        "run_data_adt",
+    ),
+    Command(
+        ("data", "rich"),
+        "convert RICH's fitted bodies to clips",
+        "mgrpo.commands.data_rich",
+        "RichConfig",
+        "run_data_rich",
+    ),
+    Command(
         ("doctor",),
         "what this machine has, which backend serves each op and why",
         "mgrpo.doctor",
