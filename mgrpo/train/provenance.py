@@ -94,6 +94,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "processors": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "processes": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
         "torch_deterministic": torch.are_deterministic_algorithms_enabled(),
         "gpus": gpus,
         "cuda": torch.version.cuda,
