@@ -37,9 +37,10 @@ def compile_errors() -> Iterator[None]:
     except Exception as error:
         if not _from_compiler(error):
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        cause = getattr(error, "inner_exception", error)  # what a backend raised, wrapped by dynamo
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         raise CompileError(
-            f"--compile: torch could not compile the network ({type(error).__name__}: "
+            f"--compile: torch could not compile the network ({type(cause).__name__}: "
             f"{lines[0] if lines else 'no details'}). Leave --compile out, or look for what is missing: on a CPU the "
             "compiler needs a C++ compiler, on a GPU triton."
         ) from error
