@@ -39,6 +39,8 @@ class EvaluateConfig:
     """Models: run folders (their best checkpoint), or checkpoint folders, or RUN/last."""
     name: tuple[str, ...] = ()
     """Names of the models in the table, in the same order; default: from the paths."""
+    use_ema: bool = False
+    """Take the averaged weights of the models (priors trained with --ema), instead of their last ones."""
     motion: str = "demo"
     """Motion: `demo` (ships with the package), a pack or clip npz, or a folder of them."""
     body: str = "default"
@@ -128,7 +130,7 @@ def evaluate_checkpoints(config: EvaluateConfig) -> list[EvaluationResult]:
     perceptual = None
     if config.perceptual is not None:
         perceptual = load_model(config.perceptual, PerceptualModel, PerceptualConfig)[0].to(device)
-    models = [load_model(path, Denoiser, DenoiserConfig) for path in config.checkpoint]
+    models = [load_model(path, Denoiser, DenoiserConfig, use_ema=config.use_ema) for path in config.checkpoint]
     names = config.name or model_names([checkpoint.path for _, _, checkpoint in models])
     results = []
     for name, (denoiser, model_config, _) in zip(names, models):

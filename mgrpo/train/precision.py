@@ -20,8 +20,8 @@ _OF_ACCELERATE = {"no": "fp32", "bf16": "bf16", "fp16": "fp16-scaled"}
 class NetworkPrecision:
     """How the layers compute on one device, and how gradients get through it.
 
-    ``fp32``: as the weights are. ``tf32``: float32, with matrix products rounded to 10 bits of mantissa inside the GPU's
-    tensor cores. ``bf16``: autocast, matrix products in bfloat16. ``fp16-scaled``: autocast to float16, with the loss
+    ``fp32``: as the weights are. ``tf32``: float32, with matrix products rounded to 10 bits of mantissa inside the
+    GPU's tensor cores. ``bf16``: autocast, matrix products in bfloat16. ``fp16-scaled``: autocast to float16, with the loss
     scaled so that small gradients don't vanish; a step whose gradients overflow is left out and the scale halved.
     """
 
@@ -35,9 +35,7 @@ class NetworkPrecision:
         if name == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
             raise InputError("--precision tf32 needs a CUDA GPU of compute capability 8.0 or more; use fp32 or bf16")
         if name == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-            raise InputError(
-                "--precision bf16 needs a GPU of compute capability 8.0 or more; use fp16-scaled or fp32"
-            )
+            raise InputError("--precision bf16 needs a GPU of compute capability 8.0 or more; use fp16-scaled or fp32")
         self.name = name
         self.device = device
         self._dtype = {"bf16": torch.bfloat16, "fp16-scaled": torch.float16}.get(name)
@@ -56,8 +54,8 @@ class NetworkPrecision:
 
     @contextmanager
     def matrix_products(self) -> Iterator[None]:
-        """Context for a whole training: torch's setting for float32 matrix products, put back afterwards. ``fp32`` means
-        full float32 whatever was set before."""
+        """Context for a whole training: torch's setting for float32 matrix products, put back afterwards. ``fp32``
+        means full float32 whatever was set before."""
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.name == "tf32" else "highest")
         try:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -46,8 +47,8 @@ class PriorConfig:
     output: Path = Path("runs/prior")
     """Run folder: configuration, logs and checkpoints."""
     preset: str = "tiny"
-    """Network size: `tiny` for CPUs, `egoallo` for the published one. On the command line it sets the other options too:
-    `egoallo` those of the published training."""
+    """Network size: `tiny` for CPUs, `egoallo` for the published one. On the command line it sets the other options
+    too: `egoallo` those of the published training."""
     data: MotionDataConfig = field(default_factory=MotionDataConfig)
     iterations: int = 2000
     """Optimiser steps."""
@@ -138,7 +139,7 @@ PRIOR_PRESETS: dict[str, PriorConfig] = {
     ),
 }
 """``tiny``: small data on a CPU. ``egoallo``: the published training (facts: section E); its release is the checkpoint
-of the last iteration. What stands at its default in both is EgoAllo's: learning rate, warm-up, weight decay, clipping."""
+of the last iteration. What is the default in both is EgoAllo's: learning rate, warm-up, weight decay, clipping."""
 
 CARRIED_OUT = ("accumulate", "compile", "prefetch", "keep_every")
 """Settings that change a run's results by rounding at most; a resumed run may have others."""
@@ -219,9 +220,7 @@ def train_prior(config: PriorConfig, *, command: list[str] | None = None) -> Pat
             return _train(config, command, processes, precision)
 
 
-def _train(
-    config: PriorConfig, command: list[str] | None, processes: Processes, precision: NetworkPrecision
-) -> Path:
+def _train(config: PriorConfig, command: list[str] | None, processes: Processes, precision: NetworkPrecision) -> Path:
     device = processes.device
     parts = processes.parts(config.batch_size, config.accumulate)
     (own, size), share = parts[0], config.batch_size // processes.count
@@ -316,7 +315,7 @@ def _train(
                 run.log(done, metrics)
             progress.update(loss=total)
             if done % config.checkpoint_every == 0 or finished or stopping:
-                processes.main_only(lambda: _save(run, done, denoiser, optimizer, average, precision, metrics))
+                processes.main_only(partial(_save, run, done, denoiser, optimizer, average, precision, metrics))
             if stopping:
                 break
     return processes.from_main(lambda: run.checkpoint_path("last"))

@@ -250,6 +250,19 @@ def test_loading_the_average(base):
     assert last["validation_loss_ema"] != last["validation_loss"]
 
 
+def test_every_command_that_loads_a_prior_can_take_its_average(base, tmp_path, capsys):
+    train_prior(replace(base, iterations=2))
+    prior_folder = str(base.output)
+    for words in (
+        ["sample", "--checkpoint", prior_folder, "--out", str(tmp_path / "samples")],
+        ["evaluate", "--checkpoint", prior_folder],
+        ["train", "grpo", "--prior", prior_folder, "--rewards.visual", "0", "--output", str(tmp_path / "grpo")],
+        ["train", "perceptual", "tiny", "--prior", prior_folder, "--output", str(tmp_path / "perceptual")],
+    ):
+        assert main([*words, "--use-ema"]) == 2
+        assert "holds no averaged weights beside the model's" in capsys.readouterr().err, words
+
+
 def test_a_checkpoint_without_average_says_so(base):
     train_prior(replace(base, iterations=1))
     with pytest.raises(InputError, match="holds no averaged weights"):
@@ -290,7 +303,9 @@ def test_the_condition_is_encoded_in_full_precision_under_autocast(monkeypatch):
     seen = []
     encode = Denoiser.encode
     monkeypatch.setattr(
-        Denoiser, "encode", lambda self, cond, *args, **options: seen.append(cond) or encode(self, cond, *args, **options)
+        Denoiser,
+        "encode",
+        lambda self, cond, *args, **options: seen.append(cond) or encode(self, cond, *args, **options),
     )
     model = Denoiser(files.TINY_DENOISER)
     poses = torch.nn.functional.pad(torch.nn.functional.normalize(torch.randn(2, 5, 4), dim=-1), (0, 3), value=0.3)
@@ -355,7 +370,7 @@ def test_a_scaled_loss_skips_overflows_and_resumes_bit_for_bit(base, tmp_path, m
     losses = rows(base.output)
     assert losses[0]["grad_norm"] is None, "the first scale overflows"
     scales = [row["loss_scale"] for row in losses]
-    assert scales[0] == 2.0**29 and any(later > earlier for earlier, later in zip(scales, scales[1:]))
+    assert scales[0] == 2.0**29 and any(scales[i + 1] > scales[i] for i in range(len(scales) - 1))
     finite = [row["grad_norm"] for row in losses if row["grad_norm"] is not None]
     assert finite and max(finite) < 100, "gradients are unscaled before they are measured and clipped"
 
@@ -400,7 +415,7 @@ def test_a_network_that_can_not_be_compiled_is_refused(base, monkeypatch):
         raise OSError("no C++ compiler here")
 
     monkeypatch.setattr(compiled, "BACKEND", broken)
-    with pytest.raises(compiled.CompileError, match="no C\\+\\+ compiler here.*Leave --compile out"):
+    with pytest.raises(compiled.CompileError, match=r"no C\+\+ compiler here.*Leave --compile out"):
         train_prior(replace(base, compile=True))
     torch.compiler.reset()
 
