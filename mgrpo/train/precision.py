@@ -21,8 +21,8 @@ class NetworkPrecision:
     """How the layers compute on one device, and how gradients get through it.
 
     ``fp32``: as the weights are. ``tf32``: float32, with matrix products rounded to 10 bits of mantissa inside the
-    GPU's tensor cores. ``bf16``: autocast, matrix products in bfloat16. ``fp16-scaled``: autocast to float16, with the loss
-    scaled so that small gradients don't vanish; a step whose gradients overflow is left out and the scale halved.
+    GPU's tensor cores. ``bf16``: autocast, matrix products in bfloat16. ``fp16-scaled``: autocast to float16, with the
+    loss scaled so that small gradients don't vanish; a step whose gradients overflow is left out and the scale halved.
     """
 
     def __init__(self, name: Precision, device: torch.device) -> None:
