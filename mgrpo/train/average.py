@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .checkpoints import AVERAGE_PREFIX, Checkpoint, load_tensors_into
 
@@ -19,12 +20,12 @@ class WeightAverage:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False)
         """The network with averaged weights."""
-        self.decay = decay
+        self._average = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Take in the present weights of ``network``."""
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1.0 - self.decay)
+        self._average(list(self.network.parameters()), list(network.parameters()), None)
 
     def tensors(self) -> dict[str, Tensor]:
         """The averaged weights under the names that a checkpoint has them by: ``ema.`` and the network's name."""

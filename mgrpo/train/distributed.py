@@ -173,6 +173,11 @@ def open_processes(device: str) -> Iterator[Processes]:
     if count == 1:
         yield Processes(0, 1, resolve_device(device))
         return
+    if not dist.is_available():
+        raise InputError(
+            f"WORLD_SIZE is {count}, but this torch ({torch.__version__}) was built without torch.distributed; install "
+            "another build, or train in one process"
+        )
     chosen = _own_device(device, local_rank)
     joined = dist.is_initialized()
     if not joined:
