@@ -45,6 +45,8 @@ class Command:
     line."""
     presets: str | None = None
     """Name of a dictionary of configurations; one may be named directly after the command, options then change it."""
+    preset_option: bool = False
+    """Whether --preset names one of these too, and sets all options as it says."""
     result: str | None = None
     """Text before the path that the function returns; None when the function tells its result itself."""
 
@@ -63,6 +65,8 @@ COMMANDS = (
         "mgrpo.train.prior",
         "PriorConfig",
         "train_prior",
+        presets="PRIOR_PRESETS",
+        preset_option=True,
         result="last checkpoint",
     ),
     Command(
@@ -185,7 +189,7 @@ def _run(words: list[str]) -> int:
     if "command" in inspect.signature(function).parameters:
         options["command"] = [sys.argv[0] or "mgrpo", *words]
     result = function(config, **options)
-    if command.result is not None and isinstance(result, Path):
+    if command.result is not None and isinstance(result, Path) and _is_main_process():
         print(f"{command.result}: {result}")
     return result if isinstance(result, int) else 0
 
@@ -255,8 +259,26 @@ def _parse(command: Command, module: Any, words: list[str]) -> Any:
                 )
             default["default"] = presets[words[0]]
             words = words[1:]
+        elif command.preset_option and (named := _option(words, "--preset")) in presets:
+            default["default"] = presets[named]
     description = inspect.cleandoc(config_class.__doc__ or command.summary) + note
     return tyro.cli(config_class, args=words, prog=f"mgrpo {name}", description=description, **default)
+
+
+def _option(words: list[str], name: str) -> str | None:
+    """The last value given to an option, before tyro looks at the words."""
+    value = None
+    for word, following in zip(words, [*words[1:], None]):
+        if word == name:
+            value = following
+        elif word.startswith(f"{name}="):
+            value = word[len(name) + 1 :]
+    return value
+
+
+def _is_main_process() -> bool:
+    """Whether this is the process of a launcher (torchrun, accelerate launch) that speaks for all, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _is_motion(word: str) -> bool:
@@ -291,7 +313,8 @@ _USERS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 def _interrupted(stop: KeyboardInterrupt) -> int:
     from mgrpo.train.interrupt import TrainingInterrupted
 
-    print(stop if isinstance(stop, TrainingInterrupted) else "interrupted", file=sys.stderr)
+    if _is_main_process():
+        print(stop if isinstance(stop, TrainingInterrupted) else "interrupted", file=sys.stderr)
     return 128 + (stop.number if isinstance(stop, TrainingInterrupted) else 2)
 
 

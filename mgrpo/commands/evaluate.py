@@ -41,6 +41,8 @@ class EvaluateConfig:
     written by save_pretrained."""
     name: tuple[str, ...] = ()
     """Names of the models in the table, in the same order; default: from the paths."""
+    use_ema: bool = False
+    """Take the averaged weights of the models (priors trained with --ema), instead of their last ones."""
     motion: str = "demo"
     """Motion: `demo` (ships with the package), a pack or clip npz, or a folder of them."""
     body: str = "default"
@@ -131,7 +133,7 @@ def evaluate_checkpoints(config: EvaluateConfig) -> list[EvaluationResult]:
     perceptual = None
     if config.perceptual is not None:
         perceptual = load_model(config.perceptual, PerceptualModel, PerceptualConfig)[0].to(device)
-    models = [load_model(path, Denoiser, DenoiserConfig) for path in config.checkpoint]
+    models = [load_model(path, Denoiser, DenoiserConfig, use_ema=config.use_ema) for path in config.checkpoint]
     names = config.name or model_names([checkpoint.path for _, _, checkpoint in models])
     results = []
     stitchings = [config.stitching.stitching(trained_length(checkpoint.path)) for _, _, checkpoint in models]

@@ -46,6 +46,8 @@ class SampleConfig:
     checkpoint: Path
     """Prior or post-trained model: run folder (its best checkpoint), checkpoint folder, RUN/last, EgoAllo checkpoint,
     or folder written by save_pretrained."""
+    use_ema: bool = False
+    """Take the averaged weights of a prior trained with --ema, instead of its last ones."""
     motion: str = "demo"
     """Motion whose head trajectory is taken: `demo` (ships with the package), a pack or clip npz, or a folder of
     them."""
@@ -83,7 +85,7 @@ def run_sample(config: SampleConfig) -> int:
     body = resolve_body(config.body, with_mesh=False).body_only()
     clip = choose_clip(load_motion(config.motion, body), config.clip)
     windows = clip_window(clip, body, config.start, config.length)
-    denoiser, _, checkpoint = load_model(config.checkpoint, Denoiser, DenoiserConfig)
+    denoiser, _, checkpoint = load_model(config.checkpoint, Denoiser, DenoiserConfig, use_ema=config.use_ema)
     stitching = config.stitching.stitching(trained_length(checkpoint.path))
     make_folder(config.out)  # before the work: a place that can't be written to should be known now
     motion = draw(denoiser.to(device), windows.to(device), body.to(device), config, stitching)

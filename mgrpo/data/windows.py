@@ -270,6 +270,8 @@ class AugmentConfig:
 class WindowSampler:
     """Random training windows; ``batch(iteration, size)`` is a pure function of (seed, iteration, size) and the clips.
 
+    ``batch(iteration, size, first=k)`` gives the part of a larger batch that begins at its position k.
+
     Window i of a batch depends on (seed, iteration, i) only, not on what was drawn before or (up to rounding) on the
     batch's size, so a resumed run sees the same data. All poses are kept in memory, as quaternions: 1.1 kB per frame.
     """
@@ -330,19 +332,22 @@ class WindowSampler:
         """Number of different window starts."""
         return int(self._last_start[-1])
 
-    def batch(self, iteration: int, size: int) -> MotionWindows:
-        """``size`` windows for this iteration (0 <= iteration < 2^32), float32 on the CPU.
+    def batch(self, iteration: int, size: int, *, first: int = 0) -> MotionWindows:
+        """``size`` windows for this iteration (0 <= iteration < 2^32), those at positions ``first`` and after of the
+        iteration's batch, float32 on the CPU.
 
         Raises:
-            InputError: fewer than one window asked for.
+            InputError: fewer than one window asked for, or a negative position.
         """
-        if size < 1:
-            raise InputError(f"WindowSampler.batch(): size must be at least 1, got {size}")
+        if size < 1 or first < 0:
+            raise InputError(
+                f"WindowSampler.batch(): size must be at least 1 and first at least 0, got {size} and {first}"
+            )
         config = self.augment
         keys = {
             "seed": self.seed,
             "iteration": iteration,
-            "condition": torch.arange(size),
+            "condition": torch.arange(first, first + size),
             "member": torch.zeros(size, dtype=torch.long),
         }
         uniform = philox_uniform((7,), **keys, step=0, stream=STREAM_DATA).to(torch.float64)

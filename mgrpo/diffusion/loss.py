@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -58,6 +59,16 @@ class DenoisingLoss(NamedTuple):
     """Each modality's term before its weight, scalars with gradient."""
 
 
+class FrameCounts(NamedTuple):
+    """Frames over which the terms are averaged, before any lower bound; () int64 each. Those of the parts of a batch
+    add up to those of the batch."""
+
+    frames: Tensor
+    """Real frames."""
+    hand_frames: Tensor
+    """Real frames of clips whose hands move; 0 for a layout without hands."""
+
+
 class TrainingDraws(NamedTuple):
     """Random numbers of one training batch."""
 
@@ -80,16 +91,17 @@ def draw_training_noise(
     frames: int,
     max_t: int = 1000,
     cond_dropout: float = 0.0,
+    first: int = 0,
     device: torch.device | str = "cpu",
 ) -> TrainingDraws:
     """The random numbers of training iteration ``iteration``: a pure function of (seed, iteration, position in the
-    batch).
+    batch), for the ``batch`` positions from ``first`` on.
 
     Levels are uniform on 1 … max_t. ``cond_dropout`` is the probability with which an item's condition is zeroed.
     """
     if not 0.0 <= cond_dropout <= 1.0:
         raise InputError(f"draw_training_noise(): cond_dropout must lie in [0, 1], got {cond_dropout}")
-    item = torch.arange(batch, device=device)
+    item = torch.arange(first, first + batch, device=device)
     none = torch.zeros_like(item)
 
     def uniform(shape: tuple[int, ...], step: int) -> Tensor:
@@ -117,6 +129,23 @@ def hand_positions(windows: MotionWindows) -> Tensor:
     return se3_apply(se3_inverse(windows.T_world_cpf)[..., None, :], wrists).flatten(-2)
 
 
+def _hands_move(hands: Tensor, mask: Tensor) -> Tensor:
+    """Clips whose hands move ``(B,)`` bool, from packed hand rotations ``(B, T, 270)``: the summed absolute change from
+    the first frame, over real frames, is above 1e-5."""
+    return ((hands - hands[:, :1]).abs().sum(dim=-1) * mask).sum(dim=-1) > _HAND_MOTION_MIN
+
+
+def count_frames(layout: StateLayout, windows: MotionWindows) -> FrameCounts:
+    """What the terms of these windows are averaged over. For a batch that is worked through in parts (micro-batches,
+    several processes): the sum over all parts goes to each call of :func:`denoising_loss`, and the losses of the parts
+    then add up to that of the batch."""
+    mask = windows.mask
+    hand_frames = torch.zeros((), dtype=torch.int64, device=mask.device)
+    if layout.include_hands and windows.hand_rotmats is not None:
+        hand_frames = (mask & _hands_move(windows.hand_rotmats.flatten(-3), mask)[:, None]).sum()
+    return FrameCounts(mask.sum(), hand_frames)
+
+
 def denoising_loss(
     denoiser: Denoiser,
     windows: MotionWindows,
@@ -128,13 +157,16 @@ def denoising_loss(
     weights: LossWeights | None = None,
     cond_keep: Tensor | None = None,
     hand_keep: Tensor | None = None,
+    counts: FrameCounts | None = None,
+    network: Callable[..., Tensor] | None = None,
 ) -> DenoisingLoss:
     """EgoAllo's training loss of one batch.
 
     ``x_t = sqrt(ᾱ) x0 + sqrt(1 - ᾱ) noise``; each term is
     ``Σ_b w_t(b) Σ_frames mask · mean_channels(error²) / Σ mask``. Hands count only in clips where they move (summed
     absolute change from the first frame above 1e-5), with a denominator of at least 256 frames. Schedule constants are
-    float32, as in EgoAllo.
+    float32, as in EgoAllo. The loss has the precision of the windows (or of the network where that is wider): a network
+    that computes in half precision is compared in float32.
 
     Args:
         denoiser: the network.
@@ -146,6 +178,10 @@ def denoising_loss(
         weights: term weights; default EgoAllo's.
         cond_keep: ``(B,)`` bool, False zeroes that item's condition (condition dropout).
         hand_keep: ``(B, T)`` bool, False hides the wrists in the condition; only for models that have them there.
+        counts: frames to average over, where the windows are a part of a larger batch (:func:`count_frames` of all
+            parts, summed); default: those of the windows.
+        network: what is called in place of ``denoiser``, with the same arguments: its compiled form, or it under
+            autocast.
 
     Raises:
         InputError: shapes or layouts that don't fit.
@@ -182,7 +218,7 @@ def denoising_loss(
         wrists = hand_positions(windows)
         if hand_keep is not None:
             wrists = torch.where(hand_keep[..., None], wrists, torch.zeros_like(wrists))
-    x0_pred = denoiser(
+    x0_pred = (denoiser if network is None else network)(
         x_t,
         t,
         T_world_cpf=windows.T_world_cpf,
@@ -193,9 +229,10 @@ def denoising_loss(
         cond_dropout_keep_mask=cond_keep,
     )
 
-    error = (x0_pred - x0.to(x0_pred.dtype)) ** 2
-    frame_weight = mask.to(x0_pred.dtype) * level_weight[:, None].to(x0_pred.dtype)
-    frames = mask.sum()
+    dtype = torch.promote_types(x0.dtype, x0_pred.dtype)
+    error = (x0_pred.to(dtype) - x0.to(dtype)) ** 2
+    frame_weight = mask.to(dtype) * level_weight[:, None].to(dtype)
+    counts = count_frames(layout, windows) if counts is None else counts
     terms: dict[str, Tensor] = {}
     for name, part in layout.slices.items():
         squared = error[..., part]
@@ -203,12 +240,11 @@ def denoising_loss(
             falling = 1.0 / torch.arange(1, NUM_BETAS + 1, dtype=squared.dtype, device=squared.device)
             squared = squared * falling
         if name == "hand_rotmats":
-            hands = x0[..., part]
-            moved = ((hands - hands[:, :1]).abs().sum(dim=-1) * mask).sum(dim=-1) > _HAND_MOTION_MIN
-            counted = mask & moved[:, None]
-            term = (squared.mean(dim=-1) * frame_weight * counted).sum() / counted.sum().clamp_min(_HAND_FRAMES_MIN)
+            counted = mask & _hands_move(x0[..., part], mask)[:, None]
+            hand_frames = counts.hand_frames.clamp_min(_HAND_FRAMES_MIN)
+            term = (squared.mean(dim=-1) * frame_weight * counted).sum() / hand_frames
         else:
-            term = (squared.mean(dim=-1) * frame_weight).sum() / frames
+            term = (squared.mean(dim=-1) * frame_weight).sum() / counts.frames
         terms[name] = term
     total = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
     return DenoisingLoss(total=total, terms=terms)

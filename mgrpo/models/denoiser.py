@@ -717,7 +717,9 @@ class Denoiser(nn.Module, PretrainedModel):
         """
         if x_t.ndim != 3:
             raise InputError(f"forward(): x_t must have shape (B, T, {self.layout.dim}), got {tuple(x_t.shape)}")
-        cond = make_cond(self.config, T_world_cpf, T_cpf_tm1_cpf_t, hand_positions_wrt_cpf)
+        # Products of rotations, in full precision whatever autocast makes of the layers.
+        with torch.autocast(x_t.device.type, enabled=False):
+            cond = make_cond(self.config, T_world_cpf, T_cpf_tm1_cpf_t, hand_positions_wrt_cpf)
         memory = self.encode(cond, t, mask=mask, cond_dropout_keep_mask=cond_dropout_keep_mask)
         x0_pred = self.decode(x_t[:, None], t, memory)[:, 0]
         if project_output_rotmats:

@@ -4,7 +4,7 @@ step_00000100/
     model.safetensors       weights
     config.json             class and fields of the model's configuration
     optimizer.safetensors   optimiser tensors (when an optimiser was given)
-    tensors.safetensors     further tensors of the loop (when given), such as an averaged copy of the weights
+    tensors.safetensors     further tensors of the loop (when given); an averaged copy of the weights as ema.<name>
     state.json              step, metric, loop state, plain part of the optimiser, checksums of the files above
 """
 
@@ -38,6 +38,10 @@ from .optimizer_state import restore_optimizer_state, split_optimizer_state
 
 CHECKPOINT_FORMAT = 1
 """Number written into `state.json`; a reader refuses a larger one."""
+
+AVERAGE_PREFIX = "ema."
+"""Before the names of averaged weights in tensors.safetensors. The prior's loop saves its average there, beside the
+weights that training goes on from; GRPO's saves its average as the model."""
 
 ConfigT = TypeVar("ConfigT")
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -73,6 +77,16 @@ class Checkpoint:
         """The model's configuration as a `config_class`. Raises `InputError` when the file holds another class or
         field."""
         return from_plain(config_class, self.config["config"], where=f"checkpoint {self.path}")
+
+    def averaged(self) -> dict[str, Tensor]:
+        """State dictionary of the averaged weights beside the model's. Raises `InputError` when there are none."""
+        found = {n.removeprefix(AVERAGE_PREFIX): v for n, v in self.tensors.items() if n.startswith(AVERAGE_PREFIX)}
+        if not found:
+            raise InputError(
+                f"checkpoint {self.path}: holds no averaged weights beside the model's. Train the prior with --ema, or "
+                "leave --use-ema out (a model of GRPO trained with --ema is its average already)."
+            )
+        return found
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Load the weights into `model` and, if given, the state into `optimizer`, bit for bit.
@@ -277,18 +291,24 @@ def load_model(
     *,
     prefer: str = "best",
     expected_config: ConfigT | None = None,
+    use_ema: bool = False,
 ) -> tuple[ModelT, ConfigT, Checkpoint]:
     """Build `model_class(config)` from a checkpoint and load its weights, on the CPU and in evaluation mode.
 
     `path` may be a run or a checkpoint as in `find_checkpoint`, a checkpoint in EgoAllo's layout (see
-    `mgrpo.models.egoallo`), or a folder that `save_pretrained` wrote; the latter two have no optimiser state. Raises
-    `InputError` when the checkpoint is of another kind of model, of another configuration than `expected_config` (each
-    differing field is listed), or damaged.
+    `mgrpo.models.egoallo`), or a folder that `save_pretrained` wrote; the latter two have no optimiser state. `use_ema`:
+    take the averaged weights that were saved beside the weights. Raises `InputError` when the checkpoint is of another
+    kind of model, of another configuration than `expected_config` (each differing field is listed), has no averaged
+    weights, or is damaged.
     """
     given = Path(path).expanduser()
     if given.is_file():
         check_weights_file(given, "checkpoint")
     if model_format(given) != "mgrpo":
+        if use_ema:
+            raise InputError(
+                f"{given}: holds no averaged weights (only runs of `train prior --ema` do); leave out --use-ema"
+            )
         model, checkpoint = _load_outside(given, model_class)
         config = cast(Any, model).config
         _refuse_other_config(checkpoint, expected_config)
@@ -298,7 +318,10 @@ def load_model(
     config = checkpoint.model_config(config_class)
     _refuse_other_config(checkpoint, expected_config)
     model = model_class(config)
-    checkpoint.restore(model)
+    if use_ema:
+        load_tensors_into(model, checkpoint.averaged(), where=f"checkpoint {checkpoint.path}, averaged weights")
+    else:
+        checkpoint.restore(model)
     return model.eval(), config, checkpoint
 
 

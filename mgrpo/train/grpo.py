@@ -99,6 +99,8 @@ class GrpoConfig:
 
     prior: Path = Path("runs/prior")
     """Prior to start from: run folder, checkpoint, EgoAllo checkpoint, or folder written by save_pretrained."""
+    use_ema: bool = False
+    """Start from the averaged weights of a prior trained with --ema, instead of its last ones."""
     perceptual: Path | None = Path("runs/perceptual")
     """Run folder, checkpoint or save_pretrained folder of the perceptual model; needed while the visual reward has a
     weight."""
@@ -251,7 +253,7 @@ def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:
             "--rewards.visual 0"
         )
     data = load_motion_data(config.data, seed=config.seed)
-    policy = load_model(config.prior, Denoiser, DenoiserConfig)[0].to(device)
+    policy = load_model(config.prior, Denoiser, DenoiserConfig, use_ema=config.use_ema)[0].to(device)
     perceptual = None
     if "visual" in names:
         perceptual = (

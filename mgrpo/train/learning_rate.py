@@ -10,10 +10,17 @@ import torch
 Schedule = Literal["constant", "cosine"]
 
 
-def learning_rate_at(iteration: int, iterations: int, *, peak: float, warmup: int, schedule: Schedule) -> float:
+def learning_rate_at(
+    iteration: int, iterations: int, *, peak: float, warmup: int, schedule: Schedule, from_zero: bool = False
+) -> float:
     """Learning rate of optimiser step ``iteration`` (from 0): a linear rise over ``warmup`` steps, then constant, or a
-    cosine that reaches zero at ``iterations``."""
-    warm = min(1.0, (iteration + 1) / max(1, warmup))
+    cosine that reaches zero at ``iterations``.
+
+    The rise begins at ``peak / warmup`` and reaches ``peak`` at step ``warmup - 1``; ``from_zero``: it begins at 0 and
+    reaches ``peak`` at step ``warmup``, as the base model's.
+    """
+    risen = iteration if from_zero else iteration + 1
+    warm = min(1.0, risen / warmup) if warmup else 1.0
     if schedule == "constant":
         return peak * warm
     return peak * warm * 0.5 * (1 + math.cos(math.pi * iteration / iterations))

@@ -48,6 +48,8 @@ class PerceptualTrainingConfig:
     prior: Path = Path("runs/prior")
     """Prior that makes the negatives: run folder, checkpoint, EgoAllo checkpoint, or folder written by
     save_pretrained; it stays frozen."""
+    use_ema: bool = False
+    """Sample from the averaged weights of a prior trained with --ema, instead of its last ones."""
     output: Path = Path("runs/perceptual")
     """Run folder: configuration, logs and checkpoints."""
     preset: str = "paper"
@@ -359,7 +361,8 @@ def train_perceptual(config: PerceptualTrainingConfig, *, command: list[str] | N
     """
     device = resolve_device(config.device)
     model_config = perceptual_preset(config.preset)
-    prior = load_model(config.prior, Denoiser, DenoiserConfig)[0].to(device).requires_grad_(False)
+    prior = load_model(config.prior, Denoiser, DenoiserConfig, use_ema=config.use_ema)[0]
+    prior = prior.to(device).requires_grad_(False)
     data = load_motion_data(config.data, seed=config.seed)
     body = data.body.to(device)
     torch.manual_seed(stream_seed(config.seed, 0, "perceptual weights"))

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -167,9 +168,22 @@ def notice_from_signal(text: str) -> None:
     """Like `notice`, for a signal handler: takes no lock. Within a `Progress` the line appears within a quarter
     second."""
     _DISPLAY.post(text)
-    if not _DISPLAY.active:
+    if _DISPLAY.silent:
+        _DISPLAY.take_posted()
+    elif not _DISPLAY.active:
         with contextlib.suppress(OSError):
             os.write(2, (_DISPLAY.take_posted() + "\n").encode())
+
+
+@contextlib.contextmanager
+def silence(silent: bool = True) -> Iterator[None]:
+    """Show nothing within the block, notices included, where `silent`: for all processes of a training but one."""
+    before = _DISPLAY.silent
+    _DISPLAY.silent = before or silent
+    try:
+        yield
+    finally:
+        _DISPLAY.silent = before
 
 
 def display_mode() -> tuple[str, float]:
@@ -214,6 +228,8 @@ class _Display:
         self._rich: RichProgress | None = None
         self._ticker: threading.Thread | None = None
         self._stop = threading.Event()
+        self.silent = False
+        """Whether nothing is shown at all."""
 
     @property
     def active(self) -> bool:
@@ -222,7 +238,7 @@ class _Display:
     def enter(self, progress: Progress) -> None:
         with self.lock:
             if not self._stack:
-                self._mode, self._interval = display_mode()
+                self._mode, self._interval = ("off", PLAIN_INTERVAL) if self.silent else display_mode()
                 if self._mode == "rich":
                     self._rich = _rich_progress()
                     self._rich.start()
@@ -299,6 +315,8 @@ class _Display:
         return "".join(f"{p.label} {p.done}{'' if p.total is None else f'/{p.total}'} > " for p in outer) + text
 
     def _print(self, text: str) -> None:
+        if self.silent:
+            return
         self._last_line = time.monotonic()
         try:
             if self._rich is not None:

@@ -94,10 +94,17 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "processors": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "processes": _processes(),
         "torch_deterministic": torch.are_deterministic_algorithms_enabled(),
         "gpus": gpus,
         "cuda": torch.version.cuda,
     }
+
+
+def _processes() -> int:
+    """How many processes train together."""
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def provenance(command: list[str] | None, *, resumed_from_step: int | None) -> tuple[dict[str, Any], str]:

@@ -450,12 +450,14 @@ def _note_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         ("versions", "torch"),
         ("versions", "mgrpo"),
         ("machine", "torch_threads"),
+        ("machine", "processes"),
         ("machine", "gpus"),
         ("git", "commit"),
     )
     changes = []
     for group, key in watched:
-        old, new = ((record.get(group) or {}).get(key) for record in (before, now))
+        new = (now.get(group) or {}).get(key)
+        old = (before.get(group) or {}).get(key, new)  # an older mgrpo may not have noted it
         if old != new:
             changes.append(f"{key} was {old}, is {new}")
     if changes:

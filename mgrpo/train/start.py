@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -28,19 +29,26 @@ def require_at_least_one(config: object, *fields: str) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
 
 
-def open_run(config: LoopConfig, command: list[str] | None) -> RunDir:
+def open_run(
+    config: LoopConfig,
+    command: list[str] | None,
+    *,
+    may_change: Sequence[str] = (),
+    keep_every: int | None = None,
+) -> RunDir:
     """The run folder of a loop, new or resumed as its configuration says.
 
-    A resumed run may be longer than it was planned, unless the learning rate depends on its length. Raises what
-    :meth:`RunDir.create` raises.
+    A resumed run may be longer than it was planned, unless the learning rate depends on its length, and may differ in
+    the loop's own ``may_change``. ``keep_every`` and what is raised: :meth:`RunDir.create`.
     """
-    may_change = ("iterations", "validate_every") if config.schedule == "constant" else ("validate_every",)
+    may_change = (*may_change, "validate_every", *(("iterations",) if config.schedule == "constant" else ()))
     return RunDir.create(
         config.output,
         config,
         command=command,
         resume=config.resume and (config.resume_from == "last" or config.resume_from),
         may_change=may_change,
+        keep_every=keep_every,
     )
 
 

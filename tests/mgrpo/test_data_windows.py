@@ -181,10 +181,14 @@ def test_sampler_repeats_itself_whatever_came_before(clips: list[MotionClip], bo
 
 def test_window_does_not_depend_on_the_size_of_the_batch(clips: list[MotionClip], body: BodyModel) -> None:
     sampler = WindowSampler(clips, body, 32, 7, AugmentConfig(mirror_prob=0.5, betas_std=0.5, speed=0.1))
-    small, large = sampler.batch(3, 5), sampler.batch(3, 40).select(range(5))
-    assert small.names == large.names
-    for name, value in tensors(small).items():
-        torch.testing.assert_close(value, getattr(large, name), rtol=0, atol=1e-5)
+    whole = sampler.batch(3, 40)
+    for small, large in (
+        (sampler.batch(3, 5), whole.select(range(5))),
+        (sampler.batch(3, 5, first=11), whole.select(range(11, 16))),
+    ):
+        assert small.names == large.names
+        for name, value in tensors(small).items():
+            torch.testing.assert_close(value, getattr(large, name), rtol=0, atol=1e-5)
 
 
 def test_sampler_ignores_the_global_random_state(clips: list[MotionClip], body: BodyModel) -> None:
@@ -352,6 +356,8 @@ def test_bad_sampler_arguments(clips: list[MotionClip], body: BodyModel) -> None
         WindowSampler(clips, body, 0, 0)
     with pytest.raises(InputError, match="size must be at least 1"):
         WindowSampler(clips, body, 32, 0).batch(0, 0)
+    with pytest.raises(InputError, match="first at least 0, got 3 and -1"):
+        WindowSampler(clips, body, 32, 0).batch(0, 3, first=-1)
     with pytest.raises(InputError, match="two clips are called"):
         WindowSampler([clips[0], clips[0]], body, 32, 0)
 

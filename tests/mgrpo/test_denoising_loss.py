@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from mgrpo.data.windows import MotionWindows
-from mgrpo.diffusion.loss import LossWeights, denoising_loss, draw_training_noise, hand_positions
+from mgrpo.diffusion.loss import LossWeights, count_frames, denoising_loss, draw_training_noise, hand_positions
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError
 from mgrpo.geometry import axis_angle_to_rotmat, quat_to_rotmat, se3_apply
@@ -60,53 +61,116 @@ def loss_of(
     return result.total.item(), {name: value.item() for name, value in result.terms.items()}
 
 
-@pytest.mark.golden
-def test_loss_and_gradients_match_the_reference(golden_dir: Path) -> None:
+class GoldenCase(NamedTuple):
+    """A case of the reference, in one precision."""
+
+    model: Denoiser
+    windows: MotionWindows
+    t: torch.Tensor
+    noise: torch.Tensor
+    arrays: dict[str, torch.Tensor]
+    order: list[str]
+    """Parameters in the order of ``grad_norm_per_param_*``."""
+
+    def check(self, loss: float, terms: dict[str, float], tag: str, tolerance: float) -> None:
+        """Compare the total, the terms, and the gradients that the model holds."""
+        arrays = self.arrays
+        assert loss == pytest.approx(arrays[f"loss_{tag}"].item(), rel=tolerance)
+        assert set(terms) == set(self.model.layout.slices)
+        for name, term in terms.items():
+            assert term == pytest.approx(arrays[f"loss_term_{name}_{tag}"].item(), rel=tolerance)
+        parameters = dict(self.model.named_parameters())
+        compared = set()
+        for name, norm in zip(self.order, arrays[f"grad_norm_per_param_{tag}"].tolist(), strict=True):
+            if name.endswith("rotary_emb.freqs"):
+                continue  # not a parameter of ours: never trained
+            gradient = parameters[name].grad
+            assert gradient.norm().item() == pytest.approx(norm, rel=5 * tolerance, abs=1e-12), name
+            compared.add(name)
+        assert compared == set(parameters)
+        total = torch.stack([p.grad.norm() for p in parameters.values()]).norm().item()
+        assert total == pytest.approx(arrays[f"grad_norm_{tag}"].item(), rel=tolerance)
+
+
+def golden_paths(golden_dir: Path) -> list[Path]:
     paths = sorted((golden_dir / "loss").glob("denoising_*.npz"))
     assert len(paths) >= 2
-    for path in paths:
-        described = json.loads(path.with_suffix(".json").read_text())
-        assert described["loss_config"] == {}, "only EgoAllo's default loss is compared"
-        with np.load(path, allow_pickle=False) as data:
-            arrays = {name: torch.from_numpy(data[name]) for name in data.files if data[name].dtype.kind in "fib"}
-            order = [str(name) for name in data["param_order"]]
-        model = Denoiser(DenoiserConfig(**described["config"])).train()
-        model.load_state_dict({k[len("param/") :]: v for k, v in arrays.items() if k.startswith("param/")})
-        for dtype, tag, tolerance in ((torch.float32, "f32", 2e-6), (torch.float64, "f64model", 1e-9)):
-            model = model.to(dtype)
-            model.zero_grad()
-            given = {name: arrays[name].to(dtype) for name in arrays if arrays[name].is_floating_point()}
-            joints = torch.cat((torch.zeros_like(given["joints_wrt_cpf"][..., :1, :]), given["joints_wrt_cpf"]), dim=-2)
-            windows = MotionWindows(
-                T_world_cpf=given["T_world_cpf"],
-                T_cpf_tm1_cpf_t=given["T_cpf_tm1_cpf_t"],
-                T_world_root=given["T_world_root"],
-                body_rotmats=quat_to_rotmat(given["body_quats"]),
-                hand_rotmats=quat_to_rotmat(given["hand_quats"]),
-                betas=given["betas"][:, 0],
-                contacts=given["contacts"],
-                joints=se3_apply(given["T_world_cpf"][..., None, :], joints),
-                R_world_joint=torch.eye(3, dtype=dtype).expand(*joints.shape, 3),
-                mask=arrays["mask"],
-                names=("",) * len(arrays["mask"]),
-            )
+    return paths
+
+
+def golden_case(path: Path, dtype: torch.dtype) -> GoldenCase:
+    described = json.loads(path.with_suffix(".json").read_text())
+    assert described["loss_config"] == {}, "only EgoAllo's default loss is compared"
+    with np.load(path, allow_pickle=False) as data:
+        arrays = {name: torch.from_numpy(data[name]) for name in data.files if data[name].dtype.kind in "fib"}
+        order = [str(name) for name in data["param_order"]]
+    model = Denoiser(DenoiserConfig(**described["config"])).train()
+    model.load_state_dict({k[len("param/") :]: v for k, v in arrays.items() if k.startswith("param/")})
+    given = {name: arrays[name].to(dtype) for name in arrays if arrays[name].is_floating_point()}
+    joints = torch.cat((torch.zeros_like(given["joints_wrt_cpf"][..., :1, :]), given["joints_wrt_cpf"]), dim=-2)
+    windows = MotionWindows(
+        T_world_cpf=given["T_world_cpf"],
+        T_cpf_tm1_cpf_t=given["T_cpf_tm1_cpf_t"],
+        T_world_root=given["T_world_root"],
+        body_rotmats=quat_to_rotmat(given["body_quats"]),
+        hand_rotmats=quat_to_rotmat(given["hand_quats"]),
+        betas=given["betas"][:, 0],
+        contacts=given["contacts"],
+        joints=se3_apply(given["T_world_cpf"][..., None, :], joints),
+        R_world_joint=torch.eye(3, dtype=dtype).expand(*joints.shape, 3),
+        mask=arrays["mask"],
+        names=("",) * len(arrays["mask"]),
+    )
+    noise = arrays["eps_int8"].to(dtype) / arrays["noise_scale"].to(dtype)
+    return GoldenCase(model.to(dtype), windows, arrays["t"], noise, arrays, order)
+
+
+PRECISIONS = [(torch.float32, "f32", 2e-6), (torch.float64, "f64model", 1e-9)]
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(("dtype", "tag", "tolerance"), PRECISIONS)
+def test_loss_and_gradients_match_the_reference(
+    golden_dir: Path, dtype: torch.dtype, tag: str, tolerance: float
+) -> None:
+    for path in golden_paths(golden_dir):
+        case = golden_case(path, dtype)
+        model, windows = case.model, case.windows
+        # The reference draws who keeps the condition too; at its rate of dropout, 0, all do.
+        keep = torch.ones(len(windows), dtype=torch.bool)
+        loss = denoising_loss(model, windows, model.layout, SCHEDULE, t=case.t, noise=case.noise, cond_keep=keep)
+        loss.total.backward()
+        case.check(loss.total.item(), {name: term.item() for name, term in loss.terms.items()}, tag, tolerance)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(("dtype", "tag", "tolerance"), PRECISIONS)
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_of_the_batch_add_up_to_the_reference(
+    golden_dir: Path, dtype: torch.dtype, tag: str, tolerance: float, parts: int
+) -> None:
+    for path in golden_paths(golden_dir):
+        case = golden_case(path, dtype)
+        model = case.model
+        counts = count_frames(model.layout, case.windows)
+        assert counts.frames == case.windows.mask.sum() and (case.windows.mask.sum(1).unique().numel() > 1)
+        total, terms = 0.0, dict.fromkeys(model.layout.slices, 0.0)
+        for rows in torch.arange(len(case.windows)).chunk(parts):
             loss = denoising_loss(
-                model, windows, model.layout, SCHEDULE,
-                t=arrays["t"], noise=arrays["eps_int8"].to(dtype) / arrays["noise_scale"].to(dtype),
+                model, case.windows.select(rows), model.layout, SCHEDULE, t=case.t[rows], noise=case.noise[rows],
+                counts=counts,
             )  # fmt: skip
             loss.total.backward()
-            assert loss.total.item() == pytest.approx(arrays[f"loss_{tag}"].item(), rel=tolerance)
-            assert set(loss.terms) == set(model.layout.slices)
-            for name, term in loss.terms.items():
-                assert term.item() == pytest.approx(arrays[f"loss_term_{name}_{tag}"].item(), rel=tolerance)
-            parameters = dict(model.named_parameters())
-            norms = arrays[f"grad_norm_per_param_{tag}"]
-            for name, norm in zip(order, norms.tolist(), strict=True):
-                if name.endswith("rotary_emb.freqs"):
-                    continue  # not a parameter of ours: never trained
-                assert parameters[name].grad.norm().item() == pytest.approx(norm, rel=5 * tolerance, abs=1e-12), name
-            total = torch.stack([p.grad.norm() for p in parameters.values()]).norm().item()
-            assert total == pytest.approx(arrays[f"grad_norm_{tag}"].item(), rel=tolerance)
+            total += loss.total.item()
+            terms = {name: terms[name] + term.item() for name, term in loss.terms.items()}
+        case.check(total, terms, tag, 2 * tolerance)
+
+
+@pytest.mark.golden
+def test_level_weights_match_the_reference(golden_dir: Path) -> None:
+    for path in golden_paths(golden_dir):
+        weights = golden_case(path, torch.float32).arrays["weight_t"]
+        torch.testing.assert_close(SCHEDULE.training_weight_f32[1:], weights[1:], atol=0, rtol=1e-6)
 
 
 class Oracle(Denoiser):
@@ -187,6 +251,48 @@ def test_hands_count_only_where_they_move(tiny: torch.Generator) -> None:
     assert loss_of(Oracle(config, moving), windows)[1]["hand_rotmats"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_hands_are_averaged_over_their_frames_where_there_are_many(tiny: torch.Generator) -> None:
+    config = dataclasses.replace(SMALL, include_hands=True)
+    windows = random_windows(tiny, batch=2, frames=300, hands=True)
+    mask = torch.arange(300) < torch.tensor([300, 40])[:, None]
+    windows = dataclasses.replace(windows, mask=mask)
+    x0 = state_of(windows, True)
+    wrong = x0.clone()
+    wrong[:, :, 226:] += 1.0
+    draws = draw_training_noise(StateLayout(True), seed=0, iteration=0, batch=2, frames=300)
+    w_t = SCHEDULE.training_weight_f32[draws.t]
+    expected = (w_t[0] * 300 + w_t[1] * 40).item() / 340
+    assert loss_of(Oracle(config, wrong), windows)[1]["hand_rotmats"] == pytest.approx(expected, rel=1e-4)
+    # Parts below the bound of 256 frames: it holds for the whole batch, not for each.
+    counts = count_frames(StateLayout(True), windows)
+    assert counts == (340, 340)
+    part, alone = (
+        denoising_loss(
+            Oracle(config, wrong[1:]), windows.select([1]), StateLayout(True), SCHEDULE, t=draws.t[1:],
+            noise=draws.noise[1:], counts=given,
+        ).terms["hand_rotmats"].item()
+        for given in (counts, None)
+    )  # fmt: skip
+    assert part == pytest.approx(w_t[1].item() * 40 / 340, rel=1e-4)
+    assert alone == pytest.approx(w_t[1].item() * 40 / 256, rel=1e-4)
+
+
+@pytest.mark.parametrize(("change", "counts"), [(0.9e-5, False), (1.2e-5, True)])
+def test_hands_move_from_a_summed_change_of_1e_5(change: float, counts: bool, tiny: torch.Generator) -> None:
+    """Over real frames only: what padding holds does not make a hand move."""
+    windows = random_windows(tiny, batch=1, hands=True).to(dtype=torch.float64)
+    assert windows.hand_rotmats is not None
+    hands = windows.hand_rotmats[:, :1].expand(1, 8, 30, 3, 3).clone()
+    hands[0, 2, 5, 0, 1] += change / 2
+    hands[0, 4, 7, 2, 2] -= change / 2
+    hands[0, 6] += 1.0
+    windows = dataclasses.replace(windows, hand_rotmats=hands, mask=torch.arange(8)[None] < 5)
+    assert count_frames(StateLayout(True), windows) == (5, 5 if counts else 0)
+    config = dataclasses.replace(SMALL, include_hands=True)
+    term = loss_of(Oracle(config, state_of(windows, True) + 1.0), windows)[1]["hand_rotmats"]
+    assert (term > 0) == counts
+
+
 def test_windows_without_hand_motion_train_a_model_with_hands(tiny: torch.Generator) -> None:
     model = Denoiser(dataclasses.replace(SMALL, include_hands=True))
     total, terms = loss_of(model, random_windows(tiny))
@@ -214,6 +320,28 @@ def test_condition_dropout_changes_those_items_only(tiny: torch.Generator) -> No
     base = loss_of(model, windows)[0]
     assert loss_of(model, windows, cond_keep=torch.ones(3, dtype=torch.bool))[0] == pytest.approx(base, rel=1e-6)
     assert loss_of(model, windows, cond_keep=torch.tensor([True, False, True]))[0] != base
+
+
+def test_a_dropped_condition_is_zero_and_keeps_its_frames(tiny: torch.Generator) -> None:
+    """Only the condition goes: the item counts as before, and another head motion makes no difference to it."""
+    model, windows = Denoiser(SMALL), random_windows(tiny)
+    turned = dataclasses.replace(windows, T_world_cpf=windows.T_world_cpf.flip(0), T_cpf_tm1_cpf_t=windows.T_world_cpf)
+    keep = torch.zeros(3, dtype=torch.bool)
+    dropped = loss_of(model, windows, cond_keep=keep)
+    assert dropped == loss_of(model, turned, cond_keep=keep) and dropped != loss_of(model, windows)
+
+
+def test_a_network_in_half_precision_is_compared_in_float32(tiny: torch.Generator) -> None:
+    windows = random_windows(tiny)
+    x0 = state_of(windows, False)
+    draws = draw_training_noise(StateLayout(False), seed=0, iteration=0, batch=3, frames=8)
+    halved = x0.bfloat16()
+    model = Denoiser(SMALL)
+    loss = denoising_loss(
+        model, windows, model.layout, SCHEDULE, t=draws.t, noise=draws.noise, network=lambda *_, **__: halved
+    )
+    assert loss.total.dtype == torch.float32
+    assert loss.total.item() == pytest.approx(loss_of(Oracle(SMALL, halved.float()), windows)[0], rel=1e-6)
 
 
 def test_loss_falls_in_a_few_steps(tiny: torch.Generator) -> None:
@@ -245,6 +373,8 @@ def test_draws_are_a_function_of_seed_and_iteration() -> None:
         assert not torch.equal(a.noise, c.noise) and not torch.equal(a.t, c.t)
     longer = draw_training_noise(layout, seed=1, iteration=4, batch=9, frames=5, cond_dropout=0.5)
     assert all(torch.equal(x, y[:6]) for x, y in zip(a, longer, strict=True))
+    rest = draw_training_noise(layout, seed=1, iteration=4, batch=5, frames=5, cond_dropout=0.5, first=4)
+    assert all(torch.equal(x, y[4:]) for x, y in zip(rest, longer, strict=True))
 
 
 def test_draws_are_distributed_as_stated() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from mgrpo import geometry
-from mgrpo.data import MotionClip, save_clip
+from mgrpo.data import MotionClip, MotionWindows, WindowSampler, save_clip
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
 from mgrpo.train.run_dir import RunDir
@@ -55,3 +56,16 @@ def write_perceptual(folder: Path) -> Path:
     with RunDir.create(folder, TINY_PERCEPTUAL) as run:
         run.save(1, model=PerceptualModel(TINY_PERCEPTUAL), model_config=TINY_PERCEPTUAL)
     return folder
+
+
+def mask_batches() -> None:
+    """From now on, training windows are padded as their position in the batch says: a third of them is whole."""
+    original = WindowSampler.batch
+
+    def masked(sampler: WindowSampler, iteration: int, size: int, *, first: int = 0) -> MotionWindows:
+        windows = original(sampler, iteration, size, first=first)
+        frames = torch.arange(windows.length)
+        real = torch.tensor([windows.length, 3, 5])[torch.arange(first, first + size) % 3]
+        return replace(windows, mask=frames < real[:, None])
+
+    WindowSampler.batch = masked  # type: ignore[method-assign]

@@ -1,0 +1,281 @@
+"""Several processes train as one: the same numbers, one voice, one end; and a run goes on in another number of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mgrpo.errors import InputError
+from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+from mgrpo.train.checkpoints import load_model
+from mgrpo.train.distributed import Processes, _buckets, _own_device, open_processes
+from mgrpo.train.metric_log import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+_spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
+files = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(files)
+
+
+class Launcher:
+    """The process of process_server.py."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clips = files.write_clips(folder / "clips")
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("process_server.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MGRPO_PROGRESS": "plain"},
+        )
+
+    def start(self, output: Path, *words: str, world: int = 2, masked: bool = False) -> list[int]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        options = {
+            "--output": output, "--preset": "test", "--data.motion": self.clips, "--data.length": 8,
+            "--data.validation": "made_up_3", "--data.held-out": "made_up_4", "--batch-size": 12, "--iterations": 4,
+            "--learning-rate": 1e-3, "--warmup": 2, "--validate-every": 2, "--checkpoint-every": 2, "--device": "cpu",
+        }  # fmt: skip
+        given = [word for name, value in options.items() if name not in words for word in (name, str(value))]
+        log = str(output.parent / f"{output.name}.log")
+        self._send(
+            {
+                "world": world,
+                "port": port,
+                "words": ["train", "prior", *given, *words],
+                "log": log,
+                "masked": masked,
+            }
+        )
+        return self._reply()["pids"]
+
+    def wait(self) -> list[int]:
+        self._send({})
+        return self._reply()["codes"]
+
+    def run(self, output: Path, *words: str, world: int = 2, masked: bool = False) -> list[int]:
+        self.start(output, *words, world=world, masked=masked)
+        return self.wait()
+
+    def _send(self, request: dict[str, object]) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+
+    def _reply(self) -> dict[str, list[int]]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the launching process ended"
+        return json.loads(line)
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    if not hasattr(os, "fork") or not torch.distributed.is_gloo_available():
+        pytest.skip("needs os.fork and gloo")
+    server = Launcher(tmp_path_factory.mktemp("distributed"))
+    yield server
+    server.process.stdin.close()
+    server.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def alone(launcher: Launcher) -> Path:
+    """The same training in one process, with padded windows."""
+    folder = launcher.folder / "alone"
+    assert launcher.run(folder, world=1, masked=True) == [0]
+    return folder
+
+
+def log_of(folder: Path, rank: int) -> str:
+    return Path(f"{folder}.log.{rank}").read_text()
+
+
+def assert_close(folder: Path, expected: Path) -> None:
+    """The same weights and metrics up to rounding."""
+    ours, theirs = (load_model(f, Denoiser, DenoiserConfig, prefer="last")[0].state_dict() for f in (folder, expected))
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], atol=2e-6, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
+    rows, others = read_metrics(folder), read_metrics(expected)
+    assert [row["step"] for row in rows] == [row["step"] for row in others] and rows
+    for row, other in zip(rows, others):
+        for name in other.keys() - {"time"}:
+            assert row[name] == pytest.approx(other[name], rel=1e-5), (row["step"], name)
+
+
+def test_two_processes_learn_what_one_does(launcher: Launcher, alone: Path) -> None:
+    folder = launcher.folder / "two"
+    assert launcher.run(folder, "--accumulate", "2", masked=True) == [0, 0]
+    assert_close(folder, alone)
+    assert "last checkpoint: " in log_of(folder, 0) and "prior  done: 4 it" in log_of(folder, 0)
+    assert log_of(folder, 1) == "", "only process 0 speaks"
+
+
+def test_a_run_goes_on_in_another_number_of_processes(launcher: Launcher, alone: Path) -> None:
+    folder = launcher.folder / "grown"
+    assert launcher.run(folder, "--iterations", "1", world=1, masked=True) == [0]
+    assert launcher.run(folder, "--iterations", "3", "--resume", masked=True) == [0, 0]
+    assert "processes was 1, is 2" in log_of(folder, 0) and log_of(folder, 1) == ""
+    assert launcher.run(folder, "--resume", world=1, masked=True) == [0]
+    steps = {row["step"]: row["loss"] for row in read_metrics(folder)}
+    assert steps == pytest.approx({row["step"]: row["loss"] for row in read_metrics(alone)}, rel=1e-5)
+    ours, theirs = (load_model(f, Denoiser, DenoiserConfig, prefer="last")[0].state_dict() for f in (folder, alone))
+    assert all(torch.allclose(ours[name], theirs[name], atol=2e-6, rtol=0) for name in theirs)
+
+
+def test_two_processes_resume_bit_for_bit(launcher: Launcher) -> None:
+    whole, parts = launcher.folder / "whole", launcher.folder / "parts"
+    assert launcher.run(whole, "--ema", "0.9") == [0, 0]
+    assert launcher.run(parts, "--ema", "0.9", "--iterations", "2") == [0, 0]
+    assert launcher.run(parts, "--ema", "0.9", "--resume") == [0, 0]
+    ours, theirs = (load_model(f, Denoiser, DenoiserConfig, prefer="last")[2] for f in (parts, whole))
+    for part in ("model_tensors", "optimizer_tensors", "tensors"):
+        mine, other = getattr(ours, part), getattr(theirs, part)
+        assert mine.keys() == other.keys() and mine
+        assert all(torch.equal(mine[name], other[name]) for name in mine), part
+
+
+def test_what_process_0_refuses_ends_all_with_one_message(launcher: Launcher, alone: Path) -> None:
+    (launcher.folder / "alone.log.1").unlink(missing_ok=True)
+    assert launcher.run(alone) == [2, 2]
+    assert "is not empty: it holds a run with a checkpoint at step 4" in log_of(alone, 0)
+    assert log_of(alone, 1) == ""
+
+
+def wait_for(log: Path, text: str) -> None:
+    for _ in range(600):
+        if log.exists() and text in log.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{log} never said {text!r}: {log.read_text() if log.exists() else 'no log'}")
+
+
+def started(launcher: Launcher, name: str) -> tuple[Path, list[int]]:
+    """An endless training of two processes that has finished its first iterations."""
+    folder = launcher.folder / name
+    pids = launcher.start(folder, "--iterations", "1000000", "--validate-every", "0", "--checkpoint-every", "3")
+    wait_for(folder / "checkpoints" / "last.json", "step_")
+    return folder, pids
+
+
+def test_a_killed_process_ends_the_others_with_a_message(launcher: Launcher) -> None:
+    folder, pids = started(launcher, "killed")
+    os.kill(pids[1], signal.SIGKILL)
+    assert launcher.wait() == [2, -9]
+    assert "process 0 of 2: lost the others" in log_of(folder, 0) and "continue with --resume" in log_of(folder, 0)
+    assert load_model(folder, Denoiser, DenoiserConfig, prefer="last")[2].step % 3 == 0
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_iteration(launcher: Launcher) -> None:
+    folder, pids = started(launcher, "stopped")
+    os.kill(pids[1], signal.SIGTERM)
+    assert launcher.wait() == [143, 143]
+    assert "stopped by SIGTERM; continue with: " in log_of(folder, 0) and log_of(folder, 1) == ""
+    saved = load_model(folder, Denoiser, DenoiserConfig, prefer="last")[2].step
+    assert read_metrics(folder)[-1]["step"] == saved
+
+
+def test_a_batch_that_does_not_divide_is_refused(launcher: Launcher) -> None:
+    folder = launcher.folder / "uneven"
+    assert launcher.run(folder, "--batch-size", "9") == [2, 2]
+    assert "--batch-size must be a multiple of 2 processes, got 9" in log_of(folder, 0)
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_torchrun(launcher: Launcher) -> None:
+    folder = launcher.folder / "torchrun"
+    words = [
+        "train", "prior", "--output", str(folder), "--data.motion", str(launcher.clips), "--data.length", "8",
+        "--batch-size", "4", "--iterations", "2", "--validate-every", "0", "--device", "cpu",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mgrpo", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MGRPO_PROGRESS": "plain", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("last checkpoint: ") == 1 and done.stderr.count("prior  done: 2 it") == 1
+
+
+# In one process
+
+
+def test_parts_cover_the_batch_once() -> None:
+    device = torch.device("cpu")
+    found = [part for rank in range(3) for part in Processes(rank, 3, device).parts(24, accumulate=2)]
+    assert found == [(first, 4) for first in range(0, 24, 4)]
+    with pytest.raises(InputError, match=r"a multiple of 3 x 2 \(processes x --accumulate\), got 27"):
+        Processes(0, 3, device).parts(27, accumulate=2)
+    with pytest.raises(InputError, match="a multiple of 8 processes, got 4"):
+        Processes(0, 8, device).parts(4)
+
+
+def test_buckets_keep_order_dtype_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mgrpo.train.distributed._BUCKET", 5)
+    tensors = [torch.zeros(2), torch.zeros(3), torch.zeros(9), torch.zeros(1), torch.zeros(1, dtype=torch.float64)]
+    groups = list(_buckets(tensors))
+    assert [[len(tensor) for tensor in group] for group in groups] == [[2, 3], [9], [1], [1]]
+    assert list(_buckets([])) == []
+
+
+def test_one_process_needs_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in (None, "1"):
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        if size:
+            monkeypatch.setenv("WORLD_SIZE", size)
+        with open_processes("cpu") as processes:
+            assert (processes.rank, processes.count, processes.main) == (0, 1, True)
+            assert processes.largest(3) == 3 and processes.from_main(lambda: "x") == "x"
+            assert not torch.distributed.is_initialized()
+            with pytest.raises(InputError, match="told"):
+                processes.fail(InputError("told"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK, MASTER_ADDR, MASTER_PORT is not set"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a whole number"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+            r"RANK must be below WORLD_SIZE \(2\), got 2",
+        ),
+    ],
+)
+def test_a_broken_environment_is_explained(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message), open_processes("cpu"):
+        pass
+
+
+def test_gpus_are_given_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [_own_device("auto", rank) for rank in (0, 1)] == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    with pytest.raises(InputError, match="has no GPU of its own: there are 2"):
+        _own_device("cuda", 2)
+    with pytest.raises(InputError, match="--device cuda:1 names one GPU for several processes"):
+        _own_device("cuda:1", 0)
