@@ -113,8 +113,14 @@ class Hdf5File:
                 raise InputError(f"{self.path}: expected an HDF5 file of motion, got a folder")
             if not h5py.is_hdf5(str(self.path)):
                 raise InputError(f"{self.path}: not an HDF5 file, or its beginning is damaged; get or write it again")
-            # Without a lock: we only read, and many network file systems have none.
-            self._handle = h5py.File(self.path, "r", locking=False)
+            try:
+                self._handle = h5py.File(self.path, "r")
+            except OSError as error:
+                if "lock" not in str(error):
+                    raise
+                # Many network file systems have no locks, and we only read. Not at once: who has the file open in this
+                # process must have said the same about locks.
+                self._handle = h5py.File(self.path, "r", locking=False)
         return self._handle.id
 
     @contextmanager
