@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from mgrpo.data.augment import turned_root
 from mgrpo.data.clip import MIN_FRAMES, MotionClip
 from mgrpo.data.hdf5_cache import BlockCache, CacheCounts
 from mgrpo.data.hdf5_file import SUFFIXES, Hdf5File, SequenceInfo, is_hdf5, read_file_list
-from mgrpo.data.hdf5_layout import FIELDS, columns, fields_of, row_width
+from mgrpo.data.hdf5_layout import FIELDS, HANDS, columns, fields_of, row_width
 from mgrpo.data.indexing import ItemIndex, Slice
 from mgrpo.data.windows import MotionWindows
 from mgrpo.errors import InputError
@@ -136,6 +137,8 @@ class Hdf5Motion:
         where. Not to be written to. Raises InputError for damage and for values that are no motion."""
         entry = self.sequences[sequence]
         cache, file = self._memory(), self.files[entry.file]
+        if not cache.limit:
+            return file.rows(entry.info, start, stop)
         parts = []
         for block in range(start // BLOCK_FRAMES, (stop - 1) // BLOCK_FRAMES + 1):
             first = block * BLOCK_FRAMES
@@ -182,16 +185,21 @@ class Hdf5Motion:
         if not slices:
             raise InputError("Hdf5Motion.windows(): no slices to make windows of")
         hands = self.hands
-        packed = np.zeros((len(slices), length, row_width(hands)), np.float32)
+        arrays = {
+            name: np.empty((len(slices), length, math.prod(shape)), np.float32) for name, shape in fields_of(hands)
+        }
         betas = np.empty((len(slices), NUM_BETAS), np.float32)
         for row, chosen in enumerate(slices):
             frames = self._padded(chosen, length)
-            packed[row, :, : frames.shape[1]] = frames
-            if hands and not self.sequences[chosen.sequence].info.hands:
-                packed[row, :, columns("hand_quats").start :: 4] = 1.0  # straight
+            known = self.sequences[chosen.sequence].info.hands
+            for name, array in arrays.items():
+                if known or name != HANDS:
+                    array[row] = frames[:, columns(name)]
+                else:  # straight
+                    array[row], array[row, :, ::4] = 0.0, 1.0
             betas[row] = self.betas(chosen.sequence)
-        field = {name: torch.from_numpy(packed[..., columns(name)]) for name in FIELDS}
-        T_world_root, T_world_cpf = field["T_world_root"].contiguous(), field["T_world_cpf"].contiguous()
+        field = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        T_world_root, T_world_cpf = field["T_world_root"], field["T_world_cpf"]
         if yaw is not None:
             T_world_root, T_world_cpf = turned_root(T_world_root, yaw), turned_root(T_world_cpf, yaw)
         small, shape = body.body_only(), torch.from_numpy(betas)
@@ -200,16 +208,16 @@ class Hdf5Motion:
         real = torch.tensor([chosen.frames for chosen in slices])
         return MotionWindows(
             T_world_cpf=T_world_cpf,
-            T_cpf_tm1_cpf_t=field["T_cpf_tm1_cpf_t"].contiguous(),
+            T_cpf_tm1_cpf_t=field["T_cpf_tm1_cpf_t"],
             T_world_root=placed.T_world_root,
             body_rotmats=body_rotmats,
             betas=shape,
-            contacts=field["contacts"].contiguous(),
+            contacts=field["contacts"],
             joints=placed.joints,
             R_world_joint=placed.R_world_joint,
             mask=torch.arange(length) < real[:, None],
             names=tuple(self.sequences[chosen.sequence].name for chosen in slices),
-            hand_rotmats=quat_to_rotmat(field["hand_quats"].unflatten(-1, FIELDS["hand_quats"])) if hands else None,
+            hand_rotmats=quat_to_rotmat(field[HANDS].unflatten(-1, FIELDS[HANDS])) if hands else None,
         )
 
     def clip(self, sequence: int) -> MotionClip:
