@@ -73,7 +73,10 @@ def main() -> None:
         path = Path(folder) / "motion.hdf5"
         write_sequences(
             path,
-            {f"ACCAD/s{i % 20}/clip{i}_poses.npz": made_up_sequence(body, options.frames, i) for i in range(options.clips)},
+            {
+                f"ACCAD/s{i % 20}/clip{i}_poses.npz": made_up_sequence(body, options.frames, i)
+                for i in range(options.clips)
+            },
         )
         in_memory = options.clips * options.frames * 246 * 4 / 2**20
         cache_mb = options.cache_share * in_memory

@@ -105,11 +105,13 @@ def check_values(motion: Hdf5Motion) -> None:
 
 def _to_rich(title: str, subsets: list[SubsetInfo], *, checked: bool) -> Table:
     note = "every value was checked" if checked else "structure checked; --check reads every value too"
-    table = Table(title=title, caption=note, title_justify="left", caption_justify="left", box=SIMPLE, padding=(0, 1))
-    table.add_column("subset", overflow="fold")
-    table.add_column("splits")
-    for heading in ("clips", "mirrored", "frames", "minutes", "hands", "size"):
-        table.add_column(heading, justify="right")
+    table = Table(
+        title=title, caption=note, title_justify="left", caption_justify="left", box=SIMPLE, padding=(0, 1, 0, 0)
+    )
+    table.add_column("subset", no_wrap=True)
+    table.add_column("splits", min_width=11)
+    for heading in ("clips", "mirrored", "frames", "minutes", "hands", "MB"):
+        table.add_column(heading, justify="right", no_wrap=True)
     total = SubsetInfo("total", ())
     for info in subsets:
         table.add_row(*_cells(info))
@@ -121,8 +123,7 @@ def _to_rich(title: str, subsets: list[SubsetInfo], *, checked: bool) -> Table:
 
 
 def _cells(info: SubsetInfo) -> tuple[str, ...]:
-    hands = {0: "no", info.sequences: "yes"}.get(info.with_hands, f"{info.with_hands} of {info.sequences}")
-    size = f"{info.bytes / 1e9:.2f} GB" if info.bytes >= 1e9 else f"{info.bytes / 1e6:.1f} MB"
+    hands = {0: "no", info.sequences: "yes"}.get(info.with_hands, "some")
     return (
         info.subset or "(no folder)",
         ", ".join(info.splits),
@@ -131,5 +132,5 @@ def _cells(info: SubsetInfo) -> tuple[str, ...]:
         f"{info.frames:,}",
         f"{info.minutes:,.1f}",
         hands,
-        size,
+        f"{info.bytes / 1e6:,.1f}",
     )

@@ -71,7 +71,9 @@ def test_both_generations_of_names_lead_to_one_subset() -> None:
 
 def test_splits_are_joined_by_plus() -> None:
     present = ["ACCAD", "HumanEva", "Transitions_mocap", "mine"]
-    named = {text: subsets_named(text, present, option="--split") for text in ("train+val", "test_humor", "all", "mine")}
+    named = {
+        text: subsets_named(text, present, option="--split") for text in ("train+val", "test_humor", "all", "mine")
+    }
     assert named["train+val"] == {"ACCAD", "HumanEva"} and named["test_humor"] == {"HumanEva", "Transitions_mocap"}
     assert named["all"] == set(present) and named["mine"] == {"mine"}
     assert subsets_named("BMLrub+accad", present, option="--split") == {"ACCAD"}
@@ -90,7 +92,7 @@ def test_items_cycle_over_sequences() -> None:
     assert taken == [Slice(0, 0, 32), Slice(2, 0, 32), Slice(3, 0, 32), Slice(0, 32, 32), Slice(2, 32 % 8, 32)]
     with pytest.raises(IndexError):
         index.deterministic(5)
-    with pytest.raises(InputError, match="no sequence has the 91 frames of a window .the longest has 90."):
+    with pytest.raises(InputError, match=r"no sequence has the 91 frames of a window .the longest has 90."):
         ItemIndex([90, 20], 91)
 
 
@@ -427,7 +429,9 @@ def test_items_of_egoallo(golden_file: Path) -> None:
         for item, name, start in case["items_index_group_start"]:
             chosen = index.deterministic(item)
             assert motion.names[chosen.sequence] == name
-            poses = motion.item(Slice(chosen.sequence, 0, motion.frames[chosen.sequence]), motion.frames[chosen.sequence])
+            poses = motion.item(
+                Slice(chosen.sequence, 0, motion.frames[chosen.sequence]), motion.frames[chosen.sequence]
+            )
             assert np.array_equal(poses["T_world_root"][start], poses["T_world_root"][chosen.start])
 
 

@@ -110,9 +110,18 @@ BAD: dict[str, tuple[Edit, str]] = {
     "head not unit": (set_to("T_world_cpf", (1, 0), 3.0), r"T_world_cpf must hold unit .* at frame 1 the length"),
     "step not unit": (set_to("T_cpf_tm1_cpf_t", (1, 0), 3.0), "T_cpf_tm1_cpf_t must hold unit"),
     "contacts": (set_to("contacts", (4, 0), -0.5), r"contacts must lie in \[0, 1\], got -0.5 to 1 .first at frame 4"),
-    "shape": (replaced("contacts", data=np.zeros((50, 22), "f4")), r"/contacts must have shape \(50, 21\), got \(50, 22\)"),
-    "frames": (replaced("body_quats", data=np.zeros((49, 21, 4), "f4")), r"must have shape \(50, 21, 4\), got \(49, 21"),
-    "root's shape": (replaced("T_world_root", data=np.zeros((50, 8), "f4")), r"of shape \(frames, 7\) .* got \(50, 8\)"),
+    "shape": (
+        replaced("contacts", data=np.zeros((50, 22), "f4")),
+        r"/contacts must have shape \(50, 21\), got \(50, 22\)",
+    ),
+    "frames": (
+        replaced("body_quats", data=np.zeros((49, 21, 4), "f4")),
+        r"must have shape \(50, 21, 4\), got \(49, 21",
+    ),
+    "root's shape": (
+        replaced("T_world_root", data=np.zeros((50, 8), "f4")),
+        r"of shape \(frames, 7\) .* got \(50, 8\)",
+    ),
     "no frames": (replaced("T_world_root", data=np.zeros((0, 7), "f4")), r"with 1 to 10,000,000 frames, got \(0, 7\)"),
     "too many": (replaced("T_world_root", shape=(10**12, 7), dtype="f4", chunks=(32, 7)), r"1 to 10,000,000 frames"),
     "betas' shape": (replaced("betas", data=np.zeros(16, "f4")), r"/betas must have shape \(1, 16\), got \(16,\)"),
@@ -122,14 +131,23 @@ BAD: dict[str, tuple[Edit, str]] = {
         replaced("contacts", shape=(50, 21), dtype=h5py.string_dtype()),
         "contacts must hold float32 numbers, got object",
     ),
-    "a group": (lambda file, folder: (deleted("contacts")(file, folder), file[NAME].create_group("contacts")), "is not a"),
-    "missing": (deleted("T_cpf_tm1_cpf_t"), r"walk_poses.npz has no T_cpf_tm1_cpf_t; EgoAllo's layout needs T_world_root"),
+    "a group": (
+        lambda file, folder: (deleted("contacts")(file, folder), file[NAME].create_group("contacts")),
+        "is not a",
+    ),
+    "missing": (
+        deleted("T_cpf_tm1_cpf_t"),
+        r"walk_poses.npz has no T_cpf_tm1_cpf_t; EgoAllo's layout needs T_world_root",
+    ),
     "no betas": (deleted("betas"), r"walk_poses.npz has no betas"),
     "external link": (
         linked(f"{NAME}/contacts", h5py.ExternalLink("/etc/passwd", "/x")),
         "contacts of sequence .* is a soft or external link, which is not followed",
     ),
-    "soft link": (linked(f"{NAME}/contacts", h5py.SoftLink("/CMU/02/other_poses.npz/contacts")), "soft or external link"),
+    "soft link": (
+        linked(f"{NAME}/contacts", h5py.SoftLink("/CMU/02/other_poses.npz/contacts")),
+        "soft or external link",
+    ),
     "external storage": (externally_stored, "T_world_cpf takes its data from other files, which is not followed"),
     "virtual": (virtual, "T_world_cpf takes its data from other files, which is not followed"),
     "never written": (huge, "declares 252,000,000 bytes of which the file holds 0"),
@@ -159,7 +177,9 @@ def test_bad_sequences_are_refused(case: str, file: Path, tmp_path: Path) -> Non
 def test_compressed_and_double_precision_files_are_read(good: dict[str, np.ndarray], file: Path) -> None:
     with h5py.File(file, "r+") as opened:
         for number, (key, array) in enumerate(good.items()):
-            options = [{"compression": "gzip", "shuffle": True}, {"compression": "lzf"}, {"dtype": "f8"}, {}][number % 4]
+            options = [{"compression": "gzip", "shuffle": True}, {"compression": "lzf"}, {"dtype": "f8"}, {}][
+                number % 4
+            ]
             del opened[NAME][key]
             opened[NAME].create_dataset(key, data=array, **options)
     read(file)
