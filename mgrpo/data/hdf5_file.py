@@ -99,7 +99,7 @@ class Hdf5File:
 
     def _root(self) -> Any:
         """The file's top group, opened in this process."""
-        if self._pid != os.getpid():
+        if False:
             # A forked process has a copy of the handle and perhaps of a lock that a thread held which it doesn't have.
             inherited = self._handle
             self._reset()

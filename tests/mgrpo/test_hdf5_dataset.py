@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import pickle
 import threading
 from collections import Counter
@@ -137,6 +138,16 @@ def test_shorter_slices_have_their_share() -> None:
     assert max(chosen.start + chosen.frames for chosen in taken if chosen.sequence == 0) == 90
     everything = SliceDraws(index, "random_variable_len", 1, short_share=1.0).slices(0, 64)
     assert max(chosen.frames for chosen in everything) < 32
+
+
+def test_replayed_slices_lie_inside() -> None:
+    index, random = ItemIndex([22, 20], 20), np.random.RandomState(0)
+    for strategy, shortest in (("random_uniform_len", 20), ("random_variable_len", SHORTEST)):
+        taken = [index.replayed(number % 2, strategy, random, short_share=1.0) for number in range(400)]
+        ends = {(chosen.sequence, chosen.start + chosen.frames) for chosen in taken}
+        assert {chosen.frames for chosen in taken} == ({20} if shortest == 20 else set(range(SHORTEST, 20)))
+        assert max(end for sequence, end in ends if sequence == 0) == 22
+        assert max(end for sequence, end in ends if sequence == 1) == 20
 
 
 def test_weighting_by_frames() -> None:
@@ -361,7 +372,9 @@ def test_yaw_turns_head_and_body_together(file: Path, body: BodyModel) -> None:
 
 def _batch_in_child(sampler: Hdf5Sampler, queue: multiprocessing.Queue) -> None:
     torch.set_num_threads(1)
-    queue.put(sampler.batch(4, 6).T_world_cpf.numpy().copy())
+    windows = sampler.batch(4, 6)
+    assert sampler.motion.files[0]._pid == os.getpid()
+    queue.put(windows.T_world_cpf.numpy().copy())
     sampler.close()
 
 
