@@ -129,6 +129,13 @@ COMMANDS = (
         "run_data_rich",
     ),
     Command(
+        ("data", "info"),
+        "what HDF5 files of motion hold: subsets, sequences, minutes; optionally check every value",
+        "mgrpo.commands.data_info",
+        "DataInfoConfig",
+        "run_data_info",
+    ),
+    Command(
         ("doctor",),
         "what this machine has, which backend serves each op and why",
         "mgrpo.doctor",

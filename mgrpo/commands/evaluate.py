@@ -10,8 +10,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mgrpo.body import resolve_body
+from mgrpo.body import BodyModel, resolve_body
 from mgrpo.data import MotionWindows, cut_windows, drop_short, load_motion, mirror
+from mgrpo.data.amass_names import subsets_named
+from mgrpo.data.hdf5_dataset import CACHE_MB, deterministic_slices, hdf5_files, strided_slices
 from mgrpo.diffusion.config import SamplerConfig, StitchingConfig
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError
@@ -22,6 +24,7 @@ from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
 from mgrpo.storage import make_folder
 from mgrpo.train.checkpoints import load_model
 from mgrpo.train.device import resolve_device
+from mgrpo.train.hdf5_parts import open_with_progress, split_hdf5
 from mgrpo.train.motion_data import MotionDataConfig, split_motion
 from mgrpo.train.progress import Progress
 from mgrpo.train.trained_length import trained_length
@@ -44,7 +47,8 @@ class EvaluateConfig:
     use_ema: bool = False
     """Take the averaged weights of the models (priors trained with --ema), instead of their last ones."""
     motion: str = "demo"
-    """Motion: `demo` (ships with the package), a pack or clip npz, or a folder of them."""
+    """Motion: `demo` (ships with the package), a pack or clip npz, a folder of them, or an HDF5 file in EgoAllo's
+    layout."""
     body: str = "default"
     """Body model: `default` (ships with the package), `smplh` (searched for), or the path of an SMPL-H npz."""
     part: Part = "held_out"
@@ -64,6 +68,14 @@ class EvaluateConfig:
     """Clips shorter than a window (one frame more than the length): refuse them, or leave them out."""
     mirrored: bool = False
     """Also evaluate on the mirror images of the clips."""
+    split: str = ""
+    """HDF5: subsets to evaluate on instead of a part, joined by +: train, val, test, test_humor (EgoAllo's splits),
+    all, or names of folders. Empty: the part; held-out is test."""
+    slices: Literal["stride", "deterministic"] = "stride"
+    """HDF5: windows at every stride, or EgoAllo's fixed slices, of which its published numbers are the mean."""
+    file_list: str = ""
+    """HDF5: text file with the names of the sequences to use. Empty: NAME_files.txt beside NAME.hdf5 where there is
+    one; `none`: every sequence of the file."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the noise; every window is sampled with each."""
     samples: int = 1
@@ -170,6 +182,11 @@ def evaluate_checkpoints(config: EvaluateConfig) -> list[EvaluationResult]:
 def evaluation_windows(config: EvaluateConfig) -> MotionWindows:
     """The windows that the options name."""
     body = resolve_body(config.body, with_mesh=False).body_only()
+    if hdf5_files(config.motion):
+        return hdf5_windows(config, body)
+    for option in ("split", "slices", "file_list"):
+        if getattr(config, option) not in ("", "stride"):
+            raise InputError(f"--{option.replace('_', '-')} is for HDF5 files; {config.motion} is other motion")
     clips = load_motion(config.motion, body)
     if config.short_clips == "drop":
         clips, _ = drop_short(clips, config.length)
@@ -189,6 +206,40 @@ def evaluation_windows(config: EvaluateConfig) -> MotionWindows:
         raise InputError("--part all takes every clip; leave out --validation, --held-out and --post-training")
     mirror_images = [mirror(clip, body) for clip in clips] if config.mirrored else []
     return cut_windows([*clips, *mirror_images], body, config.length, config.stride or max(1, config.length // 2))
+
+
+def hdf5_windows(config: EvaluateConfig, body: BodyModel) -> MotionWindows:
+    """The windows of an HDF5 file that the options name; sequences shorter than a window are left out, as EgoAllo does.
+
+    Raises InputError for a part or split without motion, a body that the file wasn't made with, a damaged file.
+    """
+    if config.mirrored:
+        raise InputError("--mirrored: HDF5 files hold their mirrored copies, which are evaluated anyway; leave it out")
+    if config.slices == "deterministic" and config.stride:
+        raise InputError("--stride says nothing about deterministic slices; leave one of the two out")
+    named = {"validation": config.validation, "held_out": config.held_out, "post_training": config.post_training}
+    if (config.split or config.part == "all") and any(named.values()):
+        raise InputError(
+            f"{'--split' if config.split else '--part all'} says which sequences to take; leave out --validation, "
+            "--held-out and --post-training"
+        )
+    motion = open_with_progress(config.motion, config.file_list, CACHE_MB)
+    if config.split:
+        wanted = subsets_named(config.split, sorted({entry.subset for entry in motion.sequences}), option="--split")
+        chosen = motion.part(lambda entry: entry.subset in wanted)
+    elif config.part == "all":
+        chosen = motion
+    else:
+        chosen = split_hdf5(motion, **named).motion(motion, config.part)
+    if not len(chosen):
+        what = f"--split {config.split}" if config.split else f"--part {config.part}"
+        raise InputError(f"{what}: {config.motion} has no motion for it; mgrpo data info shows what it has")
+    chosen.check_body(body)
+    if config.slices == "deterministic":
+        slices = deterministic_slices(chosen, config.length)
+    else:
+        slices = strided_slices(chosen, config.length, config.stride or max(1, config.length // 2))
+    return chosen.windows(slices, config.length, body)
 
 
 def model_names(checkpoints: Sequence[Path]) -> list[str]:

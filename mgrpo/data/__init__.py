@@ -5,7 +5,10 @@ from __future__ import annotations
 from mgrpo.data.augment import loop, mirror, place_clip, resample, reshape_body, turn
 from mgrpo.data.clip import MotionClip, load_clip, save_clip
 from mgrpo.data.contacts import contact_labels
+from mgrpo.data.hdf5_dataset import Hdf5Motion, open_hdf5
+from mgrpo.data.hdf5_sampler import Hdf5Sampler
 from mgrpo.data.packs import load_motion
+from mgrpo.data.source import WindowSource
 from mgrpo.data.split import (
     DEMO_HELD_OUT,
     DEMO_POST_TRAINING,
@@ -22,9 +25,12 @@ __all__ = [
     "DEMO_VALIDATION",
     "AugmentConfig",
     "ClipSplit",
+    "Hdf5Motion",
+    "Hdf5Sampler",
     "MotionClip",
     "MotionWindows",
     "WindowSampler",
+    "WindowSource",
     "contact_labels",
     "cut_windows",
     "drop_short",
@@ -32,6 +38,7 @@ __all__ = [
     "load_motion",
     "loop",
     "mirror",
+    "open_hdf5",
     "place_clip",
     "resample",
     "reshape_body",

@@ -20,6 +20,7 @@ from mgrpo.data.augment import resample
 from mgrpo.data.clip import CLIP_KEYS, MIN_FRAMES, QUATERNION_TOLERANCE, MotionClip, check_unique_names, load_clip
 from mgrpo.data.contacts import contact_labels, joint_speeds
 from mgrpo.data.floor import densest_height
+from mgrpo.data.hdf5_dataset import hdf5_files, load_hdf5_clips
 from mgrpo.errors import InputError
 from mgrpo.geometry import quat_conjugate, quat_multiply, quat_normalize, quat_to_rotmat
 from mgrpo.kernels import forward_kinematics
@@ -86,8 +87,9 @@ def load_motion(path: str | Path, body: BodyModel) -> list[MotionClip]:
 
     Args:
         path: ``"demo"`` (15 clips that ship with the package), a pack, a clip file that ``save_clip`` wrote (taken as
-            it is, it must have been made for this body), or a folder in which every ``*.npz``, at any depth, is one of
-            these.
+            it is, it must have been made for this body), a folder in which every ``*.npz``, at any depth, is one of
+            these; or an HDF5 file in EgoAllo's layout, or a folder of them, if it is small
+            (:func:`mgrpo.data.hdf5_dataset.load_hdf5_clips`).
         body: the body to fit packs to: rotations are realigned to its rest directions, root paths scaled by leg
             length, planted toes put at ``body.toe_clearance`` above z = 0, contacts labelled. Betas are zero.
     Raises:
@@ -99,7 +101,11 @@ def load_motion(path: str | Path, body: BodyModel) -> list[MotionClip]:
             return fit_pack(read_pack(asset), body)
     path = Path(path).expanduser()
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder; give '{DEMO}', a motion npz, or a folder of them")
+        raise InputError(
+            f"{path}: no such file or folder; give '{DEMO}', a motion npz, an HDF5 file, or a folder of them"
+        )
+    if hdf5_files(path):
+        return load_hdf5_clips(path, body)
     if not path.is_dir():
         clips = _load_file(path, body)
         check_unique_names(clips)
@@ -109,8 +115,8 @@ def load_motion(path: str | Path, body: BodyModel) -> list[MotionClip]:
         kinds = sorted({file.suffix or "(none)" for file in path.rglob("*") if file.is_file()})
         there = f"only files ending in {', '.join(kinds[:6])}" if kinds else "nothing"
         raise InputError(
-            f"{path}: the folder has no motion files (*.npz), it holds {there}; give a folder with packs or clips, "
-            f"or '{DEMO}'"
+            f"{path}: the folder has no motion files (*.npz, *.hdf5), it holds {there}; give a folder with "
+            f"packs or clips, or '{DEMO}'"
         )
     groups = [(file, _load_file(file, body)) for file in files]
     names = [clip.name for _, clips in groups for clip in clips]

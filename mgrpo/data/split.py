@@ -36,6 +36,15 @@ class ClipSplit(NamedTuple):
     """For reporting."""
 
 
+class NameSplit(NamedTuple):
+    """The same four sets by name."""
+
+    train: set[str]
+    post_training: set[str]
+    validation: set[str]
+    held_out: set[str]
+
+
 def split_clips(
     clips: Sequence[MotionClip],
     *,
@@ -55,7 +64,20 @@ def split_clips(
             left to train on.
     """
     check_unique_names(clips)
-    names = [clip.name for clip in clips]
+    names = split_names(
+        [clip.name for clip in clips], post_training=post_training, validation=validation, held_out=held_out
+    )
+    return _clips_of(clips, names)
+
+
+def split_names(
+    names: Sequence[str],
+    *,
+    post_training: Sequence[str] = (),
+    validation: Sequence[str] = (),
+    held_out: Sequence[str] = (),
+) -> NameSplit:
+    """:func:`split_clips` for names alone, which must differ: where the motion itself stays in its file."""
     chosen: dict[str, set[str]] = {}
     for label, patterns in (("post_training", post_training), ("validation", validation), ("held_out", held_out)):
         chosen[label] = set()
@@ -68,12 +90,15 @@ def split_clips(
         both = sorted(chosen[one] & chosen[other])
         if both:
             raise InputError(f"clips in both {one} and {other}: {_listed(both)}; each clip may be in one set only")
-    taken = set().union(*chosen.values())
-    train = [clip for clip in clips if clip.name not in taken]
+    train = set(names).difference(*chosen.values())
     if not train:
         sets = " and ".join(label for label, members in chosen.items() if members)
         raise InputError(f"{sets} take all {len(names)} clips; leave some for training")
-    return ClipSplit(train, *([clip for clip in clips if clip.name in members] for members in chosen.values()))
+    return NameSplit(train, **chosen)
+
+
+def _clips_of(clips: Sequence[MotionClip], names: NameSplit) -> ClipSplit:
+    return ClipSplit(*([clip for clip in clips if clip.name in part] for part in names))
 
 
 def split_by_fraction(
@@ -94,14 +119,21 @@ def split_by_fraction(
         InputError: shares out of range or fewer clips than sets.
     """
     check_unique_names(clips)
+    return _clips_of(
+        clips,
+        split_names_by_fraction([clip.name for clip in clips], validation=validation, held_out=held_out, seed=seed),
+    )
+
+
+def split_names_by_fraction(
+    names: Sequence[str], *, validation: float = 0.1, held_out: float = 0.1, seed: int = 0
+) -> NameSplit:
+    """:func:`split_by_fraction` for names alone, which must differ."""
     if not (0 <= validation < 1 and 0 <= held_out < 1 and validation + held_out < 1):
         raise InputError(
             f"split_by_fraction(): shares must be in [0, 1) and add up to less than 1, got {validation} and {held_out}"
         )
-    groups: dict[str, list[MotionClip]] = {}
-    for clip in clips:
-        groups.setdefault(clip.name.replace("_reflect", ""), []).append(clip)
-    keyed = sorted((_fraction(name, seed), name) for name in groups)
+    keyed = sorted((_fraction(name, seed), name) for name in {name.replace("_reflect", "") for name in names})
     count = len(keyed)
     places = {
         name: ("held_out" if key < held_out else "validation" if key < held_out + validation else "train")
@@ -119,10 +151,10 @@ def split_by_fraction(
         for index, label in enumerate(wanted[:-1]):
             places[keyed[index][1]] = label
     result = {
-        label: [clip for clip in clips if places[clip.name.replace("_reflect", "")] == label]
+        label: {name for name in names if places[name.replace("_reflect", "")] == label}
         for label in ("train", "validation", "held_out")
     }
-    return ClipSplit(result["train"], [], result["validation"], result["held_out"])
+    return NameSplit(result["train"], set(), result["validation"], result["held_out"])
 
 
 def _fraction(name: str, seed: int) -> float:

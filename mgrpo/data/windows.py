@@ -252,9 +252,9 @@ class AugmentConfig:
     speed: float = 0.0
     """Largest relative change of speed, below 1: each window plays 1 - speed to 1 + speed times as fast, with poses
     interpolated. Contact labels come from the nearest frame."""
-    weighting: Literal["frames", "clips"] = "frames"
+    weighting: Literal["auto", "frames", "clips"] = "auto"
     """Draw every window start equally often (frames), or every clip equally often whatever its length (clips, as the
-    base model)."""
+    base model). auto: clips for HDF5 files, frames for other motion."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mirror_prob <= 1:
@@ -263,8 +263,8 @@ class AugmentConfig:
             raise InputError(f"betas_std must be at least 0, got {self.betas_std}")
         if not 0 <= self.speed < 1:
             raise InputError(f"speed must be in [0, 1), got {self.speed}")
-        if self.weighting not in ("frames", "clips"):
-            raise InputError(f"weighting must be 'frames' or 'clips', got '{self.weighting}'")
+        if self.weighting not in ("auto", "frames", "clips"):
+            raise InputError(f"weighting must be 'auto', 'frames' or 'clips', got '{self.weighting}'")
 
 
 class WindowSampler:

@@ -296,10 +296,10 @@ def load_model(
     """Build `model_class(config)` from a checkpoint and load its weights, on the CPU and in evaluation mode.
 
     `path` may be a run or a checkpoint as in `find_checkpoint`, a checkpoint in EgoAllo's layout (see
-    `mgrpo.models.egoallo`), or a folder that `save_pretrained` wrote; the latter two have no optimiser state. `use_ema`:
-    take the averaged weights that were saved beside the weights. Raises `InputError` when the checkpoint is of another
-    kind of model, of another configuration than `expected_config` (each differing field is listed), has no averaged
-    weights, or is damaged.
+    `mgrpo.models.egoallo`), or a folder that `save_pretrained` wrote; the latter two have no optimiser state.
+    `use_ema`: take the averaged weights that were saved beside the weights. Raises `InputError` when the checkpoint is
+    of another kind of model, of another configuration than `expected_config` (each differing field is listed), has no
+    averaged weights, or is damaged.
     """
     given = Path(path).expanduser()
     if given.is_file():

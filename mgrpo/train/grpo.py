@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mgrpo.body import BodyModel
-from mgrpo.data import MotionWindows, WindowSampler
+from mgrpo.data import MotionWindows, WindowSource
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.diffusion.sampler import NoiseKeys
 from mgrpo.diffusion.schedule import CosineSchedule
@@ -206,7 +206,7 @@ class Scorer:
 
 
 def training_windows(
-    sampler: WindowSampler, pool: MotionWindows | None, config: GrpoConfig, iteration: int
+    sampler: WindowSource, pool: MotionWindows | None, config: GrpoConfig, iteration: int
 ) -> MotionWindows:
     """The windows of one rollout: fresh ones, or the next part of a fixed pool."""
     if pool is None:

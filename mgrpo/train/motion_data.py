@@ -12,9 +12,11 @@ from mgrpo.data import (
     DEMO_VALIDATION,
     AugmentConfig,
     ClipSplit,
+    Hdf5Sampler,
     MotionClip,
     MotionWindows,
     WindowSampler,
+    WindowSource,
     cut_windows,
     drop_short,
     load_motion,
@@ -22,7 +24,11 @@ from mgrpo.data import (
     split_by_fraction,
     split_clips,
 )
+from mgrpo.data.hdf5_dataset import CACHE_MB, hdf5_files, strided_slices
+from mgrpo.data.indexing import SHORT_SHARE, SliceStrategy, check_strategy
 from mgrpo.errors import InputError
+
+from .hdf5_parts import open_with_progress, split_hdf5
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,8 @@ class MotionDataConfig:
     """Motion, body and windows."""
 
     motion: str = "demo"
-    """Motion to load (`--motion` for short): `demo` (15 clips that ship with the package), a pack or clip npz, or a
-    folder of them."""
+    """Motion to load (`--motion` for short): `demo` (15 clips that ship with the package), a pack or clip npz, a folder
+    of them, or an HDF5 file in EgoAllo's layout (or a folder of such files), which may be larger than the memory."""
     body: str = "default"
     """Body model: `default` (ships with the package), `smplh` (searched for), or the path of an SMPL-H npz."""
     length: int = 32
@@ -47,12 +53,43 @@ class MotionDataConfig:
     """Clip names (or patterns) that the prior never sees and GRPO trains on; none: GRPO trains on the prior's clips.
     The perceptual model sees both."""
     short_clips: Literal["error", "drop"] = "error"
-    """Clips shorter than a window (one frame more than the length): refuse them, or leave them out."""
+    """Clips shorter than a window (one frame more than the length): refuse them, or leave them out. Of HDF5 files they
+    are always left out, as in EgoAllo."""
     evaluate_mirrored: bool = False
     """Evaluate on the mirror images of the validation and held-out clips too (as EgoAllo's test set does)."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    split: str = ""
+    """HDF5: subsets to train on, joined by +: train, val, test, test_humor (EgoAllo's splits; it trains on train+val),
+    all, or names of folders. Empty: train; of motion that isn't AMASS, what validation and held-out leave."""
+    validation_split: str = ""
+    """HDF5: subsets for validation, written likewise. Empty: val (also when trained on: its loss then says nothing
+    about unknown motion), or a tenth of the training sequences where the file has none of it."""
+    held_out_split: str = ""
+    """HDF5: subsets for the final evaluation, written likewise. Empty: test, or a tenth of the training sequences where
+    the file has none of it."""
+    slices: SliceStrategy = "random_uniform_len"
+    """HDF5: how training windows are taken from a sequence: at a random place; there and with the probability of
+    short-share shorter (the rest is masked); or EgoAllo's fixed, overlapping slices."""
+    short_share: float = SHORT_SHARE
+    """HDF5: share of shorter windows with random_variable_len."""
+    file_list: str = ""
+    """HDF5: text file with the names of the sequences to use. Empty: NAME_files.txt beside NAME.hdf5 where there is
+    one; `none`: every sequence of the file."""
+    cache_mb: float = float(CACHE_MB)
+    """HDF5: memory for motion that was read, MiB."""
+    prefetch: bool = True
+    """HDF5: make the next batch while the network works."""
+    fixed_windows: int = 512
+    """HDF5: most validation and most held-out windows, spread evenly over all; 0: no limit."""
+    check_body: bool = True
+    """HDF5: refuse a body that the file was not made with."""
 
     def __post_init__(self) -> None:
+        if self.fixed_windows < 0:
+            raise InputError(f"--data.fixed-windows must be 0 or more, got {self.fixed_windows}")
+        if not self.cache_mb >= 0:
+            raise InputError(f"--data.cache-mb must be 0 or more MiB, got {self.cache_mb}")
+        check_strategy(self.slices, self.length, self.short_share)
         if self.length < 4:
             raise InputError(f"--data.length must be at least 4 frames (jerk needs four), got {self.length}")
         if self.stride < 0:
@@ -66,11 +103,11 @@ class MotionData:
 
     body: BodyModel
     """Body with 21 joints, as the networks use it."""
-    train: WindowSampler
+    train: WindowSource
     """The prior's clips."""
-    post_training: WindowSampler
+    post_training: WindowSource
     """GRPO's clips: the prior's where none are kept for it."""
-    both: WindowSampler
+    both: WindowSource
     """All of these: the perceptual model's clips."""
     validation: MotionWindows
     held_out: MotionWindows
@@ -82,6 +119,9 @@ def load_motion_data(config: MotionDataConfig, *, seed: int) -> MotionData:
     """Load, split by clip, and cut. Raises InputError for motion that can't be read, is too short, or can't be
     split."""
     body = resolve_body(config.body).body_only()
+    if hdf5_files(config.motion):
+        return _load_hdf5(config, body, seed)
+    _refuse_hdf5_options(config)
     clips = load_motion(config.motion, body)
     if config.short_clips == "drop":
         clips, _ = drop_short(clips, config.length)
@@ -127,3 +167,84 @@ def split_motion(clips: list[MotionClip], config: MotionDataConfig) -> ClipSplit
     if config.motion == "demo":
         return split_clips(clips, post_training=DEMO_POST_TRAINING, validation=DEMO_VALIDATION, held_out=DEMO_HELD_OUT)
     return split_by_fraction(clips)
+
+
+_HDF5_OPTIONS = ("split", "validation_split", "held_out_split", "slices", "short_share", "file_list")
+
+
+def _refuse_hdf5_options(config: MotionDataConfig) -> None:
+    """Options that would do nothing are mistakes."""
+    default = MotionDataConfig()
+    for name in _HDF5_OPTIONS:
+        if getattr(config, name) != getattr(default, name):
+            raise InputError(
+                f"--data.{name.replace('_', '-')} is for HDF5 files; {config.motion} is other motion. Leave it out"
+            )
+
+
+def _load_hdf5(config: MotionDataConfig, body: BodyModel, seed: int) -> MotionData:
+    """:func:`load_motion_data` for HDF5 files: only the fixed windows are put into memory."""
+    augment = config.augment
+    for option, set_to in (
+        ("mirror-prob", augment.mirror_prob),
+        ("betas-std", augment.betas_std),
+        ("speed", augment.speed),
+    ):
+        if set_to:
+            raise InputError(
+                f"--data.augment.{option} {set_to:g}: motion from HDF5 files is not varied, because the stored pose of "
+                "the head would no longer fit (mirrored copies are in the file); set it to 0"
+            )
+    if config.evaluate_mirrored:
+        raise InputError(
+            "--data.evaluate-mirrored: HDF5 files hold their mirrored copies (names ending in _reflect.npz), which are "
+            "evaluated anyway; leave it out"
+        )
+    motion = open_with_progress(config.motion, config.file_list, config.cache_mb)
+    parts = split_hdf5(
+        motion,
+        split=config.split,
+        validation_split=config.validation_split,
+        held_out_split=config.held_out_split,
+        validation=config.validation,
+        held_out=config.held_out,
+        post_training=config.post_training,
+    )
+    if config.check_body:
+        motion.check_body(body)
+    stride = config.stride or max(1, config.length // 2)
+
+    def windows(part: str) -> MotionWindows:
+        chosen = parts.motion(motion, part)
+        try:
+            slices = strided_slices(chosen, config.length, stride)
+        except InputError as error:
+            raise InputError(f"{config.motion}, {part.replace('_', '-')} part: {error}") from error
+        limit = config.fixed_windows
+        if limit and len(slices) > limit:
+            slices = [slices[number * len(slices) // limit] for number in range(limit)]
+        return chosen.windows(slices, config.length, body)
+
+    def sampler(*names: str) -> WindowSource:
+        return Hdf5Sampler(
+            parts.motion(motion, *names),
+            body,
+            config.length,
+            seed,
+            strategy=config.slices,
+            weighting="frames" if augment.weighting == "frames" else "clips",
+            short_share=config.short_share,
+            yaw=augment.yaw,
+            prefetch=config.prefetch,
+        )
+
+    post_training = "post_training" if parts.names["post_training"] else "train"
+    return MotionData(
+        body=body,
+        train=sampler("train"),
+        post_training=sampler(post_training),
+        both=sampler("train", "post_training"),
+        validation=windows("validation"),
+        held_out=windows("held_out"),
+        clip_names={part: tuple(name for name in motion.names if name in names) for part, names in parts.names.items()},
+    )

@@ -57,7 +57,16 @@ except ImportError:  # no file locks of this kind on Windows: two processes in o
     fcntl = None  # type: ignore[assignment]
 
 LOCK_NAME = ".lock"
-ALWAYS_FREE = ("output", "out", "resume", "resume_from", "device", "checkpoint_every")
+ALWAYS_FREE = (
+    "output",
+    "out",
+    "resume",
+    "resume_from",
+    "device",
+    "checkpoint_every",
+    "data.cache_mb",
+    "data.prefetch",
+)
 """Settings that say where a run is kept and carried out, not what it computes; they may differ on resume."""
 
 _OWN_FILES = (

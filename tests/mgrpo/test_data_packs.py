@@ -230,7 +230,7 @@ def test_equal_names_in_two_packs_get_the_files_name(tmp_path: Path, body: BodyM
 def test_missing_paths_and_empty_folders(tmp_path: Path, body: BodyModel) -> None:
     with pytest.raises(InputError, match=r"no such file or folder; give 'demo'"):
         load_motion(tmp_path / "nothing", body)
-    with pytest.raises(InputError, match=r"no motion files \(\*\.npz\), it holds nothing"):
+    with pytest.raises(InputError, match=r"no motion files \(\*\.npz, \*\.hdf5\), it holds nothing"):
         load_motion(tmp_path, body)
     (tmp_path / "walk.bvh").write_text("HIERARCHY")
     with pytest.raises(InputError, match=r"only files ending in \.bvh"):

@@ -1,0 +1,112 @@
+"""Training windows from HDF5 files: a pure function of the iteration, the next batch made in the background."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from mgrpo.body.model import BodyModel
+from mgrpo.data.hdf5_dataset import Hdf5Motion
+from mgrpo.data.indexing import SHORT_SHARE, ItemIndex, SliceDraws, SliceStrategy, Weighting
+from mgrpo.data.windows import MotionWindows
+
+
+class Hdf5Sampler:
+    """Draws windows: ``batch(iteration, size)`` is a pure function of (seed, iteration, size) and the sequences.
+
+    While a loop works with a batch, a thread makes the one of the next iteration. Results never depend on that, nor on
+    the cache.
+    """
+
+    def __init__(
+        self,
+        motion: Hdf5Motion,
+        body: BodyModel,
+        length: int,
+        seed: int,
+        *,
+        strategy: SliceStrategy = "random_uniform_len",
+        weighting: Weighting = "clips",
+        short_share: float = SHORT_SHARE,
+        yaw: bool = False,
+        prefetch: bool = True,
+    ) -> None:
+        """Prepare sequences for drawing.
+
+        Args:
+            motion: the sequences; those shorter than ``length`` are never drawn.
+            body: the body that the files were made with.
+            length: frames per window, ``T``.
+            seed: 0 <= seed < 2^64.
+            strategy: how slices are taken (facts: section E).
+            weighting: ``clips``: each sequence equally often, as EgoAllo; ``frames``: each frame.
+            short_share: share of shorter slices with ``random_variable_len``.
+            yaw: turn each window by a random angle about the vertical.
+            prefetch: make the next batch in the background.
+        Raises:
+            InputError: no sequence long enough, a strategy that doesn't fit the windows.
+        """
+        self.motion, self.length, self.yaw = motion, length, yaw
+        self.body = body.to(device="cpu", dtype=torch.float32).body_only()
+        self.draws = SliceDraws(
+            ItemIndex(motion.frames, length), strategy, seed, weighting=weighting, short_share=short_share
+        )
+        self.prefetch = prefetch
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid, self._lock = os.getpid(), threading.Lock()
+        self._worker: ThreadPoolExecutor | None = None
+        self._ahead: tuple[tuple[int, int], Future[MotionWindows]] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        own = ("_pid", "_lock", "_worker", "_ahead")
+        return {key: value for key, value in self.__dict__.items() if key not in own}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def __len__(self) -> int:
+        """EgoAllo's number of items: windows in an epoch."""
+        return len(self.draws.index)
+
+    def batch(self, iteration: int, size: int) -> MotionWindows:
+        """``size`` windows for this iteration (0 <= iteration < 2^32), float32 on the CPU.
+
+        Raises:
+            InputError: fewer than one window; damage in a file, or values that are no motion, with the sequence's name.
+        """
+        if not self.prefetch:
+            return self.make(iteration, size)
+        if self._pid != os.getpid():  # a thread doesn't survive a fork
+            self._reset()
+        with self._lock:
+            ahead, self._ahead = self._ahead, None
+            if self._worker is None:
+                self._worker = ThreadPoolExecutor(1, thread_name_prefix="motion")
+        if ahead is not None and ahead[0] == (iteration, size):
+            windows = ahead[1].result()
+        else:
+            if ahead is not None:
+                ahead[1].cancel()
+            windows = self.make(iteration, size)
+        with self._lock:
+            self._ahead = (iteration + 1, size), self._worker.submit(self.make, iteration + 1, size)
+        return windows
+
+    def make(self, iteration: int, size: int) -> MotionWindows:
+        """The windows of an iteration, made here and now."""
+        slices = self.draws.slices(iteration, size)
+        yaw = self.draws.yaws(iteration, size) if self.yaw else None
+        return self.motion.windows(slices, self.length, self.body, yaw=yaw)
+
+    def close(self) -> None:
+        """Stop the thread; a batch that it is making is finished and forgotten."""
+        with self._lock:
+            worker, self._worker, self._ahead = self._worker, None, None
+        if worker is not None:
+            worker.shutdown(wait=True, cancel_futures=True)

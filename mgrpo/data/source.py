@@ -1,0 +1,16 @@
+"""What a training loop draws its windows from."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mgrpo.data.windows import MotionWindows
+
+
+class WindowSource(Protocol):
+    """Batches of windows as a pure function of the iteration: a resumed run asks for the iteration it has come to and
+    sees what an unbroken one sees."""
+
+    def batch(self, iteration: int, size: int) -> MotionWindows:
+        """``size`` windows for this iteration (0 <= iteration < 2^32), float32 on the CPU."""
+        ...
