@@ -6,6 +6,7 @@ from mgrpo.data.augment import loop, mirror, place_clip, resample, reshape_body,
 from mgrpo.data.clip import MotionClip, load_clip, save_clip
 from mgrpo.data.contacts import contact_labels
 from mgrpo.data.packs import load_motion
+from mgrpo.data.slices import deterministic_slices, deterministic_windows
 from mgrpo.data.split import (
     DEMO_HELD_OUT,
     DEMO_POST_TRAINING,
@@ -27,6 +28,8 @@ __all__ = [
     "WindowSampler",
     "contact_labels",
     "cut_windows",
+    "deterministic_slices",
+    "deterministic_windows",
     "drop_short",
     "load_clip",
     "load_motion",

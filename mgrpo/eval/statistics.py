@@ -37,6 +37,13 @@ class PairedDifference:
     """Share of windows whose mean over seeds and samples is lower for the second model."""
     windows: int
     """Windows scored for both."""
+    interval_low: float = math.nan
+    """Lower end of the 95 % bootstrap interval of the mean (:func:`bootstrap_intervals`); NaN where it wasn't or can't
+    be computed."""
+    interval_high: float = math.nan
+    """Its upper end."""
+    clusters: int = 0
+    """Clips that the interval was resampled from."""
 
 
 def over_windows_and_seeds(values: Tensor) -> Statistic:
