@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +47,8 @@ class Row:
     (shows how much of a gain averaging alone would give); ``difference``: paired difference of two models."""
     cells: dict[str, Cell]
     """Cells by name of the measure; absent where the measure has no meaning for the row."""
+    mark: str = ""
+    """Sign that refers to a note, such as ``[1]``."""
 
 
 @dataclass(frozen=True)
@@ -192,14 +194,15 @@ def to_rich(table: ResultTable) -> Table:
             text = Text(format_cell(cell, info, signed=row.kind == "difference"))
             if index == best:
                 text.stylize("bold")
-            if row.kind == "difference" and (style := _difference_style(cell, info)):
+            if row.kind == "difference" and (style := difference_style(cell, info)):
                 text.stylize(style)
             line.append(text)
         shown.add_row(*line)
     return shown
 
 
-def _difference_style(cell: Cell | None, info: MetricInfo) -> str:
+def difference_style(cell: Cell | None, info: MetricInfo) -> str:
+    """Green for an improvement, red for a change to the worse, nothing where the difference may be chance."""
     if cell is None or info.better == "none" or not cell.significant:
         return ""
     return "green" if (cell.mean < 0) == (info.better == "lower") else "red"
@@ -344,21 +347,30 @@ def _plain(found: dict[str, Any]) -> dict[str, dict[str, float | int | None]]:
 
 
 def write_tables(
-    folder: str | Path, results: Sequence[EvaluationResult], *, family: Family = "standard", title: str | None = None
+    folder: str | Path,
+    results: Sequence[EvaluationResult],
+    *,
+    family: Family = "standard",
+    title: str | None = None,
+    texts: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Path]:
     """Write ``evaluation.{md,tex,csv,json}`` (the table of ``family``; the JSON holds both) and
     ``evaluation_windows.csv`` into ``folder``.
 
-    Each file appears whole or not at all. Returns the paths by kind: markdown, latex, csv, json, windows. Raises
-    MgrpoError when the disk refuses.
+    Each file appears whole or not at all. ``texts`` replaces the table of ``family`` by one that was laid out
+    elsewhere, by kind: markdown, latex, csv; ``extra`` is added to the JSON. Returns the paths by kind: markdown,
+    latex, csv, json, windows. Raises MgrpoError when the disk refuses.
     """
     folder = Path(folder).expanduser()
-    table = result_table(results, family=family, title=title)
+    if texts is None:
+        table = result_table(results, family=family, title=title)
+        texts = {"markdown": to_markdown(table), "latex": to_latex(table), "csv": to_csv(table)}
     contents = {
-        "markdown": ("evaluation.md", to_markdown(table)),
-        "latex": ("evaluation.tex", to_latex(table)),
-        "csv": ("evaluation.csv", to_csv(table)),
-        "json": ("evaluation.json", json.dumps(to_json(results), indent=2, allow_nan=False) + "\n"),
+        "markdown": ("evaluation.md", texts["markdown"]),
+        "latex": ("evaluation.tex", texts["latex"]),
+        "csv": ("evaluation.csv", texts["csv"]),
+        "json": ("evaluation.json", json.dumps(to_json(results) | dict(extra or {}), indent=2, allow_nan=False) + "\n"),
         "windows": ("evaluation_windows.csv", per_window_csv(results)),
     }
     paths = {}
