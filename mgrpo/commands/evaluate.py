@@ -12,8 +12,17 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from mgrpo.body import resolve_body
-from mgrpo.data import MotionWindows, cut_windows, deterministic_windows, drop_short, load_motion, mirror
+from mgrpo.body import BodyModel, resolve_body
+from mgrpo.data import (
+    MotionClip,
+    MotionWindows,
+    cut_windows,
+    deterministic_windows,
+    drop_short,
+    load_motion,
+    mirror,
+    recording_of,
+)
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
 from mgrpo.eval import protocol_table as protocols_layout
@@ -258,7 +267,7 @@ def _protocol_table(config: EvaluateConfig, results: Sequence[EvaluationResult])
     return protocols_layout.protocol_table(
         results,
         protocol,
-        data=f"the motion {config.motion!r} (part: {config.part}; {clips} clips, {results[0].windows} windows)",
+        data=f"the motion {config.motion!r} (part: {config.part}; windows: {results[0].windows}, clips: {clips})",
         published=rows,
         title=config.title,
     )
@@ -272,7 +281,7 @@ def evaluation_windows(config: EvaluateConfig) -> MotionWindows:
     """The windows that the options name."""
     body = resolve_body(config.body, with_mesh=False).body_only()
     clips = load_motion(config.motion, body)
-    if config.short_clips == "drop":
+    if config.short_clips == "drop" and config.protocol is None:
         clips, _ = drop_short(clips, config.length)
         if not clips:
             raise InputError(f"--motion {config.motion}: no clip is long enough for windows of {config.length} frames")
@@ -288,14 +297,28 @@ def evaluation_windows(config: EvaluateConfig) -> MotionWindows:
             raise InputError(f"--part {config.part}: no clip is kept for it; name some with --post-training")
     elif config.validation or config.held_out or config.post_training:
         raise InputError("--part all takes every clip; leave out --validation, --held-out and --post-training")
-    if config.protocol is not None and chosen_protocol(config).slices == "deterministic":
-        # By name, each clip before its mirror image: the order numbers the windows, and so keys their noise.
-        clips = sorted(clips, key=lambda clip: clip.name)
-        if config.mirrored:
-            clips = [each for clip in clips for each in (clip, mirror(clip, body))]
-        return deterministic_windows(clips, body, config.length)
+    if config.protocol is not None:
+        # The parts are those that training chose, whatever its length was: so what is short is left out only now.
+        clips = _protocol_clips(clips, body, mirrored=config.mirrored)
+        if chosen_protocol(config).slices == "deterministic":
+            return deterministic_windows(clips, body, config.length)
+        clips, _ = drop_short(clips, config.length)
+        if not clips:
+            raise InputError(f"--protocol {config.protocol}: no clip gives a window of {config.length} frames")
+        return cut_windows(clips, body, config.length, config.stride)
     mirror_images = [mirror(clip, body) for clip in clips] if config.mirrored else []
     return cut_windows([*clips, *mirror_images], body, config.length, config.stride or max(1, config.length // 2))
+
+
+def _protocol_clips(clips: Sequence[MotionClip], body: BodyModel, *, mirrored: bool) -> list[MotionClip]:
+    """The clips in an order that depends on their names alone, since it numbers the windows and so keys their noise:
+    each recording, then its mirror image if wanted. Mirrored copies that the data hold already are taken as they
+    are."""
+    copies = [clip for clip in clips if recording_of(clip.name) != clip.name]
+    if not mirrored:
+        return sorted((clip for clip in clips if recording_of(clip.name) == clip.name), key=lambda clip: clip.name)
+    ordered = sorted(clips, key=lambda clip: (recording_of(clip.name), clip.name))
+    return ordered if copies else [each for clip in ordered for each in (clip, mirror(clip, body))]
 
 
 def model_names(checkpoints: Sequence[Path]) -> list[str]:

@@ -27,7 +27,15 @@ from torch import Tensor
 from mgrpo.errors import InputError
 from mgrpo.eval.evaluate import EvaluationResult
 from mgrpo.train.config_record import differences
-from mgrpo.train.storage import TEMPORARY_PREFIX, json_text, make_folder, read_json, storage_error, write_and_sync, write_fully
+from mgrpo.train.storage import (
+    TEMPORARY_PREFIX,
+    json_text,
+    make_folder,
+    read_json,
+    storage_error,
+    write_and_sync,
+    write_fully,
+)
 
 try:
     import fcntl
@@ -35,6 +43,7 @@ except ImportError:  # no file locks of this kind on Windows: two processes with
     fcntl = None  # type: ignore[assignment]
 
 RECORD_NAME = "evaluation_run.json"
+_MIXED = "the evaluation's progress mixes pieces with different measures; start in a new folder"
 _KINDS = ("values", "group_values", "mean_of_samples", "ground_truth")
 
 
@@ -99,9 +108,8 @@ class EvaluationFolder:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, before)
-            raise storage_error("write", self._path, error, "Free some space there, then give the command again.") from (
-                error
-            )
+            advice = "Free some space there, then give the command again."
+            raise storage_error("write", self._path, error, advice) from error
 
     @contextlib.contextmanager
     def writing_results(self) -> Iterator[None]:
@@ -166,7 +174,7 @@ def assemble(
             # What was recorded doesn't depend on the seed: the first one's will do.
             per_chunk = [_joined(row[:1] if kind == "ground_truth" else row, kind) for row in of_model]
             if any(found.keys() != per_chunk[0].keys() for found in per_chunk):
-                raise InputError("the evaluation's progress mixes pieces with different measures; start in a new folder")
+                raise InputError(_MIXED)
             parts[kind] = {key: torch.cat([found[key] for found in per_chunk]) for key in per_chunk[0]}
         parts["ground_truth"] = {key: value[:, 0] for key, value in parts["ground_truth"].items()}
         wanted = (len(window_names), len(seeds), samples)
@@ -195,9 +203,7 @@ def _joined(seeds: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Tensor]:
             for key in seeds[0][kind]
         }
     except (KeyError, RuntimeError, ValueError, TypeError):
-        raise InputError(
-            "the evaluation's progress mixes pieces with different measures; start in a new folder"
-        ) from None
+        raise InputError(_MIXED) from None
 
 
 def plain_result(result: EvaluationResult) -> dict[str, Any]:
@@ -245,7 +251,7 @@ def _agree_on(path: Path, settings: Mapping[str, Any]) -> None:
     stored = read_json(path, "evaluation record")
     found = differences(stored, json.loads(json_text(dict(settings))))
     if found:
-        listed = "\n".join(f"  {name}: {_short(before)} in the folder, {_short(now)} now" for name, before, now in found)
+        listed = "\n".join(f"  {name}: {_short(old)} in the folder, {_short(new)} now" for name, old, new in found)
         counted = "1 setting differs" if len(found) == 1 else f"{len(found)} settings differ"
         raise InputError(
             f"{path.parent} holds an evaluation that can't be continued, {counted}:\n{listed}\n"
@@ -269,8 +275,8 @@ def _open_locked(path: Path, shard: str) -> int:
         except BlockingIOError:
             os.close(descriptor)
             raise InputError(
-                f"another process is working on shard {shard} in {path.parent.parent}; wait for it to end, or share the "
-                "work with --shard i/n"
+                f"another process is working on shard {shard} in {path.parent.parent}; wait for it to end, or share "
+                "the work with --shard i/n"
             ) from None
         except OSError:  # a file system without locks: go on as on Windows
             pass

@@ -103,7 +103,11 @@ class EvaluationWork:
             "windows_in_a_piece": len(self.chunks[0]),
             "body_sha256": checksum_tensors(_tensors(self.body)),
             "perceptual_sha256": perceptual,
-            "models": {model.name: checksum_tensors(model.denoiser.state_dict()) for model in self.models},
+            # numbered: the pieces know a model by its place
+            "models": {
+                str(number): {"name": model.name, "sha256": checksum_tensors(model.denoiser.state_dict())}
+                for number, model in enumerate(self.models, start=1)
+            },
             "measures": list(METRICS),
         }
 
@@ -164,9 +168,7 @@ class EvaluationWork:
     def compute_in_memory(self, progress: Callable[[str, int, int], Any]) -> list[EvaluationResult]:
         """Compute everything, keeping nothing on disk."""
         found: dict[Piece, dict[str, Any]] = {}
-        self.compute_all(
-            self.pieces(), {}, lambda piece, result: found.update({piece: plain_result(result)}), progress
-        )
+        self.compute_all(self.pieces(), {}, lambda piece, result: found.update({piece: plain_result(result)}), progress)
         return self.results(found)
 
 

@@ -62,10 +62,13 @@ def chosen_shard(option: str | None) -> Shard:
         return parse_shard(option) if option is not None else Shard()
     if option is not None:
         raise InputError(
-            f"--shard {option}: torchrun already shares the work among {world} processes (WORLD_SIZE); leave out --shard"
+            f"--shard {option}: torchrun already shares the work among {world} processes (WORLD_SIZE); leave out "
+            "--shard"
         )
     if ranks["RANK"] is None:
-        raise InputError(f"WORLD_SIZE is {world}, but RANK is not set; start the processes with torchrun, or use --shard")
+        raise InputError(
+            f"WORLD_SIZE is {world}, but RANK is not set; start the processes with torchrun, or use --shard"
+        )
     rank = _whole(ranks["RANK"], "RANK")
     if rank >= world:
         raise InputError(f"RANK must be below WORLD_SIZE {world}, got {rank}")

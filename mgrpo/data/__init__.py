@@ -6,12 +6,13 @@ from mgrpo.data.augment import loop, mirror, place_clip, resample, reshape_body,
 from mgrpo.data.clip import MotionClip, load_clip, save_clip
 from mgrpo.data.contacts import contact_labels
 from mgrpo.data.packs import load_motion
-from mgrpo.data.slices import deterministic_slices, deterministic_windows
+from mgrpo.data.slices import deterministic_windows, slice_starts
 from mgrpo.data.split import (
     DEMO_HELD_OUT,
     DEMO_POST_TRAINING,
     DEMO_VALIDATION,
     ClipSplit,
+    recording_of,
     split_by_fraction,
     split_clips,
 )
@@ -28,7 +29,6 @@ __all__ = [
     "WindowSampler",
     "contact_labels",
     "cut_windows",
-    "deterministic_slices",
     "deterministic_windows",
     "drop_short",
     "load_clip",
@@ -36,9 +36,11 @@ __all__ = [
     "loop",
     "mirror",
     "place_clip",
+    "recording_of",
     "resample",
     "reshape_body",
     "save_clip",
+    "slice_starts",
     "split_by_fraction",
     "split_clips",
     "turn",

@@ -11,7 +11,7 @@ from mgrpo.data.windows import MotionWindows, cut_windows
 from mgrpo.errors import InputError
 
 
-def deterministic_slices(frame_counts: Sequence[int], frames: int) -> list[tuple[int, int]]:
+def slice_starts(frame_counts: Sequence[int], frames: int) -> list[tuple[int, int]]:
     """Sequence and first frame of every slice of ``frames`` frames (facts: egoallo.md E, checked against its reader).
 
     Sequences shorter than a slice are left out; N remain, of ``total`` frames together. There are ``total // frames``
@@ -28,7 +28,7 @@ def deterministic_slices(frame_counts: Sequence[int], frames: int) -> list[tuple
         InputError: ``frames`` below 1, or no sequence long enough.
     """
     if frames < 1:
-        raise InputError(f"deterministic_slices(): a slice must have at least 1 frame, got {frames}")
+        raise InputError(f"slice_starts(): a slice must have at least 1 frame, got {frames}")
     kept = [(index, count) for index, count in enumerate(frame_counts) if count >= frames]
     if not kept:
         longest = max(frame_counts, default=0)
@@ -56,7 +56,7 @@ def deterministic_windows(clips: Sequence[MotionClip], body: BodyModel, length: 
     """
     poses = length + 1
     pieces = []
-    for index, start in deterministic_slices([len(clip) for clip in clips], poses):
+    for index, start in slice_starts([len(clip) for clip in clips], poses):
         clip, chosen = clips[index], slice(start, start + poses)
         pieces.append(
             replace(

@@ -100,7 +100,7 @@ def split_by_fraction(
         )
     groups: dict[str, list[MotionClip]] = {}
     for clip in clips:
-        groups.setdefault(clip.name.replace("_reflect", ""), []).append(clip)
+        groups.setdefault(recording_of(clip.name), []).append(clip)
     keyed = sorted((_fraction(name, seed), name) for name in groups)
     count = len(keyed)
     places = {
@@ -119,10 +119,16 @@ def split_by_fraction(
         for index, label in enumerate(wanted[:-1]):
             places[keyed[index][1]] = label
     result = {
-        label: [clip for clip in clips if places[clip.name.replace("_reflect", "")] == label]
+        label: [clip for clip in clips if places[recording_of(clip.name)] == label]
         for label in ("train", "validation", "held_out")
     }
     return ClipSplit(result["train"], [], result["validation"], result["held_out"])
+
+
+def recording_of(name: str) -> str:
+    """The recording that a clip is from: copies that preprocessing mirrored (names with ``_reflect``) share the name of
+    their original."""
+    return name.replace("_reflect", "")
 
 
 def _fraction(name: str, seed: int) -> float:

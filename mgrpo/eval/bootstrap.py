@@ -2,8 +2,8 @@
 
 Whole clips are drawn with replacement, each with all its windows, so that what windows of a clip have in common widens
 the interval as it should. The interval is bias-corrected and accelerated (BCa: Efron, "Better bootstrap confidence
-intervals", 1987): percentiles of the resampled means, moved by how far the resamples' median is off the mean (z0) and by
-how skewed the mean is in single clips (acceleration, from leaving out one clip at a time).
+intervals", 1987): percentiles of the resampled means, moved by how far the resamples' median is off the mean (z0) and
+by how skewed the mean is in single clips (acceleration, from leaving out one clip at a time).
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mgrpo.data.split import recording_of
 from mgrpo.diffusion.sampler import NoiseKeys, sample
 from mgrpo.errors import InputError
 from mgrpo.models.conditioning import make_cond
@@ -127,10 +128,10 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> dict[str, Pair
     found = {name: paired_difference(mine[name], others[name]) for name in METRICS if name in mine and name in others}
     # A window's mean over seeds and samples: the clips, not the seeds, are what is drawn again.
     per_window = [(others[name].double() - mine[name].double()).flatten(1).nanmean(1) for name in found]
-    intervals = bootstrap_intervals(torch.stack(per_window, dim=1), first.window_names) if found else []
-    clips = len(set(first.window_names))
+    recordings = [recording_of(name) for name in first.window_names]
+    intervals = bootstrap_intervals(torch.stack(per_window, dim=1), recordings) if found else []
     return {
-        name: replace(difference, interval_low=interval.low, interval_high=interval.high, clusters=clips)
+        name: replace(difference, interval_low=interval.low, interval_high=interval.high, clusters=len(set(recordings)))
         for (name, difference), interval in zip(found.items(), intervals)
     }
 

@@ -4,11 +4,14 @@ rows above ours and marked as such."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -42,13 +45,11 @@ class ProtocolTable:
     @property
     def lines(self) -> list[tuple[str, Row]]:
         """Every line in order: ``published`` or ``measured``, and the row."""
-        return [
-            *(
-                ("published", Row(row.method, "model", row.cells(self.protocol.columns), table_mark(self.published, row)))
-                for row in self.published
-            ),
-            *(("measured", row) for row in self.measured.rows),
+        columns = self.protocol.columns
+        published = [
+            Row(row.method, "model", row.cells(columns), table_mark(self.published, row)) for row in self.published
         ]
+        return [*(("published", row) for row in published), *(("measured", row) for row in self.measured.rows)]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -101,30 +102,40 @@ def _best(table: ProtocolTable, kind: str, row: Row, info: MetricInfo) -> bool:
     return kind == "measured" and best is not None and table.measured.rows[best] is row
 
 
-def _origin(kind: str, row: Row) -> str:
-    return f"{kind} {row.mark}".strip()
+def to_rich(table: ProtocolTable, groups: Sequence[str] | None = None, *, notes: bool = True) -> Table:
+    """For :class:`rich.console.Console`: one line per method, published rows dim, the best measured model bold.
 
-
-def to_rich(table: ProtocolTable) -> Table:
-    """For :class:`rich.console.Console`: one line per method, published rows dim, the best measured model bold."""
+    ``groups``: headings of the columns to show; None: all of them. ``notes``: whether the notes follow.
+    """
     shown = Table(
         title=Text(table.measured.title),
-        caption=Text("\n".join(table.notes)),
+        caption=Text("\n".join(table.notes)) if notes else None,
         caption_justify="left",
         title_justify="left",
         header_style="bold",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
-    shown.add_column("")
-    shown.add_column("")
+    shown.add_column("", overflow="fold")
+    shown.add_column("", no_wrap=True)
     heading = {names[0]: group for group, names in table.protocol.groups}
-    for info in table.columns:
-        shown.add_column(Text(f"{heading.get(info.name, '')}\n{info.heading}{ARROWS[info.better]}"), justify="right")
+    group_of = {name: group for group, names in table.protocol.groups for name in names}
+    columns = [info for info in table.columns if groups is None or group_of[info.name] in groups]
+    for info in columns:
+        unit = f"({info.unit})" if info.unit else ""
+        # Long text is folded, never cut: a number without its last digits would be another number.
+        shown.add_column(
+            Text(f"{heading.get(info.name, '')}\n{info.label}{ARROWS[info.better]}\n{unit}"),
+            justify="right",
+            overflow="fold",
+        )
     for index, (kind, row) in enumerate(table.lines):
         if index and kind == "measured" and table.lines[index - 1][0] == "published":
             shown.add_section()
-        line = [Text(row.name), Text(_origin(kind, row))]
-        for info, text in zip(table.columns, _texts(table, row)):
-            cell = Text(text)
+        line = [Text(f"{row.name} {row.mark}".strip()), Text(kind)]
+        for info in columns:
+            cell = Text(format_cell(row.cells.get(info.name), info, signed=row.kind == "difference"))
             if _best(table, kind, row, info):
                 cell.stylize("bold")
             if row.kind == "difference" and (style := difference_style(row.cells.get(info.name), info)):
@@ -135,8 +146,19 @@ def to_rich(table: ProtocolTable) -> Table:
 
 
 def print_protocol_table(table: ProtocolTable, console: Console | None = None) -> None:
-    """Print to the terminal (standard output unless a console is given)."""
-    (console or Console()).print(to_rich(table))
+    """Print to the terminal (standard output unless a console is given); where it is too narrow for all columns, one
+    table for each heading, below each other."""
+    console = console or Console()
+    whole = to_rich(table)
+    # Measured with room to spare: a measurement never exceeds the width that it is given.
+    needed = Measurement.get(console, console.options.update(max_width=1000), to_rich(table, notes=False)).minimum
+    if needed <= console.width or len(table.protocol.groups) == 1:
+        console.print(whole)
+        return
+    *first, last = [group for group, _ in table.protocol.groups]
+    for group in first:
+        console.print(to_rich(table, [group], notes=False))
+    console.print(to_rich(table, [last]))
 
 
 def to_markdown(table: ProtocolTable) -> str:
@@ -153,7 +175,8 @@ def to_markdown(table: ProtocolTable) -> str:
             f"**{text}**" if _best(table, kind, row, info) else text
             for info, text in zip(table.columns, _texts(table, row))
         ]
-        lines.append(f"| {markdown_text(row.name)} | {_origin(kind, row)} | " + " | ".join(texts) + " |")
+        name = markdown_text(f"{row.name} {row.mark}".strip())
+        lines.append(f"| {name} | {kind} | " + " | ".join(texts) + " |")
     return "\n".join([*lines, "", *(f"* {markdown_text(note)}" for note in table.notes)]) + "\n"
 
 
@@ -187,7 +210,8 @@ def to_latex(table: ProtocolTable) -> str:
         for info in table.columns:
             text = latex_cell(row.cells.get(info.name), info, signed=row.kind == "difference")
             texts.append(rf"\textbf{{{text}}}" if _best(table, kind, row, info) else text)
-        lines.append(f"{latex_text(row.name)} & {latex_text(_origin(kind, row))} & " + " & ".join(texts) + r" \\")
+        name = latex_text(f"{row.name} {row.mark}".strip())
+        lines.append(f"{name} & {kind} & " + " & ".join(texts) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     lines += [rf"\par\smallskip\footnotesize {latex_text(note)}" for note in table.notes]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
@@ -236,7 +260,7 @@ def protocol_json(table: ProtocolTable) -> dict[str, Any]:
                     name: {
                         "value": number.value,
                         "unit": number.unit,
-                        "standard_error": None if number.standard_error != number.standard_error else number.standard_error,
+                        "standard_error": None if math.isnan(number.standard_error) else number.standard_error,
                     }
                     for name, number in row.numbers.items()
                 },

@@ -6,7 +6,7 @@ ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mgrpo.diffusion.config import SamplerConfig
@@ -24,11 +24,11 @@ class Protocol:
     title: str
     """Heading of its table."""
     source: str
-    """Where it comes from."""
+    """Where it comes from, for the notes under its table."""
     lengths: tuple[int, ...]
     """Lengths T in frames (30 per second) that it is defined for; the first is taken where none is asked for."""
     slices: Literal["deterministic", "every"]
-    """``deterministic``: EgoAllo's fixed slices of T + 1 poses (:func:`mgrpo.data.slices.deterministic_slices`);
+    """``deterministic``: EgoAllo's fixed slices of T + 1 poses (:func:`mgrpo.data.slices.slice_starts`);
     ``every``: every window of every clip, one after the other."""
     mirrored: bool
     """Whether the mirror image of each clip is evaluated too."""
@@ -40,7 +40,9 @@ class Protocol:
     """Columns in order, under their headings: names of measures."""
     family: Literal["standard", "paper"]
     """Definitions of the measures where published and usual ones differ."""
-    sampler: SamplerConfig = SamplerConfig(kernel="egoallo", eta=0.8, steps=30, project=True)
+    sampler: SamplerConfig = field(
+        default_factory=lambda: SamplerConfig(kernel="egoallo", eta=0.8, steps=30, project=True)
+    )
     """EgoAllo's own sampler (D.2 to D.4): 30 steps, body rotations projected inside every step."""
     floor_z_m: float = 0.0
     """Height of the floor in the world, for conditions and measures alike (G). The data are on it already."""
@@ -58,7 +60,9 @@ class Protocol:
         return tuple(name for _, names in self.groups for name in names)
 
 
-_ONE_PIECE = "EgoAllo samples 128 frames as two overlapping windows that are blended at every step; here they are one window."
+_ONE_PIECE = (
+    "EgoAllo samples 128 frames as two overlapping windows that are blended at every step; here they are one window."
+)
 """True of every sampler without stitching (D.5 c)."""
 
 _JOINTS, _VISUAL = "Joint accuracy", "Visual quality"
@@ -69,7 +73,8 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             name="egoallo",
             title="EgoAllo's evaluation",
-            source="EgoAllo's evaluation script (G): one sample per window, mean and standard error over windows",
+            # Section G. Its documented numbers include guidance after sampling.
+            source="EgoAllo's evaluation script: deterministic slices, mirrored copies too, one sample per window",
             lengths=(128, 32),
             slices="deterministic",
             mirrored=True,
@@ -82,9 +87,12 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             name="paper",
-            title="MotionGRPO, Table 1",
-            source="MotionGRPO, section 4.1, appendices C to E: 128 frames, EgoAllo's test split (about 344 windows with "
-            "mirrored copies, G), mean of 5 runs; definitions as in its first author's early code (method.md 6)",
+            title="Protocol of MotionGRPO's Table 1",
+            # Section 4.1 and appendices C to E of the paper; definitions of the measures: method.md 6. The mirrored
+            # copies are inferred: every pair of accuracy and wrong count that it prints fits 344 windows, which
+            # EgoAllo's test split has with them only (section G).
+            source="MotionGRPO, section 4.1 and appendices: 128 frames, EgoAllo's deterministic slices, mean of 5 "
+            "runs; definitions as in its first author's early code",
             lengths=(128,),
             slices="deterministic",
             mirrored=True,
@@ -118,4 +126,3 @@ PROTOCOLS: dict[str, Protocol] = {
     )
 }
 """Every protocol by name."""
-

@@ -1,7 +1,7 @@
 """Published numbers, each with the table and row that it was read from, and the unit that it was printed in.
 
 They never mix with ours by accident: a number is turned into the unit of its column by :func:`convert`, which knows the
-pairs of units that it may turn into each other and refuses all others, and a row says that it is published, by whom, and
+pairs of units that it may turn into each other and refuses all others; and a row says by whom it was published, and
 under which protocol.
 """
 

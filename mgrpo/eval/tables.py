@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mgrpo.data.split import recording_of
 from mgrpo.errors import InputError, MgrpoError
 
 from .bootstrap import FEW_CLUSTERS, RESAMPLES
@@ -141,7 +142,7 @@ def _plural(count: int, noun: str) -> str:
 
 def interval_note(result: EvaluationResult) -> str:
     """What the brackets in differences mean, with a warning where there are too few clips for them."""
-    clips = len(set(result.window_names))
+    clips = len({recording_of(name) for name in result.window_names})
     if clips < 2:
         return "With one clip there is no interval over clips."
     note = f"[ , ]: 95 % bootstrap interval (BCa) over {_plural(clips, 'clip')}, {RESAMPLES} draws of whole clips."
