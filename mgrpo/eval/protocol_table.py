@@ -97,9 +97,10 @@ def _texts(table: ProtocolTable, row: Row) -> list[str]:
     return [format_cell(row.cells.get(info.name), info, signed=row.kind == "difference") for info in table.columns]
 
 
-def _best(table: ProtocolTable, kind: str, row: Row, info: MetricInfo) -> bool:
+def _best(table: ProtocolTable, row: Row, info: MetricInfo) -> bool:
+    """Whether the row is the best measured model; published rows take no part."""
     best = table.measured.best(info.name)
-    return kind == "measured" and best is not None and table.measured.rows[best] is row
+    return best is not None and table.measured.rows[best] is row
 
 
 def to_rich(table: ProtocolTable, groups: Sequence[str] | None = None, *, notes: bool = True) -> Table:
@@ -136,7 +137,7 @@ def to_rich(table: ProtocolTable, groups: Sequence[str] | None = None, *, notes:
         line = [Text(f"{row.name} {row.mark}".strip()), Text(kind)]
         for info in columns:
             cell = Text(format_cell(row.cells.get(info.name), info, signed=row.kind == "difference"))
-            if _best(table, kind, row, info):
+            if _best(table, row, info):
                 cell.stylize("bold")
             if row.kind == "difference" and (style := difference_style(row.cells.get(info.name), info)):
                 cell.stylize(style)
@@ -172,8 +173,7 @@ def to_markdown(table: ProtocolTable) -> str:
     lines += ["| | | " + " | ".join(cells) + " |", "|---|---|" + "--:|" * len(table.columns)]
     for kind, row in table.lines:
         texts = [
-            f"**{text}**" if _best(table, kind, row, info) else text
-            for info, text in zip(table.columns, _texts(table, row))
+            f"**{text}**" if _best(table, row, info) else text for info, text in zip(table.columns, _texts(table, row))
         ]
         name = markdown_text(f"{row.name} {row.mark}".strip())
         lines.append(f"| {name} | {kind} | " + " | ".join(texts) + " |")
@@ -209,7 +209,7 @@ def to_latex(table: ProtocolTable) -> str:
         texts = []
         for info in table.columns:
             text = latex_cell(row.cells.get(info.name), info, signed=row.kind == "difference")
-            texts.append(rf"\textbf{{{text}}}" if _best(table, kind, row, info) else text)
+            texts.append(rf"\textbf{{{text}}}" if _best(table, row, info) else text)
         name = latex_text(f"{row.name} {row.mark}".strip())
         lines.append(f"{name} & {kind} & " + " & ".join(texts) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]

@@ -79,6 +79,10 @@ def test_degenerate_values() -> None:
     assert all(math.isnan(end) for end in (*nothing, *one))
     assert 1.0 <= holed.low < holed.high <= 4.0
     assert 1.0 <= outlier.low < 3.0 < outlier.high <= 9.0
+    # Equal values that don't sum up exactly have no spread either.
+    tenths = torch.full((50, 1), 0.1, dtype=torch.float64)
+    (same,) = bootstrap_intervals(tenths, [index // 3 for index in range(50)])
+    assert same.low == same.high == pytest.approx(0.1)
     # One cluster says nothing about others, however many windows it has.
     assert all(math.isnan(end) for end in bootstrap_intervals(columns, ["a"] * 4)[0])
     assert bootstrap_intervals(torch.zeros(4, 0), ["a", "b", "c", "d"]) == []
