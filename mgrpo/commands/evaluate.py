@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from mgrpo.body import BodyModel, resolve_body
-from mgrpo.data import MotionWindows, cut_windows, drop_short, load_motion, mirror
+from mgrpo.data import (
+    MotionClip,
+    MotionWindows,
+    cut_windows,
+    deterministic_windows,
+    drop_short,
+    load_motion,
+    mirror,
+    recording_of,
+)
 from mgrpo.data.amass_names import subsets_named
 from mgrpo.data.hdf5_dataset import CACHE_MB, deterministic_slices, hdf5_files, strided_slices
 from mgrpo.diffusion.config import SamplerConfig, StitchingConfig
-from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError
-from mgrpo.eval.evaluate import EvaluationResult, evaluate
+from mgrpo.eval import protocol_table as protocols_layout
+from mgrpo.eval.evaluate import EvaluationResult
+from mgrpo.eval.protocols import Guidance, ProtocolName
+from mgrpo.eval.published import Dataset, published_rows
 from mgrpo.eval.tables import print_table, result_table, to_csv, to_json, to_latex, to_markdown, write_tables
-from mgrpo.models.denoiser import Denoiser, DenoiserConfig
-from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
 from mgrpo.storage import make_folder
-from mgrpo.train.checkpoints import load_model
 from mgrpo.train.device import resolve_device
 from mgrpo.train.hdf5_parts import open_with_progress, split_hdf5
+from mgrpo.train.interrupt import graceful_interrupt
 from mgrpo.train.motion_data import MotionDataConfig, split_motion
 from mgrpo.train.progress import Progress
-from mgrpo.train.trained_length import trained_length
+
+from .evaluation_folder import EvaluationFolder
+from .evaluation_options import chosen_protocol, refuse_contradictions, settle
+from .evaluation_work import EvaluationWork, load_work
+from .sharding import Shard, chosen_shard, shard_device, wait_for_all
 
 Part = Literal["held_out", "validation", "post_training", "train", "all"]
 
@@ -36,7 +51,8 @@ Part = Literal["held_out", "validation", "post_training", "train", "all"]
 class EvaluateConfig:
     """Measure one or more models on the same windows, with the same sampler and the same noise.
 
-    The first model is what the others are compared with, window by window.
+    The first model is what the others are compared with, window by window. With --out, every finished piece of work is
+    kept there: the same command goes on where it was interrupted, and --shard or torchrun share the work.
     """
 
     checkpoint: tuple[Path, ...]
@@ -46,6 +62,10 @@ class EvaluateConfig:
     """Names of the models in the table, in the same order; default: from the paths."""
     use_ema: bool = False
     """Take the averaged weights of the models (priors trained with --ema), instead of their last ones."""
+    protocol: ProtocolName | None = None
+    """Fix windows, sampler, seeds, samples and measures: `egoallo` (EgoAllo's evaluation script), `paper` (MotionGRPO's
+    Table 1) or `mgrpo` (ours, usual definitions); an option that contradicts it is an error. Without one, the options
+    below decide."""
     motion: str = "demo"
     """Motion: `demo` (ships with the package), a pack or clip npz, a folder of them, or an HDF5 file in EgoAllo's
     layout."""
@@ -60,10 +80,10 @@ class EvaluateConfig:
     """Clip names (or patterns) of the held-out part, if training named them."""
     post_training: tuple[str, ...] = ()
     """Clip names (or patterns) that GRPO alone trained on, if training named them."""
-    length: int = 32
-    """Frames in a window, at 30 per second."""
+    length: int = 0
+    """Frames in a window, at 30 per second; 0: the protocol's, otherwise 32."""
     stride: int = 0
-    """Frames between the starts of windows; 0 means half a window."""
+    """Frames between the starts of windows; 0: the protocol's, otherwise half a window."""
     short_clips: Literal["error", "drop"] = "error"
     """Clips shorter than a window (one frame more than the length): refuse them, or leave them out."""
     mirrored: bool = False
@@ -76,12 +96,15 @@ class EvaluateConfig:
     file_list: str = ""
     """HDF5: text file with the names of the sequences to use. Empty: NAME_files.txt beside NAME.hdf5 where there is
     one; `none`: every sequence of the file."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds of the noise; every window is sampled with each."""
-    samples: int = 1
-    """Samples for each window and seed; 2 or more also give diversity and the mean of the samples."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of the noise; every window is sampled with each. None: the protocol's, otherwise 0."""
+    samples: int = 0
+    """Samples for each window and seed; 2 or more also give diversity and the mean of the samples. 0: the protocol's,
+    otherwise 1."""
     sampler: Annotated[SamplerConfig, tyro.conf.arg(name="")] = field(default_factory=SamplerConfig)
     stitching: Annotated[StitchingConfig, tyro.conf.arg(name="")] = field(default_factory=StitchingConfig)
+    guidance: Guidance = "off"
+    """Optimisation of the samples: `off`, or EgoAllo's after sampling (`post`), which is not available yet."""
     perceptual: Path | None = None
     """Run folder, checkpoint or save_pretrained folder of a perceptual model; adds its score and accuracy."""
     family: Literal["standard", "paper", "all"] = "standard"
@@ -89,11 +112,20 @@ class EvaluateConfig:
     format: Literal["table", "markdown", "latex", "csv", "json"] = "table"
     """What to print on standard output."""
     out: Path | None = None
-    """Folder for evaluation.md, .tex, .csv, .json and evaluation_windows.csv (every single value)."""
+    """Folder for evaluation.md, .tex, .csv, .json and evaluation_windows.csv (every single value). It also keeps what
+    is finished: the same command goes on there, another evaluation is refused."""
+    shard: str | None = None
+    """Do the i-th of n shares of the work, such as 2/3; needs --out, the same for all. Whoever finishes last writes the
+    tables. torchrun shares by itself."""
+    published: bool = True
+    """Show published numbers above ours, where the protocol has the same definitions."""
+    published_data: Dataset = "amass"
+    """Which data set's published numbers: amass, or rich (protocol paper)."""
     title: str = "Evaluation"
     """Heading of the table."""
     windows_per_chunk: int = 0
-    """Windows sampled at a time, to bound the memory; 0: chosen from their length."""
+    """Windows sampled at a time, to bound the memory; 0: chosen from their length. Another number rounds differently in
+    the last digits."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1 ..."""
 
@@ -106,77 +138,159 @@ class EvaluateConfig:
             )
         if len(set(self.name)) != len(self.name):
             raise InputError(f"--name must differ between models, got {', '.join(self.name)}")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise InputError(
-                f"--seeds must be different whole numbers from 0, got {' '.join(map(str, self.seeds)) or 'none'}"
-            )
+        settle(self)
+        if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise InputError(f"--seeds must be different whole numbers from 0, got {' '.join(map(str, self.seeds))}")
         for option, least in (("length", 4), ("stride", 0), ("samples", 1), ("windows_per_chunk", 0)):
             if getattr(self, option) < least:
                 raise InputError(f"--{option.replace('_', '-')} must be at least {least}, got {getattr(self, option)}")
 
 
-def run_evaluate(config: EvaluateConfig) -> int:
+def run_evaluate(config: EvaluateConfig, *, command: Sequence[str] | None = None) -> int:
     """Evaluate, print the table, and write the files if asked. Returns the exit code 0.
 
-    Raises InputError for checkpoints, motion or options that can't be used, MgrpoError when the disk refuses.
+    ``command``: words of the command line, to refuse options that contradict the protocol although they have their
+    usual value, and to name the command that continues.
+
+    Raises InputError for checkpoints, motion or options that can't be used, MgrpoError when the disk refuses,
+    TrainingInterrupted after a signal, when what was finished is on the disk.
     """
-    if config.out is not None:
-        make_folder(config.out)  # before the work: a place that can't be written to should be known now
-    results = evaluate_checkpoints(config)
-    table = result_table(results, family=config.family, title=config.title)
+    refuse_contradictions(config, command or ())
+    shard = chosen_shard(config.shard)
+    if config.out is None:
+        if shard.count > 1:
+            raise InputError("several processes share an evaluation through --out: give the same folder to all of them")
+        _show(config, evaluate_checkpoints(config))
+        return 0
+    make_folder(config.out)  # before the work: a place that can't be written to should be known now
+    work = _load(config, shard)
+    with EvaluationFolder(config.out, work.settings(), str(shard)) as folder:
+        with graceful_interrupt(_Continuation(command)) as stop:
+            work.compute_all(
+                shard.part(work.pieces()),
+                folder.finished(),
+                folder.append,
+                _progress(shard),
+                lambda: stop.requested,
+            )
+        wait_for_all(shard)
+        if not shard.speaks:
+            return 0
+        finished = folder.finished()
+        missing = sum(piece not in finished for piece in work.pieces())
+        if missing:
+            print(
+                f"shard {shard} is done; {missing} of {len(work.pieces())} pieces are left to other processes. Whoever "
+                f"finishes last writes the tables to {config.out}; the command without --shard does what is left."
+            )
+            return 0
+        results = work.results(finished)
+        with folder.writing_results():
+            _write(config, results)
+    _show(config, results)
     if config.format == "table":
-        print_table(table)
-    elif config.format == "json":
-        print(json.dumps(to_json(results), indent=2, allow_nan=False))
-    else:
-        print({"markdown": to_markdown, "latex": to_latex, "csv": to_csv}[config.format](table), end="")
-    if config.out is not None:
-        write_tables(config.out, results, family=config.family, title=config.title)
-        if config.format == "table":
-            print(f"written: {config.out}/evaluation.{{md,tex,csv,json}} and evaluation_windows.csv")
+        print(f"written: {config.out}/evaluation.{{md,tex,csv,json}} and evaluation_windows.csv")
     return 0
 
 
 def evaluate_checkpoints(config: EvaluateConfig) -> list[EvaluationResult]:
-    """The results of every model, in the order of ``config.checkpoint``."""
-    device = resolve_device(config.device)
+    """The results of every model, in the order of ``config.checkpoint``; nothing is written or shared."""
+    return _load(config, Shard()).compute_in_memory(_progress(Shard()))
+
+
+def _load(config: EvaluateConfig, shard: Shard) -> EvaluationWork:
+    device = resolve_device(shard_device(config.device, shard))
     body = resolve_body(config.body, with_mesh=False).body_only()
-    windows = evaluation_windows(config)
-    perceptual = None
-    if config.perceptual is not None:
-        perceptual = load_model(config.perceptual, PerceptualModel, PerceptualConfig)[0].to(device)
-    models = [load_model(path, Denoiser, DenoiserConfig, use_ema=config.use_ema) for path in config.checkpoint]
-    names = config.name or model_names([checkpoint.path for _, _, checkpoint in models])
-    results = []
-    stitchings = [config.stitching.stitching(trained_length(checkpoint.path)) for _, _, checkpoint in models]
-    cut = [stitching for stitching in stitchings if len(stitching.plan(config.length)) > 1]
-    if cut and len(set(stitchings)) > 1:
-        raise InputError(
-            f"--length {config.length} is more than one window of {min(one.window for one in cut)} frames, and the "
-            "models were trained with different lengths, so they would be given different windows; name one --window "
-            "for all"
-        )
-    for name, (denoiser, model_config, _), stitching in zip(names, models, stitchings):
-        transitions = config.sampler.transitions(CosineSchedule.make(model_config.max_t))
-        with Progress(f"evaluate {name}", len(windows) * len(config.seeds), "windows") as progress:
-            results.append(
-                evaluate(
-                    denoiser.to(device),
-                    windows,
-                    body,
-                    transitions,
-                    seeds=config.seeds,
-                    samples=config.samples,
-                    perceptual=perceptual,
-                    progress=lambda done, _, progress=progress: progress.update(done - progress.done),
-                    name=name,
-                    project_rotations=config.sampler.project,
-                    stitching=stitching,
-                    windows_per_chunk=config.windows_per_chunk or None,
-                )
-            )
-        denoiser.cpu()
-    return results
+    return load_work(config, evaluation_windows(config), body, device, model_names)
+
+
+@dataclass(frozen=True)
+class _Continuation:
+    """Names the command that goes on with an interrupted evaluation."""
+
+    command: Sequence[str] | None
+
+    def resume_command(self) -> str:
+        if self.command is None:
+            return "the same call with the same --out"
+        words = list(self.command)
+        words[0] = Path(words[0]).name
+        if words[0] == "__main__.py":
+            words[:1] = ["python", "-m", "mgrpo"]
+        return shlex.join(words)
+
+
+class _Silent:
+    """Progress of a process that doesn't speak."""
+
+    def update(self, windows: int) -> None:
+        """Show nothing."""
+
+
+def _progress(shard: Shard) -> Any:
+    def progress(name: str, total: int, before: int) -> contextlib.AbstractContextManager[Any]:
+        if not shard.speaks:
+            return contextlib.nullcontext(_Silent())
+        share = f" (shard {shard})" if shard.count > 1 else ""
+        return Progress(f"evaluate {name}{share}", total, "windows", start=before)
+
+    return progress
+
+
+def _show(config: EvaluateConfig, results: Sequence[EvaluationResult]) -> None:
+    """Print the results on standard output."""
+    if config.format == "json":
+        content, extra = to_json(results), _protocol_json(config, results)
+        print(json.dumps(content | extra, indent=2, allow_nan=False))
+    elif config.format == "table":
+        if config.protocol is None:
+            print_table(result_table(results, family=config.family, title=config.title))
+        else:
+            protocols_layout.print_protocol_table(_protocol_table(config, results))
+    else:
+        print(_texts(config, results)[config.format], end="")
+
+
+def _write(config: EvaluateConfig, results: Sequence[EvaluationResult]) -> None:
+    assert config.out is not None
+    write_tables(
+        config.out,
+        results,
+        family=config.family,
+        title=config.title,
+        texts=_texts(config, results),
+        extra=_protocol_json(config, results),
+    )
+
+
+def _texts(config: EvaluateConfig, results: Sequence[EvaluationResult]) -> dict[str, str]:
+    """The table as Markdown, LaTeX and CSV."""
+    if config.protocol is None:
+        table = result_table(results, family=config.family, title=config.title)
+        return {"markdown": to_markdown(table), "latex": to_latex(table), "csv": to_csv(table)}
+    layout = _protocol_table(config, results)
+    return {
+        "markdown": protocols_layout.to_markdown(layout),
+        "latex": protocols_layout.to_latex(layout),
+        "csv": protocols_layout.to_csv(layout),
+    }
+
+
+def _protocol_table(config: EvaluateConfig, results: Sequence[EvaluationResult]) -> protocols_layout.ProtocolTable:
+    protocol = chosen_protocol(config)
+    clips = len(set(results[0].window_names))
+    rows = published_rows(protocol.table, data=config.published_data, length=config.length) if config.published else ()
+    return protocols_layout.protocol_table(
+        results,
+        protocol,
+        data=f"the motion {config.motion!r} (part: {config.part}; windows: {results[0].windows}, clips: {clips})",
+        published=rows,
+        title=config.title,
+    )
+
+
+def _protocol_json(config: EvaluateConfig, results: Sequence[EvaluationResult]) -> dict[str, Any]:
+    return {} if config.protocol is None else protocols_layout.protocol_json(_protocol_table(config, results))
 
 
 def evaluation_windows(config: EvaluateConfig) -> MotionWindows:
@@ -188,7 +302,7 @@ def evaluation_windows(config: EvaluateConfig) -> MotionWindows:
         if getattr(config, option) not in ("", "stride"):
             raise InputError(f"--{option.replace('_', '-')} is for HDF5 files; {config.motion} is other motion")
     clips = load_motion(config.motion, body)
-    if config.short_clips == "drop":
+    if config.short_clips == "drop" and config.protocol is None:
         clips, _ = drop_short(clips, config.length)
         if not clips:
             raise InputError(f"--motion {config.motion}: no clip is long enough for windows of {config.length} frames")
@@ -204,6 +318,15 @@ def evaluation_windows(config: EvaluateConfig) -> MotionWindows:
             raise InputError(f"--part {config.part}: no clip is kept for it; name some with --post-training")
     elif config.validation or config.held_out or config.post_training:
         raise InputError("--part all takes every clip; leave out --validation, --held-out and --post-training")
+    if config.protocol is not None:
+        # The parts are those that training chose, whatever its length was: so what is short is left out only now.
+        clips = _protocol_clips(clips, body, mirrored=config.mirrored)
+        if chosen_protocol(config).slices == "deterministic":
+            return deterministic_windows(clips, body, config.length)
+        clips, _ = drop_short(clips, config.length)
+        if not clips:
+            raise InputError(f"--protocol {config.protocol}: no clip gives a window of {config.length} frames")
+        return cut_windows(clips, body, config.length, config.stride)
     mirror_images = [mirror(clip, body) for clip in clips] if config.mirrored else []
     return cut_windows([*clips, *mirror_images], body, config.length, config.stride or max(1, config.length // 2))
 
@@ -213,7 +336,7 @@ def hdf5_windows(config: EvaluateConfig, body: BodyModel) -> MotionWindows:
 
     Raises InputError for a part or split without motion, a body that the file wasn't made with, a damaged file.
     """
-    if config.mirrored:
+    if config.mirrored and config.protocol is None:
         raise InputError("--mirrored: HDF5 files hold their mirrored copies, which are evaluated anyway; leave it out")
     if config.slices == "deterministic" and config.stride:
         raise InputError("--stride says nothing about deterministic slices; leave one of the two out")
@@ -234,12 +357,28 @@ def hdf5_windows(config: EvaluateConfig, body: BodyModel) -> MotionWindows:
     if not len(chosen):
         what = f"--split {config.split}" if config.split else f"--part {config.part}"
         raise InputError(f"{what}: {config.motion} has no motion for it; mgrpo data info shows what it has")
+    slicing = config.slices
+    if config.protocol is not None:
+        slicing = chosen_protocol(config).slices
+        if not config.mirrored:
+            chosen = chosen.part(lambda entry: recording_of(entry.name) == entry.name)
     chosen.check_body(body)
-    if config.slices == "deterministic":
+    if slicing == "deterministic":
         slices = deterministic_slices(chosen, config.length)
     else:
         slices = strided_slices(chosen, config.length, config.stride or max(1, config.length // 2))
     return chosen.windows(slices, config.length, body)
+
+
+def _protocol_clips(clips: Sequence[MotionClip], body: BodyModel, *, mirrored: bool) -> list[MotionClip]:
+    """The clips in an order that depends on their names alone, since it numbers the windows and so keys their noise:
+    each recording, then its mirror image if wanted. Mirrored copies that the data hold already are taken as they
+    are."""
+    copies = [clip for clip in clips if recording_of(clip.name) != clip.name]
+    if not mirrored:
+        return sorted((clip for clip in clips if recording_of(clip.name) == clip.name), key=lambda clip: clip.name)
+    ordered = sorted(clips, key=lambda clip: (recording_of(clip.name), clip.name))
+    return ordered if copies else [each for clip in ordered for each in (clip, mirror(clip, body))]
 
 
 def model_names(checkpoints: Sequence[Path]) -> list[str]:

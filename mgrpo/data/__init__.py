@@ -8,12 +8,14 @@ from mgrpo.data.contacts import contact_labels
 from mgrpo.data.hdf5_dataset import Hdf5Motion, open_hdf5
 from mgrpo.data.hdf5_sampler import Hdf5Sampler
 from mgrpo.data.packs import load_motion
+from mgrpo.data.slices import deterministic_windows, slice_starts
 from mgrpo.data.source import WindowSource
 from mgrpo.data.split import (
     DEMO_HELD_OUT,
     DEMO_POST_TRAINING,
     DEMO_VALIDATION,
     ClipSplit,
+    recording_of,
     split_by_fraction,
     split_clips,
 )
@@ -33,6 +35,7 @@ __all__ = [
     "WindowSource",
     "contact_labels",
     "cut_windows",
+    "deterministic_windows",
     "drop_short",
     "load_clip",
     "load_motion",
@@ -40,9 +43,11 @@ __all__ = [
     "mirror",
     "open_hdf5",
     "place_clip",
+    "recording_of",
     "resample",
     "reshape_body",
     "save_clip",
+    "slice_starts",
     "split_by_fraction",
     "split_clips",
     "turn",

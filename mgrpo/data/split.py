@@ -133,7 +133,7 @@ def split_names_by_fraction(
         raise InputError(
             f"split_by_fraction(): shares must be in [0, 1) and add up to less than 1, got {validation} and {held_out}"
         )
-    keyed = sorted((_fraction(name, seed), name) for name in {name.replace("_reflect", "") for name in names})
+    keyed = sorted((_fraction(name, seed), name) for name in {recording_of(name) for name in names})
     count = len(keyed)
     places = {
         name: ("held_out" if key < held_out else "validation" if key < held_out + validation else "train")
@@ -151,10 +151,16 @@ def split_names_by_fraction(
         for index, label in enumerate(wanted[:-1]):
             places[keyed[index][1]] = label
     result = {
-        label: {name for name in names if places[name.replace("_reflect", "")] == label}
+        label: {name for name in names if places[recording_of(name)] == label}
         for label in ("train", "validation", "held_out")
     }
     return NameSplit(result["train"], set(), result["validation"], result["held_out"])
+
+
+def recording_of(name: str) -> str:
+    """The recording that a clip is from: copies that preprocessing mirrored (names with ``_reflect``) share the name of
+    their original."""
+    return name.replace("_reflect", "")
 
 
 def _fraction(name: str, seed: int) -> float:

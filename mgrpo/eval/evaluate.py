@@ -8,13 +8,14 @@ window.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from mgrpo.data.split import recording_of
 from mgrpo.diffusion.sampler import NoiseKeys, sample
 from mgrpo.diffusion.stitched_sampler import sample_stitched
 from mgrpo.errors import InputError
@@ -22,6 +23,7 @@ from mgrpo.models.conditioning import make_cond
 from mgrpo.models.motion import PredictedMotion, decode_motion
 from mgrpo.models.state import StateLayout
 
+from .bootstrap import bootstrap_intervals
 from .metrics import (
     METRICS,
     fs_egoallo_m,
@@ -112,7 +114,8 @@ def _with_wrong_count(statistics: dict[str, Statistic], windows: int) -> dict[st
 
 
 def compare(first: EvaluationResult, second: EvaluationResult) -> dict[str, PairedDifference]:
-    """Paired difference ``second - first`` of every measure both have.
+    """Paired difference ``second - first`` of every measure both have, with its interval over clips
+    (:func:`mgrpo.eval.bootstrap.bootstrap_intervals`).
 
     Raises InputError unless both were evaluated on the same windows with the same seeds, samples and sampler.
     """
@@ -125,7 +128,15 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> dict[str, Pair
                 "with the same seeds and sampler."
             )
     mine, others = first.values | first.group_values, second.values | second.group_values
-    return {name: paired_difference(mine[name], others[name]) for name in METRICS if name in mine and name in others}
+    found = {name: paired_difference(mine[name], others[name]) for name in METRICS if name in mine and name in others}
+    # A window's mean over seeds and samples: the clips, not the seeds, are what is drawn again.
+    per_window = [(others[name].double() - mine[name].double()).flatten(1).nanmean(1) for name in found]
+    recordings = [recording_of(name) for name in first.window_names]
+    intervals = bootstrap_intervals(torch.stack(per_window, dim=1), recordings) if found else []
+    return {
+        name: replace(difference, interval_low=interval.low, interval_high=interval.high, clusters=len(set(recordings)))
+        for (name, difference), interval in zip(found.items(), intervals)
+    }
 
 
 def _short(value: Any) -> str:
@@ -149,6 +160,7 @@ def evaluate(
     stitching: Stitching | None = None,
     fps: float = 30.0,
     windows_per_chunk: int | None = None,
+    window_numbers: Sequence[int] | None = None,
 ) -> EvaluationResult:
     """Sample every window ``samples`` times for each seed from its clean head trajectory, and measure.
 
@@ -168,9 +180,11 @@ def evaluate(
             ``Stitching("egoallo")``, 128 frames are the original's two.
         fps: frames per second of the windows.
         windows_per_chunk: windows sampled together; None bounds the memory (:data:`FRAMES_PER_CHUNK`).
+        window_numbers: number of each window, the key of its noise; None: 0 to N - 1. A part of a set of windows that
+            keeps its numbers meets the noise that it meets in the whole set.
 
     Raises:
-        InputError: no windows, no or repeated seeds, fewer than one sample.
+        InputError: no windows, no or repeated seeds, fewer than one sample, or not one number for each window.
     """
     count, frames = windows.mask.shape
     seeds = tuple(int(seed) for seed in seeds)
@@ -180,6 +194,9 @@ def evaluate(
         raise InputError(f"evaluate(): seeds must be different whole numbers, at least one, got {seeds}.")
     if samples < 1:
         raise InputError(f"evaluate(): samples must be at least 1, got {samples}.")
+    if window_numbers is not None and len(window_numbers) != count:
+        raise InputError(f"evaluate(): there are {count} windows, but {len(window_numbers)} window_numbers.")
+    numbers = torch.arange(count) if window_numbers is None else torch.tensor(window_numbers, dtype=torch.long)
     device = next(denoiser.parameters()).device
     chunk = windows_per_chunk or max(1, FRAMES_PER_CHUNK // (frames * samples))
     layout = StateLayout(include_hands=denoiser.config.include_hands)
@@ -206,7 +223,11 @@ def evaluate(
             seed_values: dict[str, list[dict[str, Tensor]]] = {"sample": [], "group": [], "mean": []}
             for number, seed in enumerate(seeds):
                 keys = NoiseKeys(
-                    seed=seed, iteration=0, condition=index.to(device), members=samples, share_initial=False
+                    seed=seed,
+                    iteration=0,
+                    condition=numbers[index].to(device),
+                    members=samples,
+                    share_initial=False,
                 )
                 x0 = draw(transitions, keys, layout=layout, mask=mask, project_rotations=project_rotations).x0
                 motion = decode_motion(layout, x0, part.T_world_cpf[:, None], body)

@@ -37,6 +37,13 @@ class PairedDifference:
     """Share of windows whose mean over seeds and samples is lower for the second model."""
     windows: int
     """Windows scored for both."""
+    interval_low: float = math.nan
+    """Lower end of the 95 % bootstrap interval of the mean (:func:`bootstrap_intervals`); NaN where it wasn't or can't
+    be computed."""
+    interval_high: float = math.nan
+    """Its upper end."""
+    clusters: int = 0
+    """Clips that the interval was resampled from."""
 
 
 def over_windows_and_seeds(values: Tensor) -> Statistic:
@@ -46,8 +53,8 @@ def over_windows_and_seeds(values: Tensor) -> Statistic:
     Samples are averaged first. The squared standard error is that of a two-way layout with random windows and random
     seeds, ``(MS_windows + max(MS_seeds - MS_rest, 0)) / (N R)``: it neither treats the seeds of one window as
     independent windows nor ignores a shift that a seed makes in all windows. Where values are missing, each window's
-    mean over its seeds is used. Windows that overlap, or come from one clip, resemble each other, which no formula here
-    knows.
+    mean over its seeds is used. Windows that overlap, or come from one clip, resemble each other, which this formula
+    doesn't know (:mod:`mgrpo.eval.bootstrap` does).
     """
     if values.ndim not in (2, 3):
         raise InputError(f"over_windows_and_seeds() needs values (N, R) or (N, R, S), got shape {tuple(values.shape)}.")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,24 +15,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mgrpo.data.split import recording_of
 from mgrpo.errors import InputError, MgrpoError
 
+from .bootstrap import FEW_CLUSTERS, RESAMPLES
+from .cells import (
+    Cell,
+    csv_text,
+    format_cell,
+    latex_cell,
+    latex_text,
+    markdown_text,
+    plain_number,
+    stored_unit,
+)
 from .evaluate import EvaluationResult, compare
 from .metrics import METRICS, MetricInfo, metric_names
 from .statistics import PairedDifference, Statistic
 
 Family = Literal["standard", "paper", "all"]
 RowKind = Literal["truth", "model", "mean", "difference"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One number of a table, in the unit of its column as stored (not scaled for printing)."""
-
-    mean: float
-    """Mean over windows and seeds, or mean paired difference."""
-    standard_error: float
-    """Standard error of it; NaN where unknown."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Row:
     (shows how much of a gain averaging alone would give); ``difference``: paired difference of two models."""
     cells: dict[str, Cell]
     """Cells by name of the measure; absent where the measure has no meaning for the row."""
+    mark: str = ""
+    """Sign that refers to a note, such as ``[1]``."""
 
 
 @dataclass(frozen=True)
@@ -118,18 +120,36 @@ def result_table(
         rows.append(Row(f"{result.name} - {first.name}", "difference", _cells(differences, chosen)))
     rows = [row for row in rows if row.cells]
     columns = tuple(METRICS[name] for name in chosen)
-    return ResultTable(title or "Evaluation", columns, tuple(rows), _notes(first, columns))
+    return ResultTable(title or "Evaluation", columns, tuple(rows), _notes(first, columns, len(results) > 1))
 
 
 def _cells(found: dict[str, Statistic] | dict[str, PairedDifference], chosen: Sequence[str]) -> dict[str, Cell]:
-    return {name: Cell(found[name].mean, found[name].standard_error) for name in chosen if name in found}
+    return {
+        name: Cell(
+            statistic.mean,
+            statistic.standard_error,
+            getattr(statistic, "interval_low", math.nan),
+            getattr(statistic, "interval_high", math.nan),
+        )
+        for name in chosen
+        if (statistic := found.get(name)) is not None
+    }
 
 
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _notes(result: EvaluationResult, columns: Sequence[MetricInfo]) -> tuple[str, ...]:
+def interval_note(result: EvaluationResult) -> str:
+    """What the brackets in differences mean, with a warning where there are too few clips for them."""
+    clips = len({recording_of(name) for name in result.window_names})
+    if clips < 2:
+        return "With one clip there is no interval over clips."
+    note = f"[ , ]: 95 % bootstrap interval (BCa) over {_plural(clips, 'clip')}, {RESAMPLES} draws of whole clips."
+    return note + (" So few clips make it too narrow." if clips < FEW_CLUSTERS else "")
+
+
+def _notes(result: EvaluationResult, columns: Sequence[MetricInfo], compared: bool) -> tuple[str, ...]:
     settings = result.settings
     eta = "" if settings["kernel"] == "ode" else f", eta {settings['eta']:g}"
     drawn = (
@@ -141,6 +161,8 @@ def _notes(result: EvaluationResult, columns: Sequence[MetricInfo]) -> tuple[str
         drawn,
         "± is the standard error over windows and seeds; differences are paired window by window, with the same noise.",
     ]
+    if compared:
+        notes.append(interval_note(result))
     if any(info.label.endswith("*") for info in columns):
         notes.append(
             "* as published for EgoAllo and MotionGRPO, to stand beside their numbers; not the usual definition."
@@ -148,23 +170,12 @@ def _notes(result: EvaluationResult, columns: Sequence[MetricInfo]) -> tuple[str
     return tuple(notes)
 
 
-def format_cell(cell: Cell | None, info: MetricInfo, *, signed: bool = False, plus_minus: str = " ± ") -> str:
-    """``mean ± standard error`` in the column's unit and digits; a dash for no value, the mean alone where the error is
-    unknown."""
-    if cell is None or math.isnan(cell.mean):
-        return "–"
-    digits = f"{'+' if signed else ''}.{info.decimals}f"
-    text = format(info.scale * cell.mean, digits)
-    if math.isnan(cell.standard_error):
-        return text
-    return f"{text}{plus_minus}{info.scale * cell.standard_error:.{info.decimals}f}"
-
-
 def to_rich(table: ResultTable) -> Table:
     """The table for :class:`rich.console.Console`: best model bold, significant differences coloured, measures down,
     models across.
 
-    A difference is coloured green or red where it is more than two standard errors from zero.
+    A difference is coloured green or red where its interval leaves out zero (without an interval: where it is more than
+    two standard errors from zero).
     """
     shown = Table(
         title=table.title,
@@ -184,15 +195,16 @@ def to_rich(table: ResultTable) -> Table:
             text = Text(format_cell(cell, info, signed=row.kind == "difference"))
             if index == best:
                 text.stylize("bold")
-            if row.kind == "difference" and (style := _difference_style(cell, info)):
+            if row.kind == "difference" and (style := difference_style(cell, info)):
                 text.stylize(style)
             line.append(text)
         shown.add_row(*line)
     return shown
 
 
-def _difference_style(cell: Cell | None, info: MetricInfo) -> str:
-    if cell is None or info.better == "none" or not abs(cell.mean) > 2 * cell.standard_error:
+def difference_style(cell: Cell | None, info: MetricInfo) -> str:
+    """Green for an improvement, red for a change to the worse, nothing where the difference may be chance."""
+    if cell is None or info.better == "none" or not cell.significant:
         return ""
     return "green" if (cell.mean < 0) == (info.better == "lower") else "red"
 
@@ -205,31 +217,15 @@ def print_table(table: ResultTable, console: Console | None = None) -> None:
 def to_markdown(table: ResultTable) -> str:
     """GitHub-flavoured Markdown, one line per row of the table, best model bold, notes below."""
     lines = [f"### {table.title}", ""]
-    lines.append("| | " + " | ".join(_markdown(info.heading) for info in table.columns) + " |")
+    lines.append("| | " + " | ".join(markdown_text(info.heading) for info in table.columns) + " |")
     lines.append("|---|" + "--:|" * len(table.columns))
     for index, row in enumerate(table.rows):
         texts = []
         for info in table.columns:
             text = format_cell(row.cells.get(info.name), info, signed=row.kind == "difference")
             texts.append(f"**{text}**" if table.best(info.name) == index else text)
-        lines.append(f"| {_markdown(row.name)} | " + " | ".join(texts) + " |")
-    return "\n".join([*lines, "", *(_markdown(note) for note in table.notes)]) + "\n"
-
-
-def _markdown(text: str) -> str:
-    for character in ("\\", "|", "*", "_", "`"):
-        text = text.replace(character, f"\\{character}")
-    return text
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "³": r"$^3$", "±": r"$\pm$", "–": "--",
-}  # fmt: skip
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+        lines.append(f"| {markdown_text(row.name)} | " + " | ".join(texts) + " |")
+    return "\n".join([*lines, "", *(markdown_text(note) for note in table.notes)]) + "\n"
 
 
 def to_latex(table: ResultTable) -> str:
@@ -238,62 +234,46 @@ def to_latex(table: ResultTable) -> str:
     lines = [
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{_latex(table.title)}}}",
+        rf"\caption{{{latex_text(table.title)}}}",
         rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
     ]
     lines.append(r"\toprule")
-    lines.append(" & " + " & ".join(_latex(info.heading) + arrows[info.better] for info in table.columns) + r" \\")
+    lines.append(" & " + " & ".join(latex_text(info.heading) + arrows[info.better] for info in table.columns) + r" \\")
     lines.append(r"\midrule")
     for index, row in enumerate(table.rows):
         if index and row.kind == "difference" and table.rows[index - 1].kind != "difference":
             lines.append(r"\midrule")
         texts = []
         for info in table.columns:
-            text = format_cell(row.cells.get(info.name), info, signed=row.kind == "difference", plus_minus=r" $\pm$ ")
-            # A plain hyphen would be set as a hyphen, not as a minus sign.
-            text = "--" if text == "–" else text.replace("-", "$-$")
+            text = latex_cell(row.cells.get(info.name), info, signed=row.kind == "difference")
             texts.append(rf"\textbf{{{text}}}" if table.best(info.name) == index else text)
-        lines.append(f"{_latex(row.name)} & " + " & ".join(texts) + r" \\")
+        lines.append(f"{latex_text(row.name)} & " + " & ".join(texts) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\par\smallskip\footnotesize {_latex(note)}" for note in table.notes]
+    lines += [rf"\par\smallskip\footnotesize {latex_text(note)}" for note in table.notes]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
 def to_csv(table: ResultTable) -> str:
-    """One line per row and measure: row, kind, measure, unit, mean, standard error; plain numbers in the stored unit,
-    empty for NaN."""
-    return _csv_text(
-        ("row", "kind", "metric", "unit", "mean", "standard_error"),
+    """One line per row and measure: row, kind, measure, unit, mean, standard error, ends of the interval; plain numbers
+    in the stored unit, empty for NaN."""
+    return csv_text(
+        ("row", "kind", "metric", "unit", "mean", "standard_error", "interval_low", "interval_high"),
         [
             (
                 row.name,
                 row.kind,
                 info.name,
-                _stored_unit(info),
-                _number(row.cells[info.name].mean),
-                _number(row.cells[info.name].standard_error),
+                stored_unit(info),
+                plain_number(row.cells[info.name].mean),
+                plain_number(row.cells[info.name].standard_error),
+                plain_number(row.cells[info.name].interval_low),
+                plain_number(row.cells[info.name].interval_high),
             )
             for row in table.rows
             for info in table.columns
             if info.name in row.cells
         ],
     )
-
-
-def _stored_unit(info: MetricInfo) -> str:
-    return info.unit if info.scale == 1.0 else ""
-
-
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.9g}"
-
-
-def _csv_text(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(lines)
-    return text.getvalue()
 
 
 def per_window_csv(results: Sequence[EvaluationResult]) -> str:
@@ -314,9 +294,9 @@ def per_window_csv(results: Sequence[EvaluationResult]) -> str:
                     cells = []
                     for name in names:
                         value = found[name][window][column] if name in found else math.nan
-                        cells.append(_number(value[member] if isinstance(value, list) else value))
+                        cells.append(plain_number(value[member] if isinstance(value, list) else value))
                     lines.append([result.name, window, clip, seed, member, *cells])
-    return _csv_text(("model", "window", "clip", "seed", "sample", *names), lines)
+    return csv_text(("model", "window", "clip", "seed", "sample", *names), lines)
 
 
 def to_json(results: Sequence[EvaluationResult]) -> dict[str, Any]:
@@ -334,7 +314,7 @@ def to_json(results: Sequence[EvaluationResult]) -> dict[str, Any]:
         "metrics": {
             name: {
                 "label": info.label,
-                "unit": _stored_unit(info),
+                "unit": stored_unit(info),
                 "family": info.family,
                 "better": info.better,
                 "meaning": info.doc,
@@ -368,21 +348,30 @@ def _plain(found: dict[str, Any]) -> dict[str, dict[str, float | int | None]]:
 
 
 def write_tables(
-    folder: str | Path, results: Sequence[EvaluationResult], *, family: Family = "standard", title: str | None = None
+    folder: str | Path,
+    results: Sequence[EvaluationResult],
+    *,
+    family: Family = "standard",
+    title: str | None = None,
+    texts: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Path]:
     """Write ``evaluation.{md,tex,csv,json}`` (the table of ``family``; the JSON holds both) and
     ``evaluation_windows.csv`` into ``folder``.
 
-    Each file appears whole or not at all. Returns the paths by kind: markdown, latex, csv, json, windows. Raises
-    MgrpoError when the disk refuses.
+    Each file appears whole or not at all. ``texts`` replaces the table of ``family`` by one that was laid out
+    elsewhere, by kind: markdown, latex, csv; ``extra`` is added to the JSON. Returns the paths by kind: markdown,
+    latex, csv, json, windows. Raises MgrpoError when the disk refuses.
     """
     folder = Path(folder).expanduser()
-    table = result_table(results, family=family, title=title)
+    if texts is None:
+        table = result_table(results, family=family, title=title)
+        texts = {"markdown": to_markdown(table), "latex": to_latex(table), "csv": to_csv(table)}
     contents = {
-        "markdown": ("evaluation.md", to_markdown(table)),
-        "latex": ("evaluation.tex", to_latex(table)),
-        "csv": ("evaluation.csv", to_csv(table)),
-        "json": ("evaluation.json", json.dumps(to_json(results), indent=2, allow_nan=False) + "\n"),
+        "markdown": ("evaluation.md", texts["markdown"]),
+        "latex": ("evaluation.tex", texts["latex"]),
+        "csv": ("evaluation.csv", texts["csv"]),
+        "json": ("evaluation.json", json.dumps(to_json(results) | dict(extra or {}), indent=2, allow_nan=False) + "\n"),
         "windows": ("evaluation_windows.csv", per_window_csv(results)),
     }
     paths = {}

@@ -6,12 +6,17 @@ import os
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from .progress import notice_from_signal
 
-if TYPE_CHECKING:
-    from .run_dir import RunDir
+
+class Resumable(Protocol):
+    """Work that can be continued later, such as a :class:`~mgrpo.train.run_dir.RunDir`."""
+
+    def resume_command(self) -> str:
+        """The command that continues it, for messages."""
+        ...
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -26,7 +31,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 class GracefulStop:
     """What `graceful_interrupt` hands to a loop."""
 
-    def __init__(self, run: RunDir | None) -> None:
+    def __init__(self, run: Resumable | None) -> None:
         self._run = run
         self.number: int | None = None
         """Number of the signal that came; None while none has."""
@@ -49,7 +54,7 @@ class graceful_interrupt:
     allows no signal handlers, it changes nothing.
     """
 
-    def __init__(self, run: RunDir | None = None) -> None:
+    def __init__(self, run: Resumable | None = None) -> None:
         """`run`: names the command that continues the run in the messages."""
         self._run = run
         self._stop = GracefulStop(run)

@@ -105,7 +105,7 @@ def test_terminal(results: list[EvaluationResult]) -> None:
         "MPJPE (mm) ↓" in text and "ground truth" in text and "4 windows of 32 frames, 3 seeds, 2 samples each" in text
     )
     mean = results[0].statistics()["mpjpe_mm"].mean
-    assert f"{mean:.2f} ± " in text and "-2.00 ± 0.00" in text
+    assert f"{mean:.2f} ± " in text and "-2.00 [-2.00, -2.00]" in text
     assert f"{100 * results[0].means()['accuracy']:.1f}" in text
 
 
