@@ -18,10 +18,10 @@ from .formats import MotionTracks
 Align = Literal["none", "first-frame-yaw", "root", "rigid"]
 
 ALIGNMENTS: dict[str, str] = {
-    "none": "no alignment: positions are compared where they stand in the world",
-    "first-frame-yaw": "predictions turned about the vertical and moved horizontally so that the first frames agree",
-    "root": "predictions moved in every frame so that the pelvises agree",
-    "rigid": "predictions moved by one rotation and shift for the whole clip, the best fit of all joints",
+    "none": "No alignment: positions are compared where they stand in the world",
+    "first-frame-yaw": "Predictions turned about the vertical and moved horizontally so that the first frames agree",
+    "root": "Predictions moved in every frame so that the pelvises agree",
+    "rigid": "Predictions moved by one rotation and shift for the whole clip, the best fit of all joints",
 }
 """Every alignment and what it does, for tables."""
 

@@ -141,7 +141,7 @@ def compare_files(
     notes = _Notes()
     truths = read_all(Path(gt), sides[1])
     for truth in truths.values():
-        notes.add("truth", truth.notes)
+        notes.add("truth", (f"read as {truth.format}", *truth.notes))
     read = {name: read_all(Path(path), sides[0]) for name, path in preds.items()}
     pairs = {name: match(list(motions), list(truths), missing=missing) for name, motions in read.items()}
     first = next(iter(preds))
@@ -161,7 +161,7 @@ def compare_files(
     for name, motions in read.items():
         clips = []
         for label, truth in pairs[name].items():
-            notes.add(name, motions[label].notes)
+            notes.add(name, (f"read as {motions[label].format}", *motions[label].notes))
             try:
                 both = pair(motions[label], truths[truth], fps=fps, trim=trim)
             except InputError as error:
@@ -177,12 +177,12 @@ def compare_files(
         results.append(_result(name, list(pairs[name]), clips, settings))
     if len({result.samples for result in results}) > 1:
         counts = ", ".join(f"{result.name} {result.samples}" for result in results)
-        notes.add("", (f"samples differ ({counts}), so they are averaged clip by clip.",))
+        notes.add("", (f"Samples differ ({counts}), so they are averaged clip by clip.",))
         results = [_averaged(result) for result in results]
-    if kind != "none":
-        notes.add("", (f"{ALIGNMENTS[kind]}; jitter, floor and foot measures before that.",))
+    after = "" if kind == "none" else "; jitter, floor and foot measures before that"
+    notes.add("", (f"{ALIGNMENTS[kind]}{after}.",))
     if len(rows) < 22:
-        notes.add("", (f"position and rotation errors over {len(rows)} of 22 joints ({' '.join(joints)}).",))
+        notes.add("", (f"Position and rotation errors over {len(rows)} of 22 joints ({' '.join(joints)}).",))
     return Comparison(tuple(results), notes.lines(), reasons, tuple(frames))
 
 
@@ -242,7 +242,9 @@ def _measures(both: Pair, rows: tuple[int, ...], kind: Align) -> dict[str, Tenso
         "truth fs_egoallo_m": fs_egoallo_m(truth_joints, mask),
         "truth gnd": gnd(truth_joints, mask),
     }
-    return {name: value.double().cpu() for name, value in found.items()}
+    # A ratio to a truth that does not move is no number.
+    found = {name: value.double().cpu() for name, value in found.items()}
+    return {name: torch.where(value.isfinite(), value, torch.nan) for name, value in found.items()}
 
 
 def _operator(
