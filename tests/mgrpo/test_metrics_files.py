@@ -19,11 +19,13 @@ from mgrpo import cli
 from mgrpo.body import default_body
 from mgrpo.errors import InputError
 from mgrpo.eval import compare_files
-from mgrpo.eval.alignment import align, heading
+from mgrpo.eval.alignment import ALIGNMENTS, align, heading
 from mgrpo.eval.evaluate import EvaluationResult
+from mgrpo.eval.formats import FORMATS as FORMATS_READ
 from mgrpo.eval.formats import MotionTracks, ReadOptions
 from mgrpo.eval.joint_sets import JOINT_NAMES, JOINT_SETS, joint_rows
 from mgrpo.eval.matching import match
+from mgrpo.eval.metrics import METRICS
 from mgrpo.eval.pairing import pair, resampled
 from mgrpo.geometry import axis_angle_to_rotmat, geodesic_angle, quat_to_rotmat, yaw_rotation
 
@@ -491,3 +493,15 @@ def test_mistakes_end_with_a_message_and_two(name: str, tmp_path: Path, capsys: 
     error = " ".join(capsys.readouterr().err.split())
     assert said in error and "Traceback" not in error
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_the_page_names_every_measure_format_and_alignment() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
+    for info in METRICS.values():
+        assert f"| {info.label} | `{info.name}` |" in page, info.name
+    for format in FORMATS_READ:
+        assert f"\n| {format.name} |" in page, format.name
+    for name in ALIGNMENTS:
+        assert f"`--align {name}`" in page, name
+    for name in JOINT_SETS:
+        assert name in page, name
