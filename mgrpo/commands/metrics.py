@@ -45,8 +45,9 @@ class MetricsConfig:
     family: Literal["standard", "paper", "all"] = "standard"
     """Measures in the table: the usual definitions, those of the published tables, or both."""
     align: Align = "none"
-    """What is done to predictions before errors are taken: nothing; turn and shift so that the first frames agree; put
-    the pelvis on the true one in every frame; one rigid fit of the whole clip."""
+    """What is done to predictions before errors are taken: nothing; turn about the vertical and shift so that heading
+    and pelvis of the first frame agree; put the pelvis on the true one in every frame; one rigid fit of the whole
+    clip."""
     joints: tuple[str, ...] = ("all",)
     """Joints that position and rotation errors are taken over: all, upper, lower, legs, arms, feet, wrists, or names
     such as left_wrist. Other measures use all 22."""

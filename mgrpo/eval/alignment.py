@@ -19,7 +19,7 @@ Align = Literal["none", "first-frame-yaw", "root", "rigid"]
 
 ALIGNMENTS: dict[str, str] = {
     "none": "No alignment: positions are compared where they stand in the world",
-    "first-frame-yaw": "Predictions turned about the vertical and moved horizontally so that the first frames agree",
+    "first-frame-yaw": "Predictions turned about the vertical and moved so that heading and pelvis of the first frame agree",
     "root": "Predictions moved in every frame so that the pelvises agree",
     "rigid": "Predictions moved by one rotation and shift for the whole clip, the best fit of all joints",
 }
@@ -56,7 +56,7 @@ def align(pred: MotionTracks, truth: MotionTracks, kind: Align, mask: Tensor | N
     R = quat_to_rotmat(yaw_rotation(angle))
     pelvis = (R @ pred.joints[:, first, 0, :, None])[..., 0]
     shift = truth.joints[:, first, 0] - pelvis
-    return _moved(pred, R, torch.cat((shift[:, :2], torch.zeros_like(shift[:, 2:])), dim=1))
+    return _moved(pred, R, shift)
 
 
 def heading(joints: Tensor) -> Tensor:

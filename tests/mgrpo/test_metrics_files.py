@@ -120,7 +120,7 @@ def test_alignments_undo_what_they_say() -> None:
     made = Made(1)
     truth = tracks(made)
     R = quat_to_rotmat(yaw_rotation(torch.tensor(0.7, dtype=torch.float64)))
-    shift = torch.tensor([2.0, -1.0, 0.0], dtype=torch.float64)
+    shift = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)
     yawed = tracks(made, joints=truth.joints @ R.T + shift, R_world_joint=R @ truth.R_world_joint)
     for kind in ("first-frame-yaw", "rigid"):
         back = align(yawed, truth, kind)
@@ -132,6 +132,10 @@ def test_alignments_undo_what_they_say() -> None:
     first = align(moved, truth, "first-frame-yaw")
     assert float((first.joints - truth.joints).abs().max()) > 0.1  # it does not undo a tilt
     torch.testing.assert_close(heading(first.joints[:, 0]), heading(truth.joints[:, 0]))
+    torch.testing.assert_close(first.joints[:, 0, 0], truth.joints[:, 0, 0])
+    torch.testing.assert_close(  # its tilt is its own: the spine's angle to the vertical is that of the prediction
+        (first.joints[:, 0, 12] - first.joints[:, 0, 0])[:, 2], (moved.joints[:, 0, 12] - moved.joints[:, 0, 0])[:, 2]
+    )
     drift = torch.linspace(0, 1, FRAMES, dtype=torch.float64)[:, None, None]
     torch.testing.assert_close(align(tracks(made, joints=truth.joints + drift), truth, "root").joints, truth.joints)
     assert align(moved, truth, "none") is moved
@@ -150,6 +154,7 @@ def test_a_rigid_fit_looks_at_masked_frames_only_and_keeps_the_size() -> None:
         align(tracks(made, joints=joints), truth, "rigid", mask).joints[:, :-3], truth.joints[:, :-3]
     )
     larger = align(tracks(made, joints=1.5 * truth.joints), truth, "rigid")
+    torch.testing.assert_close(larger.joints.mean((1, 2)), truth.joints.mean((1, 2)))
     length = (larger.joints[:, :, 4] - larger.joints[:, :, 1]).norm(dim=-1)
     torch.testing.assert_close(length, 1.5 * (truth.joints[:, :, 4] - truth.joints[:, :, 1]).norm(dim=-1))
 

@@ -6,10 +6,10 @@ from mgrpo.errors import InputError
 
 from .container import Container
 from .tracks import MotionTracks, ReadOptions, axis_angles, numbers, tracks_from_rotations
-from .wham import shape_numbers
+from .wham import NO_FLOOR, shape_numbers
 
 FPS = 30.0
-"""GVHMR brings videos to 30 frames per second; the file does not say."""
+"""Assumed: GVHMR takes every video as one of 30 frames per second, and the file does not say."""
 
 
 def matches(file: Container) -> bool:
@@ -25,7 +25,7 @@ def read(file: Container, options: ReadOptions) -> list[MotionTracks]:
         raise InputError(f"smpl_params_global needs {', '.join(names)}")
     pose = numbers(content["body_pose"], "body_pose", (None, 63))
     frames = len(pose)
-    notes: list[str] = []
+    notes = [NO_FLOOR]
     return [
         tracks_from_rotations(
             root_quats=axis_angles(numbers(content["global_orient"], "global_orient", (frames, 3)))[None, :, 0],

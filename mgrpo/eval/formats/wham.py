@@ -9,6 +9,9 @@ from mgrpo.errors import InputError
 from .container import Container
 from .tracks import MotionTracks, ReadOptions, axis_angles, numbers, tracks_from_rotations, whole_numbers
 
+NO_FLOOR = "its world starts at the camera and has no floor at z = 0: GP and GND say nothing"
+"""Note for methods that recover people from a camera."""
+
 FPS = 30.0
 """Assumed: the file does not hold its video's frame rate."""
 
@@ -37,7 +40,7 @@ def read(file: Container, options: ReadOptions) -> list[MotionTracks]:
         pose = numbers(person["pose_world"], "pose_world", (None, 72))
         frames = len(pose)
         quats = axis_angles(pose)
-        notes: list[str] = []
+        notes = [NO_FLOOR]
         found.append(
             tracks_from_rotations(
                 root_quats=quats[None, :, 0],
