@@ -19,7 +19,7 @@ Align = Literal["none", "first-frame-yaw", "root", "rigid"]
 
 ALIGNMENTS: dict[str, str] = {
     "none": "No alignment: positions are compared where they stand in the world",
-    "first-frame-yaw": "Predictions turned about the vertical and moved so that heading and pelvis of the first frame agree",
+    "first-frame-yaw": "Predictions turned about the vertical and moved: heading and pelvis of the first frame agree",
     "root": "Predictions moved in every frame so that the pelvises agree",
     "rigid": "Predictions moved by one rotation and shift for the whole clip, the best fit of all joints",
 }

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,17 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
 
         assert float(geodesic_angle(found.body_rotmats[0], quat_to_rotmat(made.body_quats)).max()) < 1e-5
         assert float(geodesic_angle(found.R_world_joint[0], made.placed.R_world_joint).max()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["AMASS", "AMASS SMPL-X", "WHAM output", "GVHMR results"])
+def test_smpl_translation_leaves_out_the_rest_pelvis(name: str, tmp_path: Path) -> None:
+    """On a body whose pelvis does not rest at the origin, ``trans`` is that much from the pelvis."""
+    shift = torch.tensor([0.1, -0.3, 0.2])
+    body = replace(BODY, name="other", J_template=BODY.J_template + shift)
+    made = Made(1, body=body)
+    (found,) = read_tracks(written(tmp_path, name, made), ReadOptions(body=body))
+    torch.testing.assert_close(found.joints[0], made.joints, rtol=0, atol=2e-6)
+    assert float((found.joints[0, :, 0] - made.trans).norm(dim=-1).min()) > 0.3
 
 
 def test_every_format_has_a_round_trip() -> None:
@@ -293,6 +305,25 @@ def test_absurd_shapes_are_refused_before_they_are_made(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="plain tensor of numbers"):
         read_tracks(tmp_path / "b.pt", WITH_BODY)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_any_damage_ends_in_a_message_or_a_motion(name: str, tmp_path: Path) -> None:
+    path = written(tmp_path, name, Made(1, frames=4))
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    for attempt in range(60):
+        # Half of the damage is in the head and the tail, where the structure of most formats is.
+        place = int(random.integers((300, len(whole))[attempt % 2]))
+        place = len(whole) - 1 - place if attempt % 4 == 0 else place
+        place = min(max(place, 0), len(whole) - 1)
+        damaged = bytearray(whole[:place] if attempt % 5 == 0 else whole)
+        if attempt % 5:
+            damaged[place] = int(random.integers(256))
+        path.write_bytes(damaged)
+        try:
+            read_tracks(path, WITH_BODY)
+        except InputError as error:
+            assert str(error).startswith(str(path))
 
 
 def test_a_plain_pickle_of_wham_is_read_too(tmp_path: Path) -> None:

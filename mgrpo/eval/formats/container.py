@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import pickle
 import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from mgrpo.data.safe_pickle import HEADER_ERRORS, MAX_BYTES, load_object_npy, load_pickle
 from mgrpo.errors import InputError
-from mgrpo.npz import read_npz
+from mgrpo.npz import ZIP_ERRORS, read_npz
 
 Kind = Literal["npz", "npy", "torch", "pickle", "unknown"]
 
@@ -54,7 +53,7 @@ class Container:
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, _, dtype = read(stream)
                 header = stream.tell()
-        except (*HEADER_ERRORS, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+        except (*HEADER_ERRORS, *ZIP_ERRORS) as error:
             raise InputError(
                 f"{self.path}: array '{key}' can't be read ({error}); get or write the file again"
             ) from error
@@ -108,7 +107,7 @@ def _zip_container(path: Path) -> Container:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except ZIP_ERRORS as error:
         raise InputError(f"{path}: a damaged archive ({error}); get or write the file again") from error
     names = [member.filename for member in members]
     if any(name.endswith("data.pkl") for name in names):
