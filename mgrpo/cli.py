@@ -94,6 +94,13 @@ COMMANDS = (
         "run_evaluate",
     ),
     Command(
+        ("metrics",),
+        "measure anybody's motion files against their truth",
+        "mgrpo.commands.metrics",
+        "MetricsConfig",
+        "run_metrics",
+    ),
+    Command(
         ("sample",),
         "recover a body from a head trajectory; npz and picture",
         "mgrpo.commands.sample",

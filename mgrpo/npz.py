@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from mgrpo.errors import InputError
+
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError)
+"""What a damaged zip archive raises, depending on the byte that is wrong."""
 
 
 def npz_keys(path: str | Path, what: str) -> tuple[str, ...]:
@@ -21,8 +25,11 @@ def npz_keys(path: str | Path, what: str) -> tuple[str, ...]:
     """
     path = Path(path)
     _check_archive(path, what)
-    with zipfile.ZipFile(path) as archive:
-        return tuple(name[: -len(".npy")] for name in archive.namelist() if name.endswith(".npy"))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return tuple(name[: -len(".npy")] for name in archive.namelist() if name.endswith(".npy"))
+    except ZIP_ERRORS as error:
+        raise InputError(f"{path}: a damaged archive ({error}); get or write the {what} again") from error
 
 
 def read_npz(
@@ -64,7 +71,7 @@ def read_npz(
                 raise InputError(
                     f"{path}: array '{key}' can't be read ({error}); the file is damaged, get or write it again"
                 ) from error
-            except (OSError, EOFError, zipfile.BadZipFile) as error:
+            except ZIP_ERRORS as error:
                 raise InputError(
                     f"{path}: array '{key}' can't be read ({error}); the file is damaged, get or write it again"
                 ) from error

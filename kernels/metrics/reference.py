@@ -128,12 +128,17 @@ def gp_mean_mm(joints: Tensor, mask: Tensor | None) -> Tensor:
     return 1000.0 * mean_over_frames(deepest_m(joints), mask)
 
 
-def feet_over_lowest(joints: Tensor, mask: Tensor | None, feet: Sequence[int]) -> Tensor:
-    """Foot joints (..., T, feet, 3) after the clip is put down on its lowest joint below the pelvis row."""
+def lowest_m(joints: Tensor, mask: Tensor | None) -> Tensor:
+    """Height (...) of the lowest joint below the pelvis row over all frames."""
     heights = joints[..., 1:, 2]
     if mask is not None:
         heights = torch.where(mask[..., None], heights, torch.full_like(heights, torch.inf))
-    lowest = heights.amin((-1, -2))
+    return heights.amin((-1, -2))
+
+
+def feet_over_lowest(joints: Tensor, mask: Tensor | None, feet: Sequence[int], lowest: Tensor | None = None) -> Tensor:
+    """Foot joints (..., T, feet, 3) after the clip is put down on ``lowest`` (...), by default its lowest joint."""
+    lowest = lowest_m(joints, mask) if lowest is None else lowest
     found = torch.stack([joints[..., foot, :] for foot in feet], dim=-2)
     return torch.stack((*found[..., :2].unbind(-1), found[..., 2] - lowest[..., None, None]), dim=-1)
 
@@ -143,8 +148,14 @@ def limits(joints: Tensor, foot_heights: Sequence[float]) -> Tensor:
     return torch.stack([torch.full((), h, dtype=joints.dtype, device=joints.device) for h in foot_heights])
 
 
-def fs_egoallo_m(joints: Tensor, mask: Tensor | None, feet: Sequence[int], foot_heights: Sequence[float]) -> Tensor:
-    found, heights = feet_over_lowest(joints, mask, feet), limits(joints, foot_heights)
+def fs_egoallo_m(
+    joints: Tensor,
+    mask: Tensor | None,
+    feet: Sequence[int],
+    foot_heights: Sequence[float],
+    lowest: Tensor | None = None,
+) -> Tensor:
+    found, heights = feet_over_lowest(joints, mask, feet, lowest), limits(joints, foot_heights)
     slide = found.diff(dim=-3)[..., :2].abs().sum(-1)
     z = found[..., 1:, :, 2]
     weight = torch.where(z < heights, 2.0 - torch.exp2(z / heights), torch.zeros_like(z))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mgrpo.body.skeleton import BODY_JOINT_NAMES
-from mgrpo.data.safe_pickle import read_pickle
+from mgrpo.data.safe_pickle import load_pickle
 from mgrpo.errors import InputError
 from mgrpo.npz import read_npz
 
@@ -162,7 +162,7 @@ def read_track(track: RichTrack, callback: Callable[[], None] | None = None) -> 
     """
     rows: dict[str, list[np.ndarray]] = {key: [] for key in (*_SIZES, "betas", "left_hand_pose", "right_hand_pose")}
     for path in track.files:
-        content = read_pickle(path, "SMPL-X parameters of a body")
+        content = load_pickle(path, "SMPL-X parameters of a body")
         if not isinstance(content, dict):
             raise InputError(f"{path}: expected a dictionary of SMPL-X parameters, got {type(content).__name__}")
         for key, store in rows.items():

@@ -378,15 +378,29 @@ def gp_mean_mm(joints: Tensor, mask: Tensor | None = None) -> Tensor:
     return formulas.gp_mean_mm(joints, _checked(mask, joints.shape[-3]))
 
 
-def fs_egoallo_m(joints: Tensor, mask: Tensor | None = None) -> Tensor:
+def fs_egoallo_m(
+    joints: Tensor, mask: Tensor | None = None, *, floor: Literal["clip", "group", "world"] = "clip"
+) -> Tensor:
     """Foot skating as EgoAllo and MotionGRPO publish it, in metres, **summed** over frames and the four foot joints.
 
     The clip is put down on its lowest joint; each step of a foot joint counts ``(|Δx| + |Δy|)(2 - 2^(z/H))`` where its
     later frame is lower than ``H``. It grows with the clip's length. ``(…, T, 22, 3)`` -> ``(…)``; every leading index
-    is a clip with a floor of its own.
+    is a clip with a floor of its own. With ``floor="group"`` the samples of ``(…, S, T, 22, 3)`` share the lowest joint
+    of them all, as EgoAllo's function does when it gets several at once; with ``"world"`` the floor is z = 0.
     """
     _check_feet(joints)
-    return formulas.fs_egoallo_m(joints, _checked(mask, joints.shape[-3]), FEET_22, FOOT_CONTACT_HEIGHTS_M)
+    if floor not in ("clip", "group", "world") or (floor == "group" and joints.ndim < 4):
+        raise InputError(
+            f"fs_egoallo_m() takes floor 'clip', 'world', or 'group' with joints (…, S, T, 22, 3), got {floor!r} and "
+            f"{tuple(joints.shape)}"
+        )
+    mask = _checked(mask, joints.shape[-3])
+    lowest = None
+    if floor == "group":
+        lowest = formulas.lowest_m(joints, mask).amin(-1, keepdim=True)
+    elif floor == "world":
+        lowest = joints.new_zeros(())
+    return formulas.fs_egoallo_m(joints, mask, FEET_22, FOOT_CONTACT_HEIGHTS_M, lowest)
 
 
 def fs_mm_per_contact_frame(joints: Tensor, mask: Tensor | None = None) -> Tensor:

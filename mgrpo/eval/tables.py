@@ -85,6 +85,7 @@ def result_table(
     family: Family = "standard",
     metrics: Sequence[str] | None = None,
     title: str | None = None,
+    notes: Sequence[str] | None = None,
 ) -> ResultTable:
     """Lay out results as a table: ground truth, then each model, the mean of its samples, and the paired difference to
     the first model.
@@ -95,6 +96,7 @@ def result_table(
         family: which definitions to show, see :data:`mgrpo.eval.metrics.METRICS`.
         metrics: names of measures to show instead, in this order.
         title: heading.
+        notes: sentences under the table; None: how the windows were sampled, from the results' settings.
 
     Raises:
         InputError: no results, two of one name, an unknown measure, or results that can't be compared.
@@ -120,7 +122,8 @@ def result_table(
         rows.append(Row(f"{result.name} - {first.name}", "difference", _cells(differences, chosen)))
     rows = [row for row in rows if row.cells]
     columns = tuple(METRICS[name] for name in chosen)
-    return ResultTable(title or "Evaluation", columns, tuple(rows), _notes(first, columns, len(results) > 1))
+    said = _notes(first, columns, len(results) > 1) if notes is None else tuple(notes)
+    return ResultTable(title or "Evaluation", columns, tuple(rows), said)
 
 
 def _cells(found: dict[str, Statistic] | dict[str, PairedDifference], chosen: Sequence[str]) -> dict[str, Cell]:

@@ -1,0 +1,56 @@
+"""Output npz of EgoAllo's inference, which `mgrpo sample` writes too: S samples of one head trajectory."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .container import Container
+from .tracks import MotionTracks, ReadOptions, numbers, tracks_from_rotations, whole_numbers
+
+KEYS = ("Ts_world_root", "body_quats", "betas")
+"""Arrays that are needed; ``frame_nums`` and ``timestamps_ns`` are used where they are there."""
+
+
+def matches(file: Container) -> bool:
+    """Whether the file has EgoAllo's names."""
+    return set(KEYS) <= set(file.keys)
+
+
+def read(file: Container, options: ReadOptions) -> list[MotionTracks]:
+    """One entry with S samples. z up, metres; shape per frame, as the published evaluation uses it."""
+    arrays = file.arrays(KEYS, ("frame_nums", "timestamps_ns"))
+    root = numbers(arrays["Ts_world_root"], "Ts_world_root", (None, None, 7))
+    samples, frames = root.shape[:2]
+    body = numbers(arrays["body_quats"], "body_quats", (samples, frames, 21, 4))
+    betas = numbers(arrays["betas"], "betas", (samples, frames, None))
+    frame_nums = times = rate = None
+    if "frame_nums" in arrays:
+        frame_nums = whole_numbers(arrays["frame_nums"], "frame_nums", frames)
+    if "timestamps_ns" in arrays:
+        stamps = whole_numbers(arrays["timestamps_ns"], "timestamps_ns", frames)
+        times = stamps.astype(np.float64) / 1e9
+        if frames > 1 and stamps[-1] > stamps[0]:
+            rate = _rate(stamps, frame_nums)
+    notes: list[str] = []
+    return [
+        tracks_from_rotations(
+            root_quats=root[..., :4],
+            positions=root[..., 4:],
+            body_quats=body,
+            betas=betas,
+            options=options,
+            fps=options.rate(rate, 30.0, notes),
+            positions_are="pelvis",
+            format="EgoAllo output",
+            frame_nums=frame_nums,
+            times=times,
+            notes=notes,
+        )
+    ]
+
+
+def _rate(stamps: np.ndarray, frame_nums: np.ndarray | None) -> float:
+    """Frames per second by the first and last stamp; rounded where that changes it by less than a stamp's jitter."""
+    steps = len(stamps) - 1 if frame_nums is None else int(frame_nums[-1] - frame_nums[0])
+    rate = steps * 1e9 / float(stamps[-1] - stamps[0])
+    return float(round(rate)) if abs(rate - round(rate)) < 1e-4 * rate else rate
