@@ -12,6 +12,7 @@ from mgrpo.body.model import BodyModel
 from mgrpo.data.hdf5_dataset import Hdf5Motion
 from mgrpo.data.indexing import SHORT_SHARE, ItemIndex, SliceDraws, SliceStrategy, Weighting
 from mgrpo.data.windows import MotionWindows
+from mgrpo.errors import InputError
 
 
 class Hdf5Sampler:
@@ -60,7 +61,7 @@ class Hdf5Sampler:
     def _reset(self) -> None:
         self._pid, self._lock = os.getpid(), threading.Lock()
         self._worker: ThreadPoolExecutor | None = None
-        self._ahead: tuple[tuple[int, int], Future[MotionWindows]] | None = None
+        self._ahead: tuple[tuple[int, ...], Future[MotionWindows]] | None = None
 
     def __getstate__(self) -> dict[str, object]:
         own = ("_pid", "_lock", "_worker", "_ahead")
@@ -74,34 +75,44 @@ class Hdf5Sampler:
         """EgoAllo's number of items: windows in an epoch."""
         return len(self.draws.index)
 
-    def batch(self, iteration: int, size: int) -> MotionWindows:
-        """``size`` windows for this iteration (0 <= iteration < 2^32), float32 on the CPU.
+    def batch(self, iteration: int, size: int, *, first: int = 0, whole: int | None = None) -> MotionWindows:
+        """``size`` windows for this iteration (0 <= iteration < 2^32), float32 on the CPU: those at positions ``first``
+        and after of the iteration's batch, which has ``whole`` windows in all (None: it ends with these).
 
         Raises:
-            InputError: fewer than one window; damage in a file, or values that are no motion, with the sequence's name.
+            InputError: fewer than one window, or some outside of the batch; damage in a file, or values that are no
+                motion, with the sequence's name.
         """
+        whole = first + size if whole is None else whole
+        if size < 1 or first < 0 or first + size > whole:
+            raise InputError(
+                f"Hdf5Sampler.batch(): a batch must have at least 1 window, inside the whole batch; got {size} windows "
+                f"from position {first} of {whole}"
+            )
+        part = (size, first, whole)
         if not self.prefetch:
-            return self.make(iteration, size)
+            return self.make(iteration, *part)
         if self._pid != os.getpid():  # a thread doesn't survive a fork
             self._reset()
         with self._lock:
             ahead, self._ahead = self._ahead, None
             if self._worker is None:
                 self._worker = ThreadPoolExecutor(1, thread_name_prefix="motion")
-        if ahead is not None and ahead[0] == (iteration, size):
+        if ahead is not None and ahead[0] == (iteration, *part):
             windows = ahead[1].result()
         else:
             if ahead is not None:
                 ahead[1].cancel()
-            windows = self.make(iteration, size)
+            windows = self.make(iteration, *part)
         with self._lock:
-            self._ahead = (iteration + 1, size), self._worker.submit(self.make, iteration + 1, size)
+            self._ahead = (iteration + 1, *part), self._worker.submit(self.make, iteration + 1, *part)
         return windows
 
-    def make(self, iteration: int, size: int) -> MotionWindows:
-        """The windows of an iteration, made here and now."""
-        slices = self.draws.slices(iteration, size)
-        yaw = self.draws.yaws(iteration, size) if self.yaw else None
+    def make(self, iteration: int, size: int, first: int, whole: int) -> MotionWindows:
+        """The windows of a part of an iteration's batch, made here and now."""
+        mine = slice(first, first + size)
+        slices = self.draws.slices(iteration, whole)[mine]
+        yaw = self.draws.yaws(iteration, whole)[mine] if self.yaw else None
         return self.motion.windows(slices, self.length, self.body, yaw=yaw)
 
     def close(self) -> None:

@@ -332,9 +332,10 @@ class WindowSampler:
         """Number of different window starts."""
         return int(self._last_start[-1])
 
-    def batch(self, iteration: int, size: int, *, first: int = 0) -> MotionWindows:
+    def batch(self, iteration: int, size: int, *, first: int = 0, whole: int | None = None) -> MotionWindows:
         """``size`` windows for this iteration (0 <= iteration < 2^32), those at positions ``first`` and after of the
-        iteration's batch, float32 on the CPU.
+        iteration's batch, float32 on the CPU. A window depends on its position alone, so ``whole``, the size of that
+        batch, changes nothing here.
 
         Raises:
             InputError: fewer than one window asked for, or a negative position.

@@ -248,7 +248,7 @@ def _train(config: PriorConfig, command: list[str] | None, processes: Processes,
     network = precision.applied_to(compile_network(denoiser) if config.compile else denoiser)
 
     def draw(iteration: int) -> MotionWindows:
-        return data.train.batch(iteration, share, first=own)
+        return data.train.batch(iteration, share, first=own, whole=config.batch_size)
 
     drawn = batches(draw, start, config.iterations, ahead=config.prefetch)
     with (

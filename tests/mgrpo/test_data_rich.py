@@ -325,7 +325,7 @@ def test_bodies_that_would_run_code_are_refused(
     victim = next((source / "test_body" / "Gym_010_walk1" / "00030").iterdir())
     victim.write_bytes(pickle.dumps({"transl": Attack()}))
     assert run(source, tmp_path / "out", "--partial") == 2
-    assert "can run code" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+    assert "can name any function to run" in capsys.readouterr().err and not (tmp_path / "ran").exists()
 
 
 def test_models(release: Path, tmp_path: Path, body: BodyModel, capsys: pytest.CaptureFixture[str]) -> None:
