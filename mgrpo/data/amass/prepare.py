@@ -7,9 +7,11 @@ file in sorted order. So the result does not depend on the number of processes o
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import traceback
@@ -156,10 +158,18 @@ def prepare_dataset(
         for index, (name, frames) in enumerate(zip((outcome.file.name, outcome.file.mirrored_name), outcome.frames))
         if frames
     )
+    _check_space(out, parts.path, written)
     # the list before the file: whoever finds a new file finds its list
     replace_file(list_path(out), list_text(name for name, _, _ in groups).encode())
     write_hdf5(out, _groups(groups, parts.path, on_written))
     return sorted((*outcomes.values(), *plan.skipped), key=lambda outcome: (outcome.file.name, str(outcome.file.path)))
+
+
+def _check_space(out: Path, folder: Path, written: Sequence[Outcome]) -> None:
+    """HDF5 notices a full disk late; the parts have nearly the size of the file."""
+    needed = sum(part_path(folder, outcome.file.name).stat().st_size for outcome in written)
+    if shutil.disk_usage(out.parent).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
 
 
 def _groups(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import h5py
@@ -32,6 +33,9 @@ DATASETS: Mapping[str, tuple[int, ...]] = {
 CHUNK_FRAMES = 32
 """Frames in a chunk: what is read together."""
 
+_FORMATS = ("earliest", "v110")
+"""The oldest format that can hold it: whatever reads EgoAllo's file reads this one."""
+
 
 def list_path(out: Path) -> Path:
     """The list of groups that belongs to an HDF5 file: ``x.hdf5`` and ``x_files.txt``."""
@@ -51,8 +55,7 @@ def write_hdf5(out: Path, clips: Iterable[tuple[str, Mapping[str, np.ndarray]]])
     temporary = out.parent / f".tmp-{out.name}-{os.getpid()}"
     names: list[str] = []
     try:
-        # the oldest format that can hold it: every reader of EgoAllo's file reads this one
-        with h5py.File(temporary, "w", libver=("earliest", "v110")) as file:
+        with _disk_errors(), _closed(h5py.File(temporary, "w", libver=_FORMATS)) as file:
             for name, arrays in clips:
                 if names and name <= names[-1]:
                     raise InputError(f"groups must come in sorted order, got {names[-1]!r} before {name!r}")
@@ -66,6 +69,30 @@ def write_hdf5(out: Path, clips: Iterable[tuple[str, Mapping[str, np.ndarray]]])
             temporary.unlink()
         raise
     return names
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """HDF5 writes late and reports a full disk as a RuntimeError that names the error number in its text."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = re.search(r"errno = (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+@contextlib.contextmanager
+def _closed(file: h5py.File) -> Iterator[h5py.File]:
+    """Close a file; where writing failed, closing fails again, and the first error is the one to show."""
+    try:
+        yield file
+    except BaseException:
+        with contextlib.suppress(OSError, RuntimeError):
+            file.close()
+        raise
+    file.close()
 
 
 def _write_group(file: h5py.File, name: str, arrays: Mapping[str, np.ndarray]) -> None:
