@@ -65,7 +65,7 @@ def write_part(path: Path, key: str, clips: list[PreparedClip | None], skipped: 
     info = PartInfo(
         skipped,
         tuple(0 if clip is None else clip.frames for clip in clips),
-        all(clip.floor_found for clip in kept),
+        all(clip.floor_height is not None for clip in kept),
     )
     arrays = {
         f"{index}/{name}": array
@@ -73,7 +73,8 @@ def write_part(path: Path, key: str, clips: list[PreparedClip | None], skipped: 
         if clip is not None
         for name, array in clip.arrays.items()
     }
-    replace_file(path, save(arrays, metadata={"key": key, "info": json.dumps(info._asdict())}))
+    data = save(arrays, metadata={"key": key, "info": json.dumps(info._asdict())})
+    replace_file(path, data, path.parent / f"{_TEMPORARY}{path.name}")
     return info
 
 
@@ -106,9 +107,9 @@ def read_part(path: Path) -> list[dict[str, np.ndarray]]:
     return result
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file in one step: a reader, or the next run, sees the old one or the whole new one."""
-    temporary = path.parent / f"{_TEMPORARY}{path.name}-{os.getpid()}"
+def replace_file(path: Path, data: bytes, temporary: Path) -> None:
+    """Write a file in one step: a reader, or the next run, sees the old one or the whole new one. ``temporary`` is
+    where it grows, on the same disk."""
     try:
         with open(temporary, "wb") as stream:
             stream.write(data)
@@ -155,6 +156,10 @@ class PartsFolder:
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
+
+    def temporary(self, what: str) -> Path:
+        """A path in the folder for something that grows; what a killed run leaves there, the next one removes."""
+        return self.path / f"{_TEMPORARY}{what}"
 
     def remove(self) -> None:
         """Delete the parts: the output is complete. A kill in the middle leaves parts that the next run uses."""

@@ -160,8 +160,8 @@ def prepare_dataset(
     )
     _check_space(out, parts.path, written)
     # the list before the file: whoever finds a new file finds its list
-    replace_file(list_path(out), list_text(name for name, _, _ in groups).encode())
-    write_hdf5(out, _groups(groups, parts.path, on_written))
+    replace_file(list_path(out), list_text(name for name, _, _ in groups).encode(), parts.temporary("list"))
+    write_hdf5(out, _groups(groups, parts.path, on_written), temporary=parts.temporary("hdf5"))
     return sorted((*outcomes.values(), *plan.skipped), key=lambda outcome: (outcome.file.name, str(outcome.file.path)))
 
 

@@ -77,8 +77,8 @@ class PreparedClip:
 
     arrays: dict[str, np.ndarray]
     """Datasets of facts, section E.1, float32, ``(T, ...)``; betas ``(1, 16)``."""
-    floor_found: bool
-    """Whether there was anything to find the floor from."""
+    floor_height: float | None
+    """How far the clip was lowered, metres; None where there was nothing to find the floor from."""
 
     @property
     def frames(self) -> int:
@@ -168,7 +168,7 @@ def _prepare(
             for rows in _chunks(len(motion.pelvis))
         ]
     )
-    return PreparedClip(_stored(body, betas, motion, joints, contacts), floor.found)
+    return PreparedClip(_stored(body, betas, motion, joints, contacts), floor.height if floor.found else None)
 
 
 def _chunks(frames: int) -> list[slice]:

@@ -6,11 +6,11 @@ small file that unpacks to gigabytes nor a shape of 10^12 frames takes memory.
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
-import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -70,22 +70,30 @@ def read_recording(path: Path) -> Recording:
         raise InputError(f"{path}: can't be read ({error.strerror or error})") from error
     if size > MAX_FILE_BYTES:
         raise InputError(f"{path}: {size / 1e9:.1f} GB; an {_WHAT} has at most {MAX_FILE_BYTES / 1e9:.1f} GB")
-    keys = npz_keys(path, _WHAT)
-    rate = next((key for key in _RATES if key in keys), None)
-    missing = [key for key in ("poses", "trans", "betas", "gender") if key not in keys]
-    missing += [" or ".join(_RATES)] if rate is None else []
-    if rate is None or missing:
-        raise InputError(
-            f"{path}: an {_WHAT} needs poses, trans, betas, gender and {' or '.join(_RATES)}; missing: "
-            f"{', '.join(missing)}. The file has: {', '.join(keys[:20]) or 'nothing'}"
-        )
-    wanted = {"betas": _SMALL_BYTES, "gender": _SMALL_BYTES, rate: _SMALL_BYTES, **_ARRAY_BYTES}
+    arrays = _arrays(path)
+    return _checked(path, arrays, next(key for key in _RATES if key in arrays))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays that are used, the rate under whichever name it has."""
     try:
+        keys = npz_keys(path, _WHAT)
+        rate = next((key for key in _RATES if key in keys), None)
+        missing = [key for key in ("poses", "trans", "betas", "gender") if key not in keys]
+        missing += [" or ".join(_RATES)] if rate is None else []
+        if rate is None or missing:
+            raise InputError(
+                f"{path}: an {_WHAT} needs poses, trans, betas, gender and {' or '.join(_RATES)}; missing: "
+                f"{', '.join(missing)}. The file has: {', '.join(keys[:20]) or 'nothing'}"
+            )
+        wanted = {"betas": _SMALL_BYTES, "gender": _SMALL_BYTES, rate: _SMALL_BYTES, **_ARRAY_BYTES}
         with zipfile.ZipFile(path) as archive:
-            arrays = {key: _member(path, archive, key, limit) for key, limit in wanted.items()}
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{path}: can't be unpacked ({error}); the file is damaged, get it again") from error
-    return _checked(path, arrays, rate)
+            return {key: _member(path, archive, key, limit) for key, limit in wanted.items()}
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        # zipfile and numpy meet damage with a dozen kinds of errors, tokenizer's among them
+        raise InputError(f"{path}: the file is damaged ({error or type(error).__name__}); get it again") from error
 
 
 def _member(path: Path, archive: zipfile.ZipFile, key: str, limit: int) -> np.ndarray:
@@ -93,40 +101,33 @@ def _member(path: Path, archive: zipfile.ZipFile, key: str, limit: int) -> np.nd
     info = archive.getinfo(f"{key}.npy")
     if info.file_size > limit + _HEADER_BYTES:
         raise InputError(
-            f"{path}: array '{key}' would take {info.file_size / 1e6:.0f} MB unpacked; at most {limit / 1e6:.0f} MB "
+            f"{path}: array '{key}' would take {info.file_size / 1e6:.0f} MB unpacked; at most {limit / 1e6:.2f} MB "
             f"are read (a recording has at most {MAX_FRAMES} frames)"
         )
-    damaged = f"{path}: array '{key}' is damaged"
     with archive.open(info) as stream:
-        try:
-            version = np.lib.format.read_magic(stream)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }.get(version)
-            if read_header is None:
-                raise InputError(f"{damaged}: npy version {version}")
-            shape, _, dtype = read_header(stream)
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{damaged} ({error}); get it again") from error
-        if dtype.hasobject:
-            raise InputError(
-                f"{path}: array '{key}' holds pickled Python objects, which are not read because they can run code"
-            )
-        count = 1
-        for axis in shape:
-            count *= axis
-        if count * dtype.itemsize > limit or any(axis < 0 for axis in shape):
-            raise InputError(
-                f"{path}: array '{key}' claims the shape {shape} of {dtype}; at most {limit / 1e6:.1f} MB are read"
-            )
+        shape, dtype = _header(stream)
+    if dtype.hasobject:
+        raise InputError(
+            f"{path}: array '{key}' holds pickled Python objects, which are not read because they can run code"
+        )
+    if math.prod(shape) * dtype.itemsize > limit or any(axis < 0 for axis in shape):
+        raise InputError(
+            f"{path}: array '{key}' claims the shape {shape} of {dtype}; at most {limit / 1e6:.2f} MB are read"
+        )
     with archive.open(info) as stream:
-        try:
-            return np.lib.format.read_array(stream, allow_pickle=False)
-        except ValueError as error:
-            raise InputError(f"{damaged} ({error}); get it again") from error
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype that an npy stream claims. Raises all kinds of errors where it is damaged."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise ValueError(f"npy version {version}")
+    return shape, dtype
 
 
 def _checked(path: Path, arrays: dict[str, np.ndarray], rate: str) -> Recording:
@@ -172,7 +173,7 @@ def _gender(path: Path, value: np.ndarray) -> str:
     text = value.reshape(-1)[0] if value.size == 1 and value.dtype.kind in "SU" else None
     text = text.decode("ascii", "replace") if isinstance(text, bytes) else text
     if text is None or str(text).strip().lower() not in _GENDERS:
-        shown = repr(text) if text is not None else f"an array {value.shape} of {value.dtype}"
+        shown = repr(str(text)) if text is not None else f"an array {value.shape} of {value.dtype}"
         raise InputError(f"{path}: gender must be {', '.join(_GENDERS)}, got {shown}")
     return str(text).strip().lower()
 

@@ -42,17 +42,17 @@ def list_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}_files.txt")
 
 
-def write_hdf5(out: Path, clips: Iterable[tuple[str, Mapping[str, np.ndarray]]]) -> list[str]:
+def write_hdf5(out: Path, clips: Iterable[tuple[str, Mapping[str, np.ndarray]]], *, temporary: Path) -> list[str]:
     """Write the HDF5 file atomically and return the names of its groups.
 
     Args:
         out: the file; an older one is replaced when the new one is complete.
+        temporary: where it grows, on the same disk.
         clips: group names in sorted order, with the arrays of :data:`DATASETS`, float32.
     Raises:
         InputError: an array that is missing or has another shape, names out of order.
         OSError: the disk refused; an older file is untouched and nothing is left behind.
     """
-    temporary = out.parent / f".tmp-{out.name}-{os.getpid()}"
     names: list[str] = []
     try:
         with _disk_errors(), _closed(h5py.File(temporary, "w", libver=_FORMATS)) as file:
