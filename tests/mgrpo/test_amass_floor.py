@@ -60,9 +60,7 @@ def by_definition(heights: np.ndarray, eps: float, min_samples: int) -> np.ndarr
     st.integers(1, 5),
 )
 def test_clusters_are_those_of_the_definition(heights: np.ndarray, eps: float, min_samples: int) -> None:
-    np.testing.assert_array_equal(
-        cluster_heights(heights, eps, min_samples), by_definition(heights, eps, min_samples)
-    )
+    np.testing.assert_array_equal(cluster_heights(heights, eps, min_samples), by_definition(heights, eps, min_samples))
 
 
 def test_a_border_point_joins_the_cluster_that_comes_first() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.amass_files import recording, write_recording, write_smplh
 
+from benchmarks.amass_files import recording, write_recording, write_smplh
 from mgrpo.cli import main
 from mgrpo.data.amass import recording as recording_module
 from mgrpo.data.amass.clip_rules import corrected_fps, long_enough, skip_reason, trimmed
@@ -198,7 +198,7 @@ def test_no_damage_gets_through_as_anything_but_an_input_error(tmp_path: Path) -
     good = bytearray(save(tmp_path / "good.npz").read_bytes())
     random = np.random.default_rng(0)
     # headers and the table of contents are where damage could confuse the reader
-    places = [*range(0, 160), *range(len(good) - 900, len(good)), *random.integers(0, len(good), 200)]
+    places = [*range(160), *range(len(good) - 900, len(good)), *random.integers(0, len(good), 200)]
     refused = 0
     for place in places:
         damaged = bytearray(good)
@@ -257,7 +257,9 @@ def test_a_shape_is_not_believed_before_it_is_checked(tmp_path: Path) -> None:
     for shape in ("(-5, 156)", "(20, 156.0)", "(20,", "('a',)"):
         text = header.replace(b"(1000000000, 156)", shape.encode())
         claim = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
-        refused(packed(tmp_path / "claim.npz", {**members(), "poses.npy": claim}), "the file is damaged|claims the shape")
+        refused(
+            packed(tmp_path / "claim.npz", {**members(), "poses.npy": claim}), "the file is damaged|claims the shape"
+        )
     cut = members()["poses.npy"][:-8]
     refused(packed(tmp_path / "cut.npz", {**members(), "poses.npy": cut}), "the file is damaged")
     newer = b"\x93NUMPY\x03\x00" + (70).to_bytes(4, "little") + header

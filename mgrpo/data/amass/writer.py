@@ -7,10 +7,11 @@ same bytes.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -55,14 +56,16 @@ def write_hdf5(out: Path, clips: Iterable[tuple[str, Mapping[str, np.ndarray]]],
     """
     names: list[str] = []
     try:
-        with _disk_errors(), _closed(h5py.File(temporary, "w", libver=_FORMATS)) as file:
-            for name, arrays in clips:
-                if names and name <= names[-1]:
-                    raise InputError(f"groups must come in sorted order, got {names[-1]!r} before {name!r}")
-                _write_group(file, name, arrays)
-                names.append(name)
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
+        with _Grown(temporary) as stream:
+            with h5py.File(stream, "w", libver=_FORMATS) as file:
+                for name, arrays in clips:
+                    if names and name <= names[-1]:
+                        raise InputError(f"groups must come in sorted order, got {names[-1]!r} before {name!r}")
+                    _write_group(file, name, arrays)
+                    names.append(name)
+                    stream.check()
+            stream.check()
+            stream.sync()
         os.replace(temporary, out)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -71,28 +74,62 @@ def write_hdf5(out: Path, clips: Iterable[tuple[str, Mapping[str, np.ndarray]]],
     return names
 
 
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    """HDF5 writes late and reports a full disk as a RuntimeError that names the error number in its text."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        number = re.search(r"errno = (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+class _Grown(io.RawIOBase):
+    """The file under HDF5, which never learns of a full disk: told about one, it ignores lost data and may end the
+    process by a segmentation fault. The first error is kept, and :meth:`check` raises it."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = io.FileIO(path, "w+")
+        self._error: OSError | None = None
 
-@contextlib.contextmanager
-def _closed(file: h5py.File) -> Iterator[h5py.File]:
-    """Close a file; where writing failed, closing fails again, and the first error is the one to show."""
-    try:
-        yield file
-    except BaseException:
-        with contextlib.suppress(OSError, RuntimeError):
-            file.close()
-        raise
-    file.close()
+    def check(self) -> None:
+        """Raise the error of the disk, if there was one."""
+        if self._error is not None:
+            raise self._error
+
+    def sync(self) -> None:
+        """Push everything to the disk."""
+        os.fsync(self._file.fileno())
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        size = len(view)
+        try:
+            while len(view):
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            self._error = self._error or error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return self._file.tell() if size is None else size
+
+    def readinto(self, buffer: Any) -> int:
+        return self._file.readinto(buffer) or 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _write_group(file: h5py.File, name: str, arrays: Mapping[str, np.ndarray]) -> None:
