@@ -251,8 +251,14 @@ def _outcomes(tasks: list[Task], tools: _Tools, workers: int) -> Iterator[Outcom
     """The outcomes, in the order in which they come."""
     workers = min(workers, len(tasks))
     if workers <= 1:
-        for task in tasks:
-            yield prepare_part(task, tools)
+        # these tensors are small: a second thread makes it three times as expensive and no faster
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for task in tasks:
+                yield prepare_part(task, tools)
+        finally:
+            torch.set_num_threads(threads)
         return
     # fresh processes: a forked one would inherit torch's threads in the middle of whatever they do
     context = multiprocessing.get_context("spawn")
