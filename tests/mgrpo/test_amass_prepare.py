@@ -418,7 +418,6 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(raw: Path, smplh: Path,
     while any(Path(f"/proc/{pid}").exists() for pid in workers_alive) and time.monotonic() < end:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers_alive)
-    (folder / ".tmp-hdf5").write_bytes(b"half")  # as a kill during the writing leaves it
     assert run(raw, out, smplh, "--workers", "1") == 0
     assert files_of(out) == files_of(whole) and not folder.exists()
 
@@ -451,6 +450,14 @@ def test_a_worker_that_dies_is_explained(raw: Path, tmp_path: Path) -> None:
     with PartsFolder(out) as parts, pytest.raises(InputError, match="a worker process ended by itself"):
         prepare_dataset(many, out, default_body(), ClipRules(), None, parts, workers=2, on_recording=kill)
     assert list(parts.path.glob("*.safetensors"))
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
+    with PartsFolder(tmp_path / "a.hdf5") as parts:
+        for left in (parts.temporary("hdf5"), parts.temporary("x.safetensors"), parts.path / "x.safetensors"):
+            left.write_bytes(b"half")
+    with PartsFolder(tmp_path / "a.hdf5") as parts:
+        assert sorted(path.name for path in parts.path.iterdir()) == [".lock", "x.safetensors"]
 
 
 def test_two_runs_do_not_share_an_output(
