@@ -143,6 +143,20 @@ COMMANDS = (
         "run_data_info",
     ),
     Command(
+        ("data", "amass"),
+        "prepare AMASS for training: EgoAllo's HDF5 file from your own download",
+        "mgrpo.commands.data_amass",
+        "AmassConfig",
+        "run_amass",
+    ),
+    Command(
+        ("data", "gender-conversion"),
+        "fit the shape numbers of one SMPL-H gender to another, for data amass",
+        "mgrpo.commands.gender_conversion",
+        "GenderConversionConfig",
+        "run_gender_conversion",
+    ),
+    Command(
         ("doctor",),
         "what this machine has, which backend serves each op and why",
         "mgrpo.doctor",

@@ -49,13 +49,13 @@ class SequenceInfo(NamedTuple):
 
 
 def require_h5py() -> ModuleType:
-    """The package h5py, which is optional. Raises InputError where it is not installed."""
+    """The package h5py, loaded when a file is first opened. Raises InputError where it can't be imported."""
     try:
         import h5py
     except ImportError as error:
         raise InputError(
             f"HDF5 files need the package h5py, which can't be imported ({error}); install it with: "
-            "pip install 'mgrpo[hdf5]'"
+            "pip install h5py"
         ) from error
     return h5py
 
