@@ -385,7 +385,7 @@ def test_each_process_opens_the_file_for_itself(file: Path, body: BodyModel) -> 
     queue = context.Queue()
     child = context.Process(target=_batch_in_child, args=(sampler, queue))
     child.start()
-    received = queue.get(timeout=60)
+    received = queue.get(timeout=20)
     child.join(60)
     assert child.exitcode == 0 and np.array_equal(received, expected)
     assert np.array_equal(sampler.batch(4, 6).T_world_cpf.numpy(), expected)
