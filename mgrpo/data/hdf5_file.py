@@ -88,6 +88,7 @@ class Hdf5File:
         self._lock = threading.RLock()
         self._folders: dict[str, Any] = {}
         self._checked: set[str] = set()
+        self._values: dict[str, np.ndarray] = {}  # frames whose values were checked, by sequence
 
     def close(self) -> None:
         """Close the file; reading opens it again."""
@@ -232,15 +233,19 @@ class Hdf5File:
         self.check(info)
         rows = np.empty((stop - start, row_width(info.hands)), np.float32)
         with self._guard(), self._reading(info.name):
-            group = self._group(info.name)
+            group = self._checked_group(info.name)
             for key, shape in fields_of(info.hands):
                 part = np.empty((stop - start, *shape), np.float32)
-                dataset = self._child(group, key, info.name)
+                dataset = h5py.h5d.open(group, key.encode())
                 space = dataset.get_space()
                 space.select_hyperslab((start, *(0 for _ in shape)), part.shape)
                 dataset.read(h5py.h5s.create_simple(part.shape), space, part)
                 rows[:, columns(key)] = part.reshape(stop - start, -1)
-        check_values(f"{self.path}: {info.name}", rows, start, info.hands)
+        # Values are looked at once: what was read before is read again whenever the cache has no room for it.
+        seen = self._values.setdefault(info.name, np.zeros(info.frames, bool))
+        if not seen[start:stop].all():
+            check_values(f"{self.path}: {info.name}", rows, start, info.hands)
+            seen[start:stop] = True
         return rows
 
     def betas(self, info: SequenceInfo) -> np.ndarray:
@@ -250,10 +255,17 @@ class Hdf5File:
         self.check(info)
         betas = np.empty((1, NUM_BETAS), np.float32)
         with self._guard(), self._reading(info.name):
-            dataset = self._child(self._group(info.name), BETAS, info.name)
+            dataset = h5py.h5d.open(self._checked_group(info.name), BETAS.encode())
             dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, betas)
         check_betas(f"{self.path}: {info.name}", betas)
         return betas[0]
+
+    def _checked_group(self, name: str) -> Any:
+        """The group of a sequence that :meth:`check` has seen: no step to it, nor a dataset in it, is a link."""
+        self._root()
+        folder, _, last = name.rpartition("/")
+        parent = self._folders.get(folder)
+        return self._group(name) if parent is None else require_h5py().h5g.open(parent, last.encode())
 
     def _group(self, name: str) -> Any:
         """The group of a sequence, every step of its path checked."""
