@@ -79,8 +79,8 @@ class MotionDataConfig:
     cache_mb: float = float(CACHE_MB)
     """HDF5: memory for motion that was read, MiB."""
     prefetch: Literal["auto", "on", "off"] = "auto"
-    """HDF5: make the next batch while the network works. auto: with more than 4 processors; fewer are better left to the
-    network."""
+    """HDF5: make the next batch while the network works. auto: with more than 4 processors; fewer are better left to
+    the network."""
     fixed_windows: int = 512
     """HDF5: most validation and most held-out windows, spread evenly over all; 0: no limit."""
     check_body: bool = True
