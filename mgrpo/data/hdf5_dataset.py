@@ -28,9 +28,9 @@ from mgrpo.geometry import quat_to_rotmat
 FPS = 30.0
 """Frames per second of the layout."""
 
-BLOCK_FRAMES = 512
-"""Frames that are read and kept together. Most recordings of AMASS are shorter, so they are one block; few windows of a
-longer one touch two."""
+BLOCK_FRAMES = 128
+"""Frames that are read and kept together, four of EgoAllo's chunks. With longer blocks a cache that holds a part of the
+data only is slower (a miss reads more than its window), with shorter ones a full cache is."""
 
 CACHE_MB = 1024
 """Default size of the cache, MiB."""
@@ -75,10 +75,12 @@ class Hdf5Motion:
         """See :func:`open_hdf5`. ``sequences`` give the order that numbers slices and items."""
         self.files, self.sequences = tuple(files), tuple(sequences)
         self._cache_bytes = cache_bytes
+        # 64 bytes a sequence: kept beside the cache, which would otherwise read them for every window.
+        self._betas: dict[tuple[int, str], np.ndarray] = {}
         self._cache, self._pid = BlockCache(cache_bytes), os.getpid()
 
     def __getstate__(self) -> dict[str, object]:
-        return {"files": self.files, "sequences": self.sequences, "_cache_bytes": self._cache_bytes}
+        return {"files": self.files, "sequences": self.sequences, "_cache_bytes": self._cache_bytes, "_betas": {}}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -113,7 +115,7 @@ class Hdf5Motion:
     def part(self, keep: Callable[[StoredSequence], bool]) -> Hdf5Motion:
         """The sequences for which ``keep`` holds, in the same order, with the same files and cache."""
         chosen = Hdf5Motion(self.files, [sequence for sequence in self.sequences if keep(sequence)], self._cache_bytes)
-        chosen._cache, chosen._pid = self._memory(), self._pid
+        chosen._cache, chosen._pid, chosen._betas = self._memory(), self._pid, self._betas
         return chosen
 
     def check(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -152,7 +154,10 @@ class Hdf5Motion:
     def betas(self, sequence: int) -> np.ndarray:
         """Shape numbers ``(16,)`` of a sequence. Raises InputError as :meth:`rows`."""
         entry = self.sequences[sequence]
-        return self._memory().get((entry.file, entry.name, "betas"), lambda: self.files[entry.file].betas(entry.info))
+        key = (entry.file, entry.name)
+        if key not in self._betas:
+            self._betas[key] = self.files[entry.file].betas(entry.info)
+        return self._betas[key]
 
     def item(self, chosen: Slice, length: int) -> dict[str, np.ndarray]:
         """A slice as EgoAllo's reader gives it: arrays of ``length`` frames under the names of the layout, filled up

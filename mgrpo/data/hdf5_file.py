@@ -72,7 +72,7 @@ class Hdf5File:
         """Opens the file once. Raises InputError where it is missing, no HDF5 file, damaged or cut off."""
         self.path = Path(path).expanduser()
         self._reset()
-        with self._reading(""):
+        with self._guard(), self._reading(""):
             self._root()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -88,23 +88,28 @@ class Hdf5File:
         self._lock = threading.RLock()
         self._folders: dict[str, Any] = {}
         self._checked: set[str] = set()
+        self._values: dict[str, np.ndarray] = {}  # frames whose values were checked, by sequence
 
     def close(self) -> None:
         """Close the file; reading opens it again."""
-        with self._lock:
+        with self._guard():
             self._folders.clear()
             if self._handle is not None:
                 self._handle.close()
                 self._handle = None
 
-    def _root(self) -> Any:
-        """The file's top group, opened in this process."""
-        if False:
-            # A forked process has a copy of the handle and perhaps of a lock that a thread held which it doesn't have.
+    def _guard(self) -> threading.RLock:
+        """The lock of this process. After a fork everything is new: the handle is a copy, and the parent's lock may be
+        held by a thread that is not here, so it is not even asked for."""
+        if self._pid != os.getpid():
             inherited = self._handle
             self._reset()
             if inherited is not None:
                 inherited.close()
+        return self._lock
+
+    def _root(self) -> Any:
+        """The file's top group, opened in this process."""
         if self._handle is None:
             h5py = require_h5py()
             if not self.path.exists():
@@ -143,7 +148,7 @@ class Hdf5File:
         passed over."""
         h5py = require_h5py()
         found: list[str] = []
-        with self._lock, self._reading(""):
+        with self._guard(), self._reading(""):
             root = self._root()
             waiting: list[tuple[str, Any]] = [("", h5py.h5g.open(root, b"/"))]
             seen, links = {_address(h5py, waiting[0][1])}, 0
@@ -176,7 +181,7 @@ class Hdf5File:
             InputError: no such group, or one that a link leads to; a dataset missing; a length that can't be.
         """
         h5py = require_h5py()
-        with self._lock, self._reading(name):
+        with self._guard(), self._reading(name):
             group = self._group(name)
             present = set(group)
             missing = [key for key in (*FIELDS, BETAS) if key.encode() not in present and key != HANDS]
@@ -198,8 +203,7 @@ class Hdf5File:
         """Check shape, type and storage of the datasets of a sequence, without reading them. Raises InputError for the
         first that is wrong (see :func:`mgrpo.data.hdf5_layout.check_dataset`)."""
         h5py = require_h5py()
-        with self._lock, self._reading(info.name):
-            self._root()  # also notes a fork, which forgets what was checked
+        with self._guard(), self._reading(info.name):
             if info.name in self._checked:
                 return
             group = self._group(info.name)
@@ -211,7 +215,7 @@ class Hdf5File:
     def stored_bytes(self, name: str) -> int:
         """Bytes that all datasets of a sequence take in the file, those that are not read included."""
         h5py = require_h5py()
-        with self._lock, self._reading(name):
+        with self._guard(), self._reading(name):
             group = self._group(name)
             total = 0
             for key in group:
@@ -228,16 +232,20 @@ class Hdf5File:
         h5py = require_h5py()
         self.check(info)
         rows = np.empty((stop - start, row_width(info.hands)), np.float32)
-        with self._lock, self._reading(info.name):
-            group = self._group(info.name)
+        with self._guard(), self._reading(info.name):
+            group = self._checked_group(info.name)
             for key, shape in fields_of(info.hands):
                 part = np.empty((stop - start, *shape), np.float32)
-                dataset = self._child(group, key, info.name)
+                dataset = h5py.h5d.open(group, key.encode())
                 space = dataset.get_space()
                 space.select_hyperslab((start, *(0 for _ in shape)), part.shape)
                 dataset.read(h5py.h5s.create_simple(part.shape), space, part)
                 rows[:, columns(key)] = part.reshape(stop - start, -1)
-        check_values(f"{self.path}: {info.name}", rows, start, info.hands)
+        # Values are looked at once: what was read before is read again whenever the cache has no room for it.
+        seen = self._values.setdefault(info.name, np.zeros(info.frames, bool))
+        if not seen[start:stop].all():
+            check_values(f"{self.path}: {info.name}", rows, start, info.hands)
+            seen[start:stop] = True
         return rows
 
     def betas(self, info: SequenceInfo) -> np.ndarray:
@@ -246,11 +254,18 @@ class Hdf5File:
         h5py = require_h5py()
         self.check(info)
         betas = np.empty((1, NUM_BETAS), np.float32)
-        with self._lock, self._reading(info.name):
-            dataset = self._child(self._group(info.name), BETAS, info.name)
+        with self._guard(), self._reading(info.name):
+            dataset = h5py.h5d.open(self._checked_group(info.name), BETAS.encode())
             dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, betas)
         check_betas(f"{self.path}: {info.name}", betas)
         return betas[0]
+
+    def _checked_group(self, name: str) -> Any:
+        """The group of a sequence that :meth:`check` has seen: no step to it, nor a dataset in it, is a link."""
+        self._root()
+        folder, _, last = name.rpartition("/")
+        parent = self._folders.get(folder)
+        return self._group(name) if parent is None else require_h5py().h5g.open(parent, last.encode())
 
     def _group(self, name: str) -> Any:
         """The group of a sequence, every step of its path checked."""

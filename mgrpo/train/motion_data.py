@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -77,8 +78,9 @@ class MotionDataConfig:
     one; `none`: every sequence of the file."""
     cache_mb: float = float(CACHE_MB)
     """HDF5: memory for motion that was read, MiB."""
-    prefetch: bool = True
-    """HDF5: make the next batch while the network works."""
+    prefetch: Literal["auto", "on", "off"] = "auto"
+    """HDF5: make the next batch while the network works. auto: with more than 4 processors; fewer are better left to
+    the network."""
     fixed_windows: int = 512
     """HDF5: most validation and most held-out windows, spread evenly over all; 0: no limit."""
     check_body: bool = True
@@ -235,7 +237,7 @@ def _load_hdf5(config: MotionDataConfig, body: BodyModel, seed: int) -> MotionDa
             weighting="frames" if augment.weighting == "frames" else "clips",
             short_share=config.short_share,
             yaw=augment.yaw,
-            prefetch=config.prefetch,
+            prefetch=config.prefetch == "on" or (config.prefetch == "auto" and (os.cpu_count() or 1) > 4),
         )
 
     post_training = "post_training" if parts.names["post_training"] else "train"

@@ -331,14 +331,27 @@ def test_prefetched_batches_are_the_same(file: Path, body: BodyModel) -> None:
     ahead.close()
 
 
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_parts_make_up_the_batch(file: Path, body: BodyModel, prefetch: bool) -> None:
+    whole = Hdf5Sampler(open_hdf5(file), body, 32, 5, yaw=True, prefetch=False)
+    parts = Hdf5Sampler(open_hdf5(file), body, 32, 5, yaw=True, prefetch=prefetch)
+    for iteration in (3, 4):
+        batch = whole.batch(iteration, 10)
+        assert same(parts.batch(iteration, 4, first=3, whole=10), batch.select(range(3, 7)))
+        assert same(parts.batch(iteration, 3, first=7), batch.select(range(7, 10)))
+    with pytest.raises(InputError, match="4 windows from position 8 of 10"):
+        parts.batch(3, 4, first=8, whole=10)
+    parts.close()
+
+
 def test_the_next_batch_is_made_in_another_thread(file: Path, body: BodyModel) -> None:
     sampler = Hdf5Sampler(open_hdf5(file), body, 32, 5)
     made: list[tuple[int, str]] = []
     make = sampler.make
 
-    def noted(iteration: int, size: int) -> MotionWindows:
+    def noted(iteration: int, *part: int) -> MotionWindows:
         made.append((iteration, threading.current_thread().name))
-        return make(iteration, size)
+        return make(iteration, *part)
 
     sampler.make = noted  # type: ignore[method-assign]
     for iteration in range(3):
@@ -385,7 +398,7 @@ def test_each_process_opens_the_file_for_itself(file: Path, body: BodyModel) -> 
     queue = context.Queue()
     child = context.Process(target=_batch_in_child, args=(sampler, queue))
     child.start()
-    received = queue.get(timeout=60)
+    received = queue.get(timeout=20)
     child.join(60)
     assert child.exitcode == 0 and np.array_equal(received, expected)
     assert np.array_equal(sampler.batch(4, 6).T_world_cpf.numpy(), expected)

@@ -135,7 +135,7 @@ def test_motion_without_all_splits_lends_some(file: Path) -> None:
 
 def test_options_reach_the_sampler(config: MotionDataConfig) -> None:
     config = replace(
-        config, length=20, slices="random_variable_len", short_share=1.0, cache_mb=3.0, prefetch=False,
+        config, length=20, slices="random_variable_len", short_share=1.0, cache_mb=3.0, prefetch="off",
         augment=AugmentConfig(weighting="frames", yaw=False),
     )  # fmt: skip
     sampler = load_motion_data(config, seed=4).train
@@ -235,14 +235,14 @@ def test_evaluation_windows_of_a_file(file: Path) -> None:
 def test_training_resumes_exactly(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six steps at once and three plus three, with other memory and without the thread, give the same weights."""
     monkeypatch.setitem(denoiser.DENOISER_PRESETS, "tiny", TINY_DENOISER)
-    data = MotionDataConfig(motion=str(file), length=20, slices="random_variable_len")
+    data = MotionDataConfig(motion=str(file), length=20, slices="random_variable_len", prefetch="on")
     config = PriorConfig(
         output=tmp_path / "whole", data=data, iterations=6, batch_size=4, warmup=1, validate_every=3, device="cpu"
     )
     train_prior(config)
     parts = replace(config, output=tmp_path / "parts", iterations=3)
     train_prior(parts)
-    train_prior(replace(parts, iterations=6, resume=True, data=replace(data, cache_mb=0.0, prefetch=False)))
+    train_prior(replace(parts, iterations=6, resume=True, data=replace(data, cache_mb=0.0, prefetch="off")))
     from safetensors.torch import load_file
 
     weights = [
