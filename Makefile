@@ -26,7 +26,7 @@ demo: install
 	@$(VENV)/bin/mgrpo demo $(DEMO_ARGS)
 
 test: install
-	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	@$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 check: install
 	@$(VENV)/bin/python -m ruff --version >/dev/null 2>&1 || \

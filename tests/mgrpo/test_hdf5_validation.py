@@ -290,7 +290,7 @@ def test_clips_are_for_small_files(file: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_without_h5py_there_is_a_way_out(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(InputError, match=r"need the package h5py.*pip install 'mgrpo\[hdf5\]'"):
+    with pytest.raises(InputError, match=r"need the package h5py.*pip install h5py"):
         open_hdf5(file)
 
 
