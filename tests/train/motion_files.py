@@ -62,8 +62,10 @@ def mask_batches() -> None:
     """From now on, training windows are padded as their position in the batch says: a third of them is whole."""
     original = WindowSampler.batch
 
-    def masked(sampler: WindowSampler, iteration: int, size: int, *, first: int = 0) -> MotionWindows:
-        windows = original(sampler, iteration, size, first=first)
+    def masked(
+        sampler: WindowSampler, iteration: int, size: int, *, first: int = 0, whole: int | None = None
+    ) -> MotionWindows:
+        windows = original(sampler, iteration, size, first=first, whole=whole)
         frames = torch.arange(windows.length)
         real = torch.tensor([windows.length, 3, 5])[torch.arange(first, first + size) % 3]
         return replace(windows, mask=frames < real[:, None])
