@@ -116,6 +116,8 @@ def _check_archive(path: Path, what: str) -> None:
         raise InputError(f"{path}: expected a {what} (an npz file), got a folder")
     if not path.exists():
         raise InputError(f"{path}: no such file; expected a {what} (an npz file)")
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise InputError(f"{path}: not a regular file; expected a {what} (an npz file)")
     try:
         archive = zipfile.is_zipfile(path)
         with path.open("rb") as stream:

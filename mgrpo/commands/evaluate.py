@@ -38,6 +38,7 @@ from mgrpo.train.hdf5_parts import open_with_progress, split_hdf5
 from mgrpo.train.interrupt import graceful_interrupt
 from mgrpo.train.motion_data import MotionDataConfig, split_motion
 from mgrpo.train.progress import Progress
+from mgrpo.train.seeding import require_seed
 
 from .evaluation_folder import EvaluationFolder
 from .evaluation_options import chosen_protocol, refuse_contradictions, settle
@@ -141,6 +142,7 @@ class EvaluateConfig:
         settle(self)
         if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise InputError(f"--seeds must be different whole numbers from 0, got {' '.join(map(str, self.seeds))}")
+        require_seed(max(self.seeds), "--seeds")
         for option, least in (("length", 4), ("stride", 0), ("samples", 1), ("windows_per_chunk", 0)):
             if getattr(self, option) < least:
                 raise InputError(f"--{option.replace('_', '-')} must be at least {least}, got {getattr(self, option)}")
@@ -299,7 +301,7 @@ def evaluation_windows(config: EvaluateConfig) -> MotionWindows:
     if hdf5_files(config.motion):
         return hdf5_windows(config, body)
     for option in ("split", "slices", "file_list"):
-        if getattr(config, option) not in ("", "stride"):
+        if getattr(config, option) not in ("", "stride") and not (option == "slices" and config.protocol):
             raise InputError(f"--{option.replace('_', '-')} is for HDF5 files; {config.motion} is other motion")
     clips = load_motion(config.motion, body)
     if config.short_clips == "drop" and config.protocol is None:
@@ -357,13 +359,10 @@ def hdf5_windows(config: EvaluateConfig, body: BodyModel) -> MotionWindows:
     if not len(chosen):
         what = f"--split {config.split}" if config.split else f"--part {config.part}"
         raise InputError(f"{what}: {config.motion} has no motion for it; mgrpo data info shows what it has")
-    slicing = config.slices
-    if config.protocol is not None:
-        slicing = chosen_protocol(config).slices
-        if not config.mirrored:
-            chosen = chosen.part(lambda entry: recording_of(entry.name) == entry.name)
+    if config.protocol is not None and not config.mirrored:
+        chosen = chosen.part(lambda entry: recording_of(entry.name) == entry.name)
     chosen.check_body(body)
-    if slicing == "deterministic":
+    if config.slices == "deterministic":
         slices = deterministic_slices(chosen, config.length)
     else:
         slices = strided_slices(chosen, config.length, config.stride or max(1, config.length // 2))

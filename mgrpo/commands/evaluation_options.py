@@ -49,6 +49,7 @@ def _fixed(protocol: Protocol, length: int) -> dict[str, Any]:
     return {
         "length": length,
         "stride": length if protocol.slices == "every" else 0,
+        "slices": "deterministic" if protocol.slices == "deterministic" else "stride",
         "short_clips": "drop",
         "mirrored": protocol.mirrored,
         "seeds": protocol.seeds,

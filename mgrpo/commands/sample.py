@@ -30,6 +30,7 @@ from mgrpo.storage import atomic_write, make_folder
 from mgrpo.train.checkpoints import load_model
 from mgrpo.train.device import resolve_device
 from mgrpo.train.progress import Progress
+from mgrpo.train.seeding import require_seed
 from mgrpo.train.trained_length import trained_length
 
 _NUM_HANDS = 30
@@ -73,9 +74,10 @@ class SampleConfig:
     """Where to compute: auto, cpu, cuda, cuda:1 ..."""
 
     def __post_init__(self) -> None:
-        for option, least in (("start", 1), ("length", 0), ("samples", 1), ("seed", 0)):
+        for option, least in (("start", 1), ("length", 0), ("samples", 1)):
             if getattr(self, option) < least:
                 raise InputError(f"--{option} must be at least {least}, got {getattr(self, option)}")
+        require_seed(self.seed)
 
 
 def run_sample(config: SampleConfig) -> int:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from mgrpo.body.model import BodyModel
 from mgrpo.data.clip import MotionClip
+from mgrpo.data.indexing import ItemIndex
 from mgrpo.data.windows import MotionWindows, cut_windows
 from mgrpo.errors import InputError
 
@@ -29,19 +30,14 @@ def slice_starts(frame_counts: Sequence[int], frames: int) -> list[tuple[int, in
     """
     if frames < 1:
         raise InputError(f"slice_starts(): a slice must have at least 1 frame, got {frames}")
-    kept = [(index, count) for index, count in enumerate(frame_counts) if count >= frames]
-    if not kept:
+    if max(frame_counts, default=0) < frames:
         longest = max(frame_counts, default=0)
         raise InputError(
             f"none of the {len(frame_counts)} sequences has {frames} frames (the longest has {longest}); use shorter "
             "windows or longer motion"
         )
-    items = []
-    for item in range(sum(count for _, count in kept) // frames):
-        index, count = kept[item % len(kept)]
-        spare = count - frames
-        items.append((index, (item // len(kept) * frames) % spare if spare else 0))
-    return items
+    index = ItemIndex(frame_counts, frames)
+    return [(chosen.sequence, chosen.start) for chosen in map(index.deterministic, range(len(index)))]
 
 
 def deterministic_windows(clips: Sequence[MotionClip], body: BodyModel, length: int) -> MotionWindows:

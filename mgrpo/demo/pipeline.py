@@ -35,6 +35,7 @@ from mgrpo.train.motion_data import MotionDataConfig, load_motion_data
 from mgrpo.train.perceptual import PERCEPTUAL_TRAINING_PRESETS, PerceptualTrainingConfig, train_perceptual
 from mgrpo.train.prior import PriorConfig, train_prior
 from mgrpo.train.progress import Progress, notice
+from mgrpo.train.seeding import require_seed
 from mgrpo.train.start import require_at_least_one
 
 _SAMPLER = SamplerConfig(steps=10)
@@ -111,6 +112,7 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "evaluation_seeds", "diversity_draws")
+        require_seed(self.seed)
         if self.evaluation_samples < 2:
             raise InputError(
                 f"--evaluation-samples must be at least 2 (diversity needs two), got {self.evaluation_samples}"

@@ -111,6 +111,16 @@ def tensor_problems(
     return problems
 
 
+def refuse_non_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise InputError naming the weights that hold NaN or infinity: everything computed with them would too."""
+    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise InputError(
+            f"{where} holds weights that are not finite (NaN or infinite): {listed(bad)}. The training that wrote it "
+            "had diverged; use an earlier checkpoint."
+        )
+
+
 def load_network(
     build: Callable[[], ModelT],
     config: Any,
@@ -167,7 +177,9 @@ def load_network(
 
     try:
         with safe_open(path, framework="pt", device="cpu") as stream:
-            model.load_state_dict({names[name]: stream.get_tensor(name) for name in header}, strict=True)
+            tensors = {names[name]: stream.get_tensor(name) for name in header}
+        refuse_non_finite(tensors, f"{what}: {path}")
+        model.load_state_dict(tensors, strict=True)
     except (RuntimeError, SafetensorError, OSError) as error:
         raise InputError(f"{what}: {path} can't be loaded: {error}") from error
     return model.eval()

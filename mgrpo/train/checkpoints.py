@@ -23,7 +23,7 @@ from mgrpo.errors import InputError
 from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.egoallo import is_egoallo, read_egoallo
 from mgrpo.models.hub import PretrainedModel, is_pretrained, read_pretrained
-from mgrpo.models.weights import check_weights_file, tensor_problems
+from mgrpo.models.weights import check_weights_file, refuse_non_finite, tensor_problems
 from mgrpo.storage import (
     atomic_write_folder,
     checksum,
@@ -121,6 +121,7 @@ def load_tensors_into(model: nn.Module, tensors: Mapping[str, Tensor], *, where:
             f"{where} does not fit this {type(model).__name__}: {'; '.join(problems)}. "
             "It was saved with another configuration: use the one in its config.json, or another checkpoint."
         )
+    refuse_non_finite(tensors, where)
     model.load_state_dict(dict(tensors), strict=True)
 
 

@@ -37,10 +37,10 @@ from mgrpo.rewards import REWARDS, RewardBatch, RewardScales, score_groups
 from .checkpoints import load_model
 from .device import resolve_device
 from .interrupt import graceful_interrupt
-from .learning_rate import learning_rate_at, set_learning_rate
+from .learning_rate import learning_rate_at, require_learning_rate, set_learning_rate
 from .motion_data import MotionDataConfig, load_motion_data
 from .progress import Progress
-from .seeding import iteration_generator
+from .seeding import iteration_generator, require_seed
 from .start import open_run, require_at_least_one, restore_last
 
 
@@ -160,6 +160,8 @@ class GrpoConfig:
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "iterations", "conditions", "optimizer_steps", "checkpoint_every")
+        require_seed(self.seed)
+        require_learning_rate(self.learning_rate)
         if self.group_size < 2:
             raise InputError(
                 f"--group-size must be at least 2 (a group of one has no spread to learn from), got {self.group_size}"

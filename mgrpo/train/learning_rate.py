@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+from mgrpo.errors import InputError
+
 Schedule = Literal["constant", "cosine"]
 
 
@@ -24,6 +26,12 @@ def learning_rate_at(
     if schedule == "constant":
         return peak * warm
     return peak * warm * 0.5 * (1 + math.cos(math.pi * iteration / iterations))
+
+
+def require_learning_rate(value: float) -> None:
+    """Raise InputError for a learning rate with which nothing is learnt; 1 is far above any that works."""
+    if not 0 < value <= 1:
+        raise InputError(f"--learning-rate must be positive and at most 1, got {value}")
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -34,10 +34,10 @@ from mgrpo.models.state import StateLayout, pack_windows
 from .checkpoints import load_model
 from .device import resolve_device
 from .interrupt import graceful_interrupt
-from .learning_rate import learning_rate_at, set_learning_rate
+from .learning_rate import learning_rate_at, require_learning_rate, set_learning_rate
 from .motion_data import MotionDataConfig, load_motion_data
 from .progress import Progress
-from .seeding import iteration_generator, stream_seed
+from .seeding import iteration_generator, require_seed, stream_seed
 from .start import open_run, require_at_least_one, restore_last
 
 
@@ -110,7 +110,9 @@ class PerceptualTrainingConfig:
             self, "iterations", "clips", "negatives_per_clip", "last_steps", "samples_per_clip", "validation_samples",
             "optimizer_steps_per_generation", "checkpoint_every",
         )  # fmt: skip
-        for name in ("learning_rate", "gradient_clip", "gaussian_sigma"):
+        require_seed(self.seed)
+        require_learning_rate(self.learning_rate)
+        for name in ("gradient_clip", "gaussian_sigma"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
         if self.negatives == "samples" and self.negatives_per_clip > self.samples_per_clip * self.last_steps:

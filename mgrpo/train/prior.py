@@ -30,13 +30,13 @@ from .average import WeightAverage
 from .compiled import compile_errors, compile_network
 from .distributed import Processes, open_processes
 from .interrupt import graceful_interrupt
-from .learning_rate import learning_rate_at, set_learning_rate
+from .learning_rate import learning_rate_at, require_learning_rate, set_learning_rate
 from .motion_data import MotionDataConfig, load_motion_data
 from .precision import NetworkPrecision, Precision
 from .prefetch import batches
 from .progress import Progress
 from .run_dir import RunDir
-from .seeding import stream_seed
+from .seeding import require_seed, stream_seed
 from .start import open_run, require_at_least_one
 
 
@@ -102,9 +102,10 @@ class PriorConfig:
         require_at_least_one(self, "iterations", "batch_size", "accumulate", "checkpoint_every")
         if self.preset not in DENOISER_PRESETS:
             raise InputError(f"--preset must be one of {', '.join(DENOISER_PRESETS)}, got {self.preset!r}")
-        for name in ("learning_rate", "gradient_clip"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
+        require_seed(self.seed)
+        require_learning_rate(self.learning_rate)
+        if not self.gradient_clip > 0:
+            raise InputError(f"--gradient-clip must be positive, got {self.gradient_clip}")
         for name in ("warmup", "weight_decay", "prefetch", "validate_every", "keep_every"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")

@@ -7,6 +7,8 @@ import hashlib
 
 import torch
 
+from mgrpo.errors import InputError
+
 
 def stream_seed(seed: int, iteration: int, purpose: str) -> int:
     """A 63-bit seed for one purpose in one iteration, from a hash of the three. Different purposes give unrelated
@@ -20,3 +22,9 @@ def iteration_generator(seed: int, iteration: int, purpose: str, device: torch.d
     generator = torch.Generator(device=device)
     generator.manual_seed(stream_seed(seed, iteration, purpose))
     return generator
+
+
+def require_seed(seed: int, option: str = "--seed") -> None:
+    """Raise InputError for a seed that the noise can't be keyed by."""
+    if not 0 <= seed < 2**64:
+        raise InputError(f"{option} must be a whole number from 0 to 2^64 - 1, got {seed}")

@@ -3,6 +3,7 @@ damaged, hostile or meant for something else."""
 
 from __future__ import annotations
 
+import os
 import io
 import tracemalloc
 import zipfile
@@ -193,6 +194,9 @@ def test_files_that_are_no_recordings(tmp_path: Path) -> None:
         read_recording(tmp_path / "nowhere.npz")
     with pytest.raises(InputError, match="folder"):
         read_recording(tmp_path)
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(InputError, match="not a regular file"):
+        read_recording(tmp_path / "pipe.npz")
 
 
 def test_no_damage_gets_through_as_anything_but_an_input_error(tmp_path: Path) -> None:

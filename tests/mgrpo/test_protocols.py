@@ -94,6 +94,7 @@ def test_length_of_a_protocol() -> None:
         ({"seeds": (7,)}, "--seeds 7 contradicts --protocol paper, which has --seeds 0 1 2 3 4"),
         ({"samples": 2}, "--samples 2 contradicts --protocol paper, which has --samples 1"),
         ({"stride": 16}, "--stride 16 contradicts"),
+        ({"slices": "deterministic", "protocol": "mgrpo"}, "--slices deterministic contradicts --protocol mgrpo"),
         ({"family": "all"}, "--family all contradicts --protocol paper, which has --family paper"),
         ({"sampler": SamplerConfig(steps=10)}, "--steps 10 contradicts --protocol paper, which has --steps 30"),
         ({"sampler": SamplerConfig(project=False)}, "--no-project contradicts --protocol paper, which has --project"),

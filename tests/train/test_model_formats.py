@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
-from mgrpo.train.checkpoints import load_model, model_format, read_checkpoint, stored_model
+from mgrpo.train.checkpoints import load_model, model_format, read_checkpoint, stored_model, write_checkpoint
 
 _spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
 files = importlib.util.module_from_spec(_spec)
@@ -65,6 +66,25 @@ def test_every_layout_loads(folder: Path, layout: str) -> None:
         load_model(folder / layout, PerceptualModel, PerceptualConfig)
     with pytest.raises(InputError, match=r"another configuration \(d_latent is 16 there, 512 here"):
         load_model(folder / layout, Denoiser, DenoiserConfig, expected_config=DenoiserConfig())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused(layout: str, value: float, tmp_path: Path) -> None:
+    denoiser = Denoiser(files.TINY_DENOISER, seed=1)
+    denoiser.latent_from_cond.weight.data[1, 2] = value
+    if layout == "egoallo":
+        denoiser.save_egoallo(tmp_path, step=40)
+    elif layout == "hub":
+        denoiser.save_pretrained(tmp_path / "model")
+    else:
+        write_checkpoint(
+            tmp_path / "model", step=1, model=denoiser, model_config=denoiser.config, optimizer=None, tensors=None,
+            state=None, metric=None, record={},
+        )  # fmt: skip
+    path = tmp_path if layout == "egoallo" else tmp_path / "model"
+    with pytest.raises(InputError, match=r"weights that are not finite.*: latent_from_cond\.weight"):
+        load_model(path, Denoiser, DenoiserConfig)
 
 
 def test_files_in_the_folders_load_too(folder: Path) -> None:

@@ -320,6 +320,9 @@ def test_presets_follow_the_paper() -> None:
     [
         ({"clips": 0}, "--clips must be at least 1"),
         ({"learning_rate": 0.0}, "--learning-rate must be positive"),
+        ({"learning_rate": 1e300}, "--learning-rate must be positive and at most 1, got 1e.300"),
+        ({"seed": -1}, r"--seed must be a whole number from 0 to 2\^64 - 1, got -1"),
+        ({"seed": 2**64}, "--seed must be a whole number"),
         ({"negatives_per_clip": 7}, r"\(7\) can't exceed --samples-per-clip x --last-steps \(2 x 3\)"),
         ({"last_steps": 5, "negatives_per_clip": 1}, r"--last-steps \(5\) can't exceed --sampler.steps \(4\)"),
         ({"clips_per_generation": 2}, r"--clips-per-generation \(2\) must be at least --clips \(3\)"),

@@ -92,6 +92,9 @@ def test_a_second_start_without_resume_is_refused(base):
         ({"preset": "huge"}, "--preset must be one of tiny, egoallo"),
         ({"iterations": 0}, "--iterations must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "--learning-rate must be positive"),
+        ({"learning_rate": 1e300}, "--learning-rate must be positive and at most 1, got 1e.300"),
+        ({"seed": -1}, r"--seed must be a whole number from 0 to 2\^64 - 1, got -1"),
+        ({"seed": 2**64}, "--seed must be a whole number"),
     ],
 )
 def test_options_out_of_range(base, options, message):
