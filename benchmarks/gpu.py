@@ -9,6 +9,7 @@ that is set, else to ``benchmarks/results/<device>``, logs then to ``build/gpu``
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import re
@@ -173,15 +174,28 @@ def run_stage(stage: Stage, seconds: float, log: Path) -> Outcome:
     return Outcome(stage, state, took, finding)
 
 
-def end_group(process: subprocess.Popen[str]) -> None:
-    """End a process and the children it started."""
+def end_group(process: subprocess.Popen[str], patience: float = 5.0) -> None:
+    """End a process and every process of its group, those too that outlive the first or do not heed SIGTERM."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-            process.wait(timeout=5)
-            return
-        except (subprocess.TimeoutExpired, ProcessLookupError):
+        end = time.monotonic() + patience
+        while group_lives(process) and time.monotonic() < end:
+            time.sleep(0.02)
+
+
+def group_lives(process: subprocess.Popen[str]) -> bool:
+    """Whether any process of the group of ``process`` still runs; those that only wait to be collected do not."""
+    process.poll()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # After the name, which may hold anything, come: state, parent, group.
+            state, _, group = status.read_text(errors="replace").rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):  # it ended meanwhile
             continue
+        if int(group) == process.pid and state not in "ZX":
+            return True
+    return False
 
 
 def run_all(

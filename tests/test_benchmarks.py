@@ -660,14 +660,17 @@ def test_a_stage_is_recorded_whatever_it_does(tmp_path: Path) -> None:
 
 def test_a_stage_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
     note = tmp_path / "child"
+    # The child does not heed SIGTERM: that its parent has ended is not enough.
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
     code = (
         "import subprocess, sys, time\n"
-        f"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
         f"open({str(note)!r}, 'w').write(str(child.pid))\n"
         "print('before', flush=True)\n"
         "time.sleep(60)\n"
     )
-    outcome = gpu.run_stage(stage(code), 2.0, tmp_path / "log.txt")
+    outcome = gpu.run_stage(stage(code), 4.0, tmp_path / "log.txt")
     assert outcome.state == "timed out" and outcome.finding == "before" and outcome.seconds < 20
     status = Path("/proc", note.read_text(), "status")
     assert not status.exists() or "State:\tZ" in status.read_text()

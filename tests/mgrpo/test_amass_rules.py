@@ -3,8 +3,8 @@ damaged, hostile or meant for something else."""
 
 from __future__ import annotations
 
-import os
 import io
+import os
 import tracemalloc
 import zipfile
 from collections.abc import Callable
