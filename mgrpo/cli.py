@@ -84,6 +84,7 @@ COMMANDS = (
         "mgrpo.train.grpo",
         "GrpoConfig",
         "train_grpo",
+        presets="GRPO_PRESETS",
         result="last checkpoint",
     ),
     Command(

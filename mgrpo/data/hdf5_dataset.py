@@ -223,6 +223,7 @@ class Hdf5Motion:
             mask=torch.arange(length) < real[:, None],
             names=tuple(self.sequences[chosen.sequence].name for chosen in slices),
             hand_rotmats=quat_to_rotmat(field[HANDS].unflatten(-1, FIELDS[HANDS])) if hands else None,
+            padded=any(chosen.frames < length for chosen in slices),
         )
 
     def clip(self, sequence: int) -> MotionClip:

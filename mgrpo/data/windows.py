@@ -53,6 +53,8 @@ class MotionWindows:
     """The clip of each window."""
     hand_rotmats: Tensor | None = None
     """Local rotations of the 30 finger joints ``(B, T, 30, 3, 3)``; None: not known for any of the clips."""
+    padded: bool = False
+    """Whether some frames may not be real. The mask tells which, but asking it would wait for the device."""
 
     def __repr__(self) -> str:
         return f"MotionWindows({len(self)} windows of {self.length} frames, {len(set(self.names))} clips)"
@@ -83,7 +85,9 @@ class MotionWindows:
             positions = torch.nonzero(index).flatten().tolist() if index.dtype == torch.bool else index.tolist()
         else:
             positions = [int(position) for position in index]
-        rows = torch.as_tensor(positions, dtype=torch.long, device=self.T_world_cpf.device)
+        rows = index
+        if not isinstance(index, slice):
+            rows = torch.as_tensor(positions, dtype=torch.long, device=self.T_world_cpf.device)
         chosen = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -105,6 +109,8 @@ class MotionWindows:
             values = [getattr(part, field.name) for part in parts]
             if field.name == "names":
                 joined["names"] = tuple(name for names in values for name in names)
+            elif field.name == "padded":
+                joined["padded"] = any(values)
             elif all(value is None for value in values):
                 joined[field.name] = None
             else:

@@ -14,7 +14,8 @@ from mgrpo.diffusion.transition import Transitions
 from mgrpo.eval.metrics import group_diversity
 from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.motion import decode_motion
-from mgrpo.train.grpo import GrpoConfig, sample_groups
+from mgrpo.train.grpo_config import GrpoConfig
+from mgrpo.train.motion_task import sample_groups
 
 _FIRST_DRAW = 1 << 20
 """Iteration number of the first draw: far from those of any training run, so that no noise is met twice."""
@@ -56,8 +57,8 @@ def diversity_by_alpha(
         options = replace(config, perlin=replace(config.perlin, alpha=alpha, per_member=per_member))
         measured: dict[str, list[Tensor]] = {}
         for draw in range(draws):
-            rollout = sample_groups(policy, windows, options, transitions, policy.layout, _FIRST_DRAW + draw)
-            motion = decode_motion(policy.layout, rollout.x0, windows.T_world_cpf[:, None], body)
+            x0 = sample_groups(policy, windows, options, transitions, _FIRST_DRAW + draw)
+            motion = decode_motion(policy.layout, x0, windows.T_world_cpf[:, None], body)
             for name, value in group_diversity(motion.joints22, windows.mask).items():
                 measured.setdefault(name, []).append(value)
             if progress is not None:

@@ -24,13 +24,15 @@ from mgrpo.eval.evaluate import evaluate
 from mgrpo.eval.tables import print_table, result_table, write_tables
 from mgrpo.grpo.perturbation import PerlinConfig
 from mgrpo.grpo.update import PolicyLossConfig
+from mgrpo.grpo.window import StepWindowConfig
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
 from mgrpo.report import write_report
 from mgrpo.report.data import Stage
 from mgrpo.train.checkpoints import find_checkpoint, load_model
 from mgrpo.train.device import resolve_device
-from mgrpo.train.grpo import GrpoConfig, train_grpo
+from mgrpo.train.grpo import train_grpo
+from mgrpo.train.grpo_config import GrpoConfig
 from mgrpo.train.motion_data import MotionDataConfig, load_motion_data
 from mgrpo.train.perceptual import PERCEPTUAL_TRAINING_PRESETS, PerceptualTrainingConfig, train_perceptual
 from mgrpo.train.prior import PriorConfig, train_prior
@@ -76,7 +78,8 @@ def _demo_grpo() -> GrpoConfig:
         warmup=5,
         sampler=_SAMPLER,
         perlin=PerlinConfig(alpha=0.1),
-        loss=PolicyLossConfig(step_weight="inv_snr", trained_steps=4),
+        loss=PolicyLossConfig(step_weight="inv_snr"),
+        window=StepWindowConfig(size=4),
         validate_every=20,
         checkpoint_every=20,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from mgrpo.diffusion.schedule import CosineSchedule
@@ -27,9 +28,12 @@ class SamplerConfig:
     """Project the predicted body rotations to SO(3) inside every step (EgoAllo's inference; the paper's early code:
     off)."""
 
-    def transitions(self, schedule: CosineSchedule) -> Transitions:
-        """The three scalars of each step. Raises InputError for options out of range."""
-        return make_transitions(self.kernel, eta=self.eta, steps=self.steps, schedule=schedule)
+    def transitions(self, schedule: CosineSchedule, noisy_steps: Collection[int] | None = None) -> Transitions:
+        """The three scalars of each step, with noise at all of them or only at ``noisy_steps``. Raises InputError for
+        options out of range."""
+        return make_transitions(
+            self.kernel, eta=self.eta, steps=self.steps, schedule=schedule, noisy_steps=noisy_steps
+        )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ later (:func:`step_noise`) instead of being stored.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -22,7 +22,7 @@ from mgrpo.kernels import STREAM_INIT, STREAM_STEP, NoiseKey, philox_normal, pro
 from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.state import StateLayout, project_state
 
-Record = Literal["none", "all", "last"]
+Record = Literal["none", "all", "last"] | Collection[int]
 Guidance = Callable[[Tensor, int], Tensor]
 """Hook that corrects predictions: called with predicted clean states ``(B, G, T, D)`` and the number of steps done, it
 returns the states to go on with, of the same shape. Within step k (k steps done) it gets the prediction, projected if
@@ -177,7 +177,8 @@ def sample(
         project_rotations: replace the predicted body rotations by the nearest rotations inside every step, as EgoAllo
             does (never the hands'). The prototype's policy doesn't.
         fix_det: make projected matrices proper; False is EgoAllo's.
-        record: keep the path: of no step, of all steps, or of the last ``record_last``.
+        record: keep the path: of no step, of all steps, of the last ``record_last``, or of the steps of these
+            indices.
         record_last: number of steps kept by ``record="last"``.
         noise: recorded noise ``(S + 1, B, G, T, D)`` to use instead: index 0 is x_T, index k + 1 the draw of step k.
         guidance: see :data:`Guidance`.
@@ -249,14 +250,15 @@ def reverse_process(
     conditions: int,
     shape: tuple[int, int],
     dtype: torch.dtype,
-    layout: StateLayout,
+    layout: StateLayout | None,
     project_rotations: bool,
-    fix_det: bool,
-    record: Record,
-    record_last: int,
-    noise: Tensor | None,
-    guidance: Guidance | None,
-    callback: Callable[[int, int], None] | None,
+    fix_det: bool = True,
+    record: Record = "none",
+    record_last: int = 3,
+    noise: Tensor | None = None,
+    guidance: Guidance | None = None,
+    callback: Callable[[int, int], None] | None = None,
+    shared_prefix: bool = False,
 ) -> SampleResult:
     """The loop over the steps that every way of predicting shares.
 
@@ -269,7 +271,11 @@ def reverse_process(
         conditions: B.
         shape: (T, D).
         dtype: of the states, float32 or float64.
-        layout, project_rotations, fix_det, record, record_last, noise, guidance, callback: as in :func:`sample`.
+        layout, project_rotations, fix_det, record, record_last, noise, guidance, callback: as in :func:`sample`;
+            ``layout`` may be None where nothing is projected.
+        shared_prefix: keep one state per condition, ``(B, 1, T, D)``, as long as its members are equal: up to the
+            prediction of the first step that draws noise, if they share x_T. Without noise at any step all members end
+            as one. The samples are the same up to rounding.
 
     At most four tensors of the states' size are alive besides what ``predict`` needs and what is recorded.
 
@@ -289,17 +295,18 @@ def reverse_process(
         raise InputError(
             f"{caller}(): there are {conditions} conditions, but keys.condition holds {len(keys.condition)}"
         )
-    if record not in ("none", "all", "last"):
-        raise InputError(f"{caller}(): record must be 'none', 'all' or 'last', got {record!r}")
-    if record == "last" and record_last < 1:
-        raise InputError(f"{caller}(): record_last must be at least 1, got {record_last}")
-    first_recorded = {"none": steps, "all": 0, "last": max(steps - record_last, 0)}[record]
+    if project_rotations and layout is None:
+        raise InputError(f"{caller}(): give the state's layout; without one there are no rotations to project")
+    recorded = _recorded_steps(caller, record, record_last, steps)
 
     if noise is not None:
         x = noise[0].to(dtype)
     else:
         assert keys is not None
         x = initial_noise(keys, shape).to(dtype)
+        if shared_prefix and keys.share_initial:
+            x = x[:, :1]
+    members = x.shape[1] if keys is None else keys.members
     recorded_x: list[Tensor] = []
     recorded_x0: list[Tensor] = []
     for k, (level, A, B, s) in enumerate(transitions.scalars):
@@ -311,11 +318,18 @@ def reverse_process(
             drawn = keys.step_key(k)
         if guidance is not None:
             # The hook sees rotations, so they are projected before it and not again in the step.
-            x0_pred = project_state(layout, x0_pred, fix_det=fix_det) if project_rotations else x0_pred
+            if project_rotations:
+                assert layout is not None
+                x0_pred = project_state(layout, x0_pred, fix_det=fix_det)
             x0_pred = _guided(caller, guidance, x0_pred, k)
-        x_prev, x0_pred = _step(x, x0_pred, A, B, s, drawn, layout, project_rotations and guidance is None, fix_det)
-        if k >= first_recorded:
+        if s > 0.0 and x.shape[1] < members:  # from here on the members differ
+            if k in recorded:
+                recorded_x.append(x)
+            x, x0_pred = (part.expand(-1, members, -1, -1) for part in (x, x0_pred))
+        elif k in recorded:
             recorded_x.append(x)
+        x_prev, x0_pred = _step(x, x0_pred, A, B, s, drawn, layout, project_rotations and guidance is None, fix_det)
+        if k in recorded:
             recorded_x0.append(x0_pred)
         x = x_prev
         del x0_pred, x_prev, drawn  # long sequences: nothing of this step stays alive in the next one's network calls
@@ -323,7 +337,21 @@ def reverse_process(
             callback(k + 1, steps)
     if guidance is not None:
         x = _guided(caller, guidance, x, steps)
-    return SampleResult(x0=x, steps=tuple(range(first_recorded, steps)), x_t=recorded_x, x0_pred=recorded_x0)
+    x = x.expand(-1, members, -1, -1)
+    return SampleResult(x0=x, steps=tuple(sorted(recorded)), x_t=recorded_x, x0_pred=recorded_x0)
+
+
+def _recorded_steps(caller: str, record: Record, last: int, steps: int) -> frozenset[int]:
+    """Indices of the steps to record. Raises InputError for what isn't one of the choices."""
+    if isinstance(record, str):
+        if record not in ("none", "all", "last"):
+            raise InputError(f"{caller}(): record must be 'none', 'all', 'last' or indices of steps, got {record!r}")
+        if record == "last" and last < 1:
+            raise InputError(f"{caller}(): record_last must be at least 1, got {last}")
+        return frozenset(range({"none": steps, "all": 0, "last": max(steps - last, 0)}[record], steps))
+    if any(not 0 <= k < steps for k in record):
+        raise InputError(f"{caller}(): record must hold indices of the {steps} steps, got {sorted(record)}")
+    return frozenset(record)
 
 
 def _guided(caller: str, guidance: Guidance, states: Tensor, done: int) -> Tensor:
@@ -342,7 +370,7 @@ def _step(
     B: float,
     s: float,
     noise: Tensor | NoiseKey,
-    layout: StateLayout,
+    layout: StateLayout | None,
     project_rotations: bool,
     fix_det: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -350,11 +378,13 @@ def _step(
     over memory, the noise drawn from its key."""
     if A == 0.0 and s == 0.0:  # the last step returns the prediction
         if project_rotations:
+            assert layout is not None
             x0_pred = project_state(layout, x0_pred, fix_det=fix_det)
         return x0_pred if B == 1.0 else B * x0_pred, x0_pred
     noise = noise if s > 0.0 else None
     if not project_rotations:
         return sde_step(x_t.flatten(0, 1), x0_pred.flatten(0, 1), A, B, s, noise).view(x_t.shape), x0_pred
+    assert layout is not None
     body = layout.slices["body_rotmats"]
     step = projected_sde_step(
         x_t.flatten(0, 1),

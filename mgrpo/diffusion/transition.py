@@ -8,6 +8,7 @@ Formulas: fact sheets ``grpo.md`` 3.1 and ``egoallo.md`` D.3. Write ``a = sqrt(á
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -77,6 +78,7 @@ def make_transitions(
     steps: int = 30,
     schedule: CosineSchedule | None = None,
     s_min: float = 1e-6,
+    noisy_steps: Collection[int] | None = None,
 ) -> Transitions:
     """The three scalars of each step.
 
@@ -94,11 +96,13 @@ def make_transitions(
         steps: number of steps, :func:`mgrpo.diffusion.schedule.quadratic_timesteps`.
         schedule: noise schedule; default :meth:`CosineSchedule.make` with 1000 levels.
         s_min: steps with a smaller std aren't trainable.
+        noisy_steps: indices of the steps that draw noise; the others take s = 0 of the same kernel (``grpo.md`` 2.2:
+            mixed ODE-SDE sampling). None: all of them.
 
     Every kernel ends with s = 0, A = 0, B = 1: the last step returns the prediction.
 
     Raises:
-        InputError: unknown kernel, or eta, steps or s_min out of range.
+        InputError: unknown kernel, or eta, steps, s_min or noisy_steps out of range.
     """
     if kernel not in KERNELS:
         raise InputError(f"make_transitions(): kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
@@ -115,10 +119,18 @@ def make_transitions(
     a, b = abar.sqrt(), (1.0 - abar).sqrt()
     a_prev, b_prev = abar_prev.sqrt(), (1.0 - abar_prev).sqrt()
     final = t_prev == 0
+    quiet = torch.zeros(len(t), dtype=torch.bool)
+    if noisy_steps is not None:
+        if any(not 0 <= k < len(t) for k in noisy_steps):
+            raise InputError(
+                f"make_transitions(): noisy_steps must be indices of the {len(t)} steps, got {sorted(noisy_steps)}"
+            )
+        quiet[:] = True
+        quiet[list(noisy_steps)] = False
 
     if kernel == "egoallo":
         # EgoAllo's last step is 1 -> 0, where the posterior std is 0; other step counts may end with a longer one.
-        s = torch.where(final, 0.0, eta * schedule.posterior_std[t])
+        s = torch.where(final | quiet, 0.0, eta * schedule.posterior_std[t])
         radicand = b_prev**2 - s**2
         if bool((radicand < 0).any()):
             worst = int((radicand < 0).nonzero()[0, 0])
@@ -138,6 +150,7 @@ def make_transitions(
             s = b_prev * math.sin(eta * math.pi / 2.0)
         else:
             s = torch.zeros_like(b_prev)
+        s = torch.where(quiet, 0.0, s)
         A = (b_prev**2 - s**2).clamp_min(0.0).sqrt() / b
     B = a_prev - a * A
     # At the last step b' = 0: the kernels give s = A = 0 and B = 1 up to rounding; make it exact.
@@ -146,9 +159,11 @@ def make_transitions(
     return Transitions(kernel=kernel, eta=float(eta), t=t, t_prev=t_prev, A=A, B=B, s=s, trainable=s > s_min)
 
 
-def step_weights(transitions: Transitions, scheme: StepWeighting = "none") -> Tensor:
-    """Weight ``(S,)`` float64 of each step in the policy loss: mean 1 over the trainable steps, 0 elsewhere
-    (``grpo.md`` 3.4).
+def step_weights(
+    transitions: Transitions, scheme: StepWeighting = "none", steps: Collection[int] | None = None
+) -> Tensor:
+    """Weight ``(S,)`` float64 of each step in the policy loss: mean 1 over the trainable steps, or those of them that
+    are among ``steps``, 0 elsewhere (``grpo.md`` 3.4).
 
     ``none`` weighs all alike, as the paper does; the last, visually negligible steps then hold most of the gradient.
     ``inv_snr`` takes s / B: equal gradient per unit of change in the prediction. ``noise`` takes s: steps count by the
@@ -160,6 +175,8 @@ def step_weights(transitions: Transitions, scheme: StepWeighting = "none") -> Te
     if scheme not in STEP_WEIGHTINGS:
         raise InputError(f"step_weights(): scheme must be one of {', '.join(STEP_WEIGHTINGS)}, got {scheme!r}")
     active = transitions.trainable
+    if steps is not None:
+        active = active & torch.tensor([k in steps for k in range(len(transitions))])
     if not bool(active.any()):
         raise InputError(
             f"step_weights(): kernel {transitions.kernel!r} with eta {transitions.eta} draws no noise, so no "

@@ -37,21 +37,22 @@ class PerlinConfig:
 
 
 def perturbed_head(
-    windows: MotionWindows, config: PerlinConfig, *, seed: int, iteration: int, condition: Tensor, members: int
+    windows: MotionWindows, config: PerlinConfig, *, seed: int, iteration: int, condition: Tensor, members: range
 ) -> tuple[Tensor, Tensor]:
     """The trajectory that the policy sees: ``T_world_cpf`` and ``T_cpf_tm1_cpf_t``, both ``(B, M, T, 7)``.
 
-    M is 1 when the group shares the noise and ``members`` when each member has its own. The noise moves the T + 1 head
-    positions that a window's relative poses are made of; rotations stay untouched. ``condition (B,)`` are the ids that
-    key the noise, so
-    that a condition sees the same noise whatever else is in the batch.
+    M is 1 when the group shares the noise, and the number of ``members`` (their numbers in the group) when each has its
+    own. The noise moves the T + 1 head positions that a window's relative poses are made of; rotations stay untouched.
+    ``condition (B,)`` are the ids that key the noise, so that a condition sees the same noise whatever else is in the
+    batch.
     """
     relative = windows.T_cpf_tm1_cpf_t
     before = se3_multiply(windows.T_world_cpf[:, :1], se3_inverse(relative[:, :1]))
     poses = torch.cat((before, windows.T_world_cpf), dim=1)[:, None]
     if config.alpha == 0:
         return windows.T_world_cpf[:, None], relative[:, None]
-    count = members if config.per_member else 1
+    drawn = members if config.per_member else range(1)
+    count = len(drawn)
     conditions = len(windows)
     noise = perlin_noise(
         poses.shape[2],
@@ -61,7 +62,7 @@ def perturbed_head(
         seed=seed,
         iteration=iteration,
         condition=condition.repeat_interleave(count),
-        member=torch.arange(count, device=condition.device).repeat(conditions),
+        member=torch.arange(drawn.start, drawn.stop, device=condition.device).repeat(conditions),
     ).view(conditions, count, -1, 3)
     moved = torch.cat((poses[..., :4].expand(-1, count, -1, -1), poses[..., 4:] + noise.to(poses)), dim=-1)
     return moved[:, :, 1:], se3_multiply(se3_inverse(moved[:, :, :-1]), moved[:, :, 1:])

@@ -2,68 +2,131 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mgrpo.diffusion.sampler import NoiseKeys, sample
+from mgrpo.diffusion.sampler import NoiseKeys, policy_layout, reverse_process
 from mgrpo.diffusion.transition import Transitions
+from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.state import StateLayout
 
-from .policy import Policy
+from .policy import Policy, at_level, call
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """B conditions, M encodings per condition (1 when the group shares its condition), G members, S steps.
+class RecordedStep:
+    """One step as it was taken, for R rows of M members.
 
     The noise of a step is not stored: it is drawn again from its counter.
     """
 
-    cond: Tensor
-    """Encoded conditions that the policy saw, (B, T, d_cond), or (B * G, T, d_cond) with one condition per member."""
-    x_t: list[Tensor]
-    """State before each of the S steps, (R, M, T, D) with R * M = B * G."""
-    x0_pred: list[Tensor]
-    """What the policy predicted and each step used (projected where the sampler projects), (R, M, T, D)."""
+    x_t: Tensor
+    """State before the step, (R, M, T, D), or (R, 1, T, D) where the members did not differ yet."""
+    x0_pred: Tensor
+    """What the policy predicted and the step used (projected where the sampler projects), (R, M, T, D)."""
+    prediction: Tensor | None
+    """The policy's own output with its graph, shaped as x_t; None unless graphs were kept."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """R rows of M members: a row is a condition and its group, or, where every member has a condition of its own, one
+    member."""
+
+    cond: Any
+    """Conditions that the policy saw, R rows."""
+    steps: Mapping[int, RecordedStep]
+    """The steps to train, by their index."""
     x0: Tensor
-    """Final sample, (B, G, T, D)."""
+    """Final samples, (R, M, T, D)."""
     keys: NoiseKeys
     transitions: Transitions
-    layout: StateLayout
+    layout: StateLayout | None
     project_rotations: bool
+    mask: Tensor | None = None
+    """Real frames (R, T) bool, where samples have different lengths."""
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return len(self.keys.condition)
 
 
 @torch.no_grad()
 def roll_out(
     policy: Policy,
-    cond: Tensor,
+    cond: Any,
     transitions: Transitions,
     keys: NoiseKeys,
-    layout: StateLayout,
     *,
-    group_size: int,
-    project_rotations: bool,
+    shape: tuple[int, int],
+    steps: Sequence[int],
+    layout: StateLayout | None = None,
+    project_rotations: bool = False,
+    mask: Tensor | None = None,
+    per_member: bool = False,
+    keep_graphs: bool = False,
+    same_kernels: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Rollout:
-    """Draw a group of samples for each condition. ``cond`` is ``(B, 1 or G, T, d_cond)``: shared by the group or one
-    per member."""
-    conditions, encodings = cond.shape[:2]
-    if encodings not in (1, group_size):
-        raise ValueError(f"roll_out(): cond must have shape (B, 1 or {group_size}, T, d_cond), got {tuple(cond.shape)}")
-    flat = cond.flatten(0, 1)
-    row_keys = keys if encodings == 1 else keys.one_row_per_member()
-    result = sample(
-        policy, flat, transitions, row_keys, layout=layout, project_rotations=project_rotations, record="all"
-    )
-    frames, channels = result.x0.shape[-2:]
-    return Rollout(
-        cond=flat,
-        x_t=result.x_t,
-        x0_pred=result.x0_pred,
-        x0=result.x0.reshape(conditions, group_size, frames, channels),
-        keys=row_keys,
-        transitions=transitions,
+    """Draw a group of samples for each condition.
+
+    As long as the members of a group have the same state, the network is called once for all of them: before the first
+    step that draws noise, if they share their initial noise.
+
+    Args:
+        policy: the network, whose dropout must be off.
+        cond: conditions of B rows, shared by their groups, or of B * G rows where ``per_member``.
+        transitions: the sampler's steps.
+        keys: which noise to draw, for B conditions of G members.
+        shape: (T, D) of a state.
+        steps: indices of the steps to record.
+        layout, project_rotations: as in :func:`mgrpo.diffusion.sampler.sample`; ``layout`` may be None where nothing is
+            projected.
+        mask: real frames (B, T) bool, where samples have different lengths; the policy's ``encode`` then takes it too.
+        per_member: every member has a condition of its own.
+        keep_graphs: record predictions with their graphs, so that gradients need no second forward pass.
+        same_kernels: run recorded steps as training does, with gradients enabled, and forget the graphs: for compiled
+            networks, which otherwise compute these two with different kernels.
+        dtype: of the states, float32 or float64.
+    """
+    if isinstance(policy, Denoiser):
+        layout = policy_layout("roll_out", policy, layout)
+    if per_member:
+        mask = None if mask is None else mask.repeat_interleave(keys.members, dim=0)
+        keys = keys.one_row_per_member()
+    index = {level: k for k, (level, *_) in enumerate(transitions.scalars)}
+    wanted = frozenset(steps)
+    predictions: dict[int, Tensor] = {}
+
+    def predict(x_t: Tensor, level: int) -> Tensor:
+        k = index[level]
+        t = at_level(level, x_t.shape[0], x_t.device)
+        with torch.set_grad_enabled(k in wanted and (keep_graphs or same_kernels)):
+            prediction = call(policy, x_t, t, cond, mask)
+        if keep_graphs and k in wanted:
+            predictions[k] = prediction
+        return prediction.detach()
+
+    result = reverse_process(
+        predict,
+        transitions,
+        keys,
+        caller="roll_out",
+        conditions=len(keys.condition),
+        shape=shape,
+        dtype=dtype,
         layout=layout,
         project_rotations=project_rotations,
+        record=tuple(steps),
+        shared_prefix=True,
     )
+    recorded = {
+        k: RecordedStep(x_t, x0_pred, predictions.get(k))
+        for k, x_t, x0_pred in zip(result.steps, result.x_t, result.x0_pred, strict=True)
+    }
+    return Rollout(cond, recorded, result.x0, keys, transitions, layout, project_rotations, mask)

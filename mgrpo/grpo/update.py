@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mgrpo.diffusion.sampler import step_noise
 from mgrpo.diffusion.transition import Transitions, step_weights
 from mgrpo.errors import MgrpoError
 from mgrpo.kernels import grpo_loss, sde_kl, sde_log_ratio
 from mgrpo.models.state import StateLayout, project_state
 
-from .policy import Policy
+from .policy import Policy, at_level, call
 from .rollout import Rollout
 
 
@@ -29,8 +31,6 @@ class PolicyLossConfig:
     change of the prediction), `noise` (proportional to the step's noise)."""
     timestep_fraction: float = 1.0
     """Share of the trainable steps trained in an iteration, drawn anew each time."""
-    trained_steps: int = 0
-    """Train only this many of the sampler's stochastic steps, the noisiest first; 0: all of them (paper)."""
     channels: Literal["rewarded", "all"] = "rewarded"
     """Channels of the state that enter the log-prob: those that a reward can see, or all of them (paper)."""
     ratio_shift_correction: bool = False
@@ -44,8 +44,6 @@ class PolicyLossConfig:
             raise ValueError(f"PolicyLossConfig.clip_range must be positive, got {self.clip_range}")
         if not 0 < self.timestep_fraction <= 1:
             raise ValueError(f"PolicyLossConfig.timestep_fraction must be in (0, 1], got {self.timestep_fraction}")
-        if self.trained_steps < 0:
-            raise ValueError(f"PolicyLossConfig.trained_steps must be 0 (all) or more, got {self.trained_steps}")
         if self.kl_coef < 0:
             raise ValueError(f"PolicyLossConfig.kl_coef must be 0 or more, got {self.kl_coef}")
 
@@ -56,10 +54,12 @@ class RatioCheckError(MgrpoError):
 
 @dataclass(frozen=True)
 class UpdateStatistics:
-    """What one pass over the stored steps saw; tensors over trained steps (S',)."""
+    """What the passes over the stored steps saw of some samples; tensors over trained steps (S',)."""
 
     steps: Tensor
     """Indices of the trained steps."""
+    samples: int
+    """How many samples these are."""
     loss: Tensor
     ratio_mean: Tensor
     ratio_min: Tensor
@@ -75,6 +75,39 @@ class UpdateStatistics:
     log_ratio_max: Tensor
     """Largest |log ratio|: exactly zero before the first update."""
 
+    def columns(self) -> Tensor:
+        """All measures (S', 9) float32, in the order of the fields: what processes exchange."""
+        return torch.stack([getattr(self, name) for name in _COLUMNS], dim=1)
+
+
+_SUMMED = ("loss",)
+_AVERAGED = ("ratio_mean", "clip_low", "clip_high", "approx_kl", "kl_reference")
+_LARGEST = ("ratio_max", "log_ratio_max")
+_COLUMNS = tuple(
+    field.name for field in dataclasses.fields(UpdateStatistics) if field.name not in ("steps", "samples")
+)
+
+
+def join_statistics(parts: Sequence[UpdateStatistics]) -> UpdateStatistics:
+    """Statistics of all samples of ``parts``, which saw different samples at the same steps."""
+    shares = torch.tensor([part.samples for part in parts], dtype=torch.float32)
+    shares = shares / shares.sum()
+    joined: dict[str, Tensor] = {}
+    for name in _COLUMNS:
+        values = torch.stack([getattr(part, name) for part in parts])
+        if name in _SUMMED:
+            joined[name] = values.sum(0)
+        elif name in _AVERAGED:
+            joined[name] = (values * shares.to(values.device)[:, None]).sum(0)
+        else:
+            joined[name] = values.amax(0) if name in _LARGEST else values.amin(0)
+    return UpdateStatistics(parts[0].steps, sum(part.samples for part in parts), **joined)
+
+
+def statistics_from_columns(steps: Tensor, samples: int, columns: Tensor) -> UpdateStatistics:
+    """The inverse of :meth:`UpdateStatistics.columns`."""
+    return UpdateStatistics(steps, samples, **dict(zip(_COLUMNS, columns.unbind(1), strict=True)))
+
 
 def channel_weights(layout: StateLayout, channels: Literal["rewarded", "all"]) -> Tensor:
     """Weight (D,) of each channel in the log-prob: contacts and hands are left out unless all channels are asked
@@ -82,24 +115,25 @@ def channel_weights(layout: StateLayout, channels: Literal["rewarded", "all"]) -
     return layout.channel_weights(contacts=1.0, hand_rotmats=1.0) if channels == "all" else layout.channel_weights()
 
 
-def choose_steps(transitions: Transitions, config: PolicyLossConfig, generator: torch.Generator) -> Tensor:
-    """Indices of the steps to train, ascending: the noisiest ``trained_steps``, and of those a random
-    ``timestep_fraction``, at least one.
+def choose_steps(
+    transitions: Transitions, config: PolicyLossConfig, generator: torch.Generator, weights: Tensor | None = None
+) -> tuple[int, ...]:
+    """Indices of the steps to train, ascending: a random ``timestep_fraction`` of those that draw noise and, with
+    ``weights (S,)``, have a weight; at least one.
 
     Raises MgrpoError when the sampler is deterministic: without noise there is no action.
     """
-    trainable = torch.tensor(transitions.trainable_steps, dtype=torch.int64)
-    if config.trained_steps:
-        noisiest = transitions.s[trainable].argsort(descending=True)[: config.trained_steps]
-        trainable = trainable[noisiest.sort().values]
+    trainable = torch.tensor(
+        [k for k in transitions.trainable_steps if weights is None or weights[k] > 0], dtype=torch.int64
+    )
     if not len(trainable):
         raise MgrpoError(
             f"sampler kernel {transitions.kernel!r} (eta {transitions.eta}) has no stochastic step, so there is no "
-            "action to train"
+            "action to train; choose another --sampler.kernel, or a larger --sampler.eta"
         )
     count = max(1, round(config.timestep_fraction * len(trainable)))
     order = torch.randperm(len(trainable), generator=generator)[:count]
-    return trainable[order].sort().values
+    return tuple(trainable[order].sort().values.tolist())
 
 
 def accumulate_gradients(
@@ -108,74 +142,110 @@ def accumulate_gradients(
     advantages: Tensor,
     config: PolicyLossConfig,
     *,
-    steps: Tensor,
-    rows: slice,
-    denominator: float,
+    steps: Sequence[int],
+    denominator: float | Tensor,
+    weights: Tensor | None = None,
     reference: Policy | None = None,
+    backward: Callable[[Tensor], None] | None = None,
 ) -> UpdateStatistics:
-    """Add the gradient of the clipped loss of some conditions at some steps to the policy's parameters.
+    """Add the gradient of the clipped loss of a rollout at some of its steps to the policy's parameters.
 
-    ``advantages (R, M)`` has the rollout's row layout, ``rows`` selects conditions, ``denominator`` is the number of
-    living samples times steps of the whole optimiser step, so that pieces add up to one mean. The network runs at the
-    rollout's shapes, so
-    that the ratio is exactly one until a weight changes (facts: GRPO, section 3.5).
+    The network runs at the rollout's shapes, so that the ratio is exactly one until a weight changes (facts: GRPO,
+    section 3.5). Where the rollout kept its graphs there is no second forward pass: the gradient is taken through them,
+    once, and the ratio is one by construction.
+
+    Args:
+        policy: the network that made the rollout, possibly updated since.
+        rollout: from :func:`mgrpo.grpo.rollout.roll_out`.
+        advantages: (R, M), the rollout's row layout.
+        config: the loss.
+        steps: indices of recorded steps.
+        denominator: number of living samples times steps of the whole optimiser step, so that pieces add up to one
+            mean; a tensor is not read on the host.
+        weights: (S,) of all the sampler's steps, on the CPU; default those of ``config.step_weight``.
+        reference: frozen prior for the KL term.
+        backward: what takes the gradients of a loss, where it must be scaled first; default ``loss.backward()``.
     """
-    cond, advantages = rollout.cond[rows], advantages[rows]
-    members = advantages.shape[1]
-    transitions = rollout.transitions
-    weights = step_weights(transitions, config.step_weight)
-    keys = rollout.keys.select(rows)
-    options = {"reduction": "mean", "channel_weights": channel_weights(rollout.layout, config.channels).to(cond.device)}
-    seen: list[list[Tensor]] = []
-    for step in steps.tolist():
-        t = torch.full((cond.shape[0],), int(transitions.t[step]), device=cond.device)
-        scale, deviation = float(transitions.B[step]), float(transitions.s[step])
-        x_t, old = rollout.x_t[step][rows], rollout.x0_pred[step][rows]
-        noise = step_noise(keys, step, (x_t.shape[-2], x_t.shape[-1]))
+    weights = step_weights(rollout.transitions, config.step_weight) if weights is None else weights
+    columns = [
+        _one_step(policy, rollout, advantages, config, step, float(weights[step]), denominator, reference, backward)
+        for step in steps
+    ]
+    return statistics_from_columns(torch.as_tensor(steps), advantages.numel(), torch.stack(columns))
 
-        def predict(network: Policy) -> Tensor:
-            prediction = network.decode(x_t, t, network.encode(cond, t))  # noqa: B023
-            if rollout.project_rotations:
-                prediction = project_state(rollout.layout, prediction)
-            return prediction.flatten(0, 1)
 
-        x0_pred, old, noise = predict(policy), old.flatten(0, 1), noise.flatten(0, 1)
-        log_ratio = sde_log_ratio(
-            x0_pred, old, noise, scale, deviation, drop_quadratic=config.ratio_shift_correction, **options
-        )
-        kl_reference = torch.zeros_like(log_ratio)
-        if reference is not None:
-            with torch.no_grad():
-                target = predict(reference)
-            kl_reference = sde_kl(x0_pred, target, scale, deviation, **options)
-        result = grpo_loss(
-            log_ratio.view(-1, members),
-            advantages,
-            clip_range=config.clip_range,
-            weights=torch.full_like(advantages, float(weights[step])),
-            denominator=denominator,
-            kl=kl_reference.view(-1, members) if config.kl_coef else None,
-            kl_coef=config.kl_coef,
-        )
-        result.loss.backward()
+def _one_step(
+    policy: Policy,
+    rollout: Rollout,
+    advantages: Tensor,
+    config: PolicyLossConfig,
+    step: int,
+    weight: float,
+    denominator: float | Tensor,
+    reference: Policy | None,
+    backward: Callable[[Tensor], None] | None,
+) -> Tensor:
+    """Gradients of one step; its measures (9,) in the order of UpdateStatistics."""
+    recorded = rollout.steps[step]
+    rows, members = advantages.shape
+    level, _, scale, deviation = rollout.transitions.scalars[step]
+    t = at_level(level, rows, recorded.x_t.device)
+
+    def finish(prediction: Tensor) -> Tensor:
+        """What entered the step's mean, (R * M, T, D): projected while the members are still one."""
+        prediction = prediction.to(recorded.x0_pred.dtype)
+        if rollout.project_rotations:
+            assert rollout.layout is not None
+            prediction = project_state(rollout.layout, prediction)
+        return prediction.expand(-1, members, -1, -1).flatten(0, 1)
+
+    prediction = recorded.prediction
+    if prediction is None:
+        prediction = call(policy, recorded.x_t, t, rollout.cond, rollout.mask)
+    x0_pred, old = finish(prediction), recorded.x0_pred.flatten(0, 1)
+    options: dict[str, Any] = {"reduction": "mean"}
+    if rollout.layout is not None:
+        options["channel_weights"] = _weights_on(rollout.layout, config.channels, x0_pred.device)
+    if rollout.mask is not None:
+        options["mask"] = rollout.mask.repeat_interleave(members, dim=0)
+    log_ratio = sde_log_ratio(
+        x0_pred,
+        old,
+        rollout.keys.step_key(step),
+        scale,
+        deviation,
+        drop_quadratic=config.ratio_shift_correction,
+        **options,
+    )
+    kl_reference = torch.zeros_like(log_ratio)
+    if reference is not None:
         with torch.no_grad():
-            ratio = result.ratio
-            moved = sde_kl(x0_pred, old, scale, deviation, **options).mean()
-            seen.append(
-                [
-                    result.loss.detach(),
-                    ratio.mean(),
-                    ratio.min(),
-                    ratio.max(),
-                    result.clip_fraction_low,
-                    result.clip_fraction_high,
-                    moved,
-                    kl_reference.mean(),
-                    log_ratio.abs().max(),
-                ]
-            )
-    columns = [torch.stack([row[i].float() for row in seen]) for i in range(9)]
-    return UpdateStatistics(steps, *columns)
+            target = finish(call(reference, recorded.x_t, t, rollout.cond, rollout.mask))
+        kl_reference = sde_kl(x0_pred, target, scale, deviation, **options)
+    result = grpo_loss(
+        log_ratio.view(-1, members),
+        advantages,
+        clip_range=config.clip_range,
+        weights=torch.full_like(advantages, weight),
+        denominator=denominator,
+        kl=kl_reference.view(-1, members) if config.kl_coef else None,
+        kl_coef=config.kl_coef,
+    )
+    (torch.Tensor.backward if backward is None else backward)(result.loss)
+    with torch.no_grad():
+        ratio = result.ratio
+        moved = sde_kl(x0_pred, old, scale, deviation, **options).mean()
+        measures = [
+            result.loss.detach(), ratio.mean(), ratio.min(), ratio.max(), result.clip_fraction_low,
+            result.clip_fraction_high, moved, kl_reference.mean(), log_ratio.abs().max(),
+        ]  # fmt: skip
+        return torch.stack([measure.float() for measure in measures])
+
+
+@lru_cache(maxsize=16)
+def _weights_on(layout: StateLayout, channels: Literal["rewarded", "all"], device: torch.device) -> Tensor:
+    """Channel weights, moved to a device once."""
+    return channel_weights(layout, channels).to(device)
 
 
 def check_ratio_is_one(statistics: UpdateStatistics, config: PolicyLossConfig) -> None:

@@ -19,6 +19,11 @@ class CompileError(MgrpoError):
     """The network could not be compiled on this machine."""
 
 
+def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The compiled form of a method of a network; errors as for :func:`compile_network`."""
+    return torch.compile(function, fullgraph=True, backend=BACKEND)
+
+
 def compile_network(network: nn.Module) -> Callable[..., Tensor]:
     """The compiled form of ``network``, on the same weights: save and load ``network`` itself, whose names stay as they
     are.

@@ -71,6 +71,14 @@ class Processes:
             self._call(lambda: dist.all_reduce(tensor))
         return tensor
 
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """A tensor of every process, in their order; all must have the same shape."""
+        if self.count == 1:
+            return [tensor]
+        gathered = [torch.empty_like(tensor) for _ in range(self.count)]
+        self._call(lambda: dist.all_gather(gathered, tensor.contiguous()))
+        return gathered
+
     def sum_gradients_(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over the processes. A parameter without one counts as zero."""
         if self.count == 1:

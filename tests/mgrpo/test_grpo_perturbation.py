@@ -18,7 +18,7 @@ def windows():
     return WindowSampler(clips, body, 16, 0, AugmentConfig()).batch(0, 5)
 
 
-def perturb(windows, *, members=3, iteration=2, condition=None, **options):
+def perturb(windows, *, members=range(3), iteration=2, condition=None, **options):
     condition = torch.arange(len(windows)) if condition is None else condition
     return perturbed_head(
         windows, PerlinConfig(**options), seed=1, iteration=iteration, condition=condition, members=members

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from mgrpo.diffusion.sampler import NoiseKeys, step_noise
+from mgrpo.diffusion.sampler import NoiseKeys, sample, step_noise
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.diffusion.transition import make_transitions, step_weights
-from mgrpo.errors import MgrpoError
-from mgrpo.grpo.health import advantage_metrics, parameter_distance, reward_metrics, update_metrics
+from mgrpo.errors import InputError, MgrpoError
+from mgrpo.grpo.health import advantage_metrics, parameter_distance, read_metrics, reward_metrics, update_metrics
 from mgrpo.grpo.rollout import roll_out
 from mgrpo.grpo.update import PolicyLossConfig, accumulate_gradients, channel_weights, check_ratio_is_one, choose_steps
+from mgrpo.grpo.window import StepWindowConfig
 from mgrpo.kernels import group_advantages, sde_log_prob
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.state import project_state
@@ -35,13 +37,25 @@ def transitions():
     return make_transitions("egoallo", eta=0.8, steps=6, schedule=CosineSchedule.make())
 
 
-def rollout_of(policy, transitions, *, project=True, per_member=False):
+def rollout_of(policy, transitions, *, project=True, per_member=False, graphs=False):
     generator = torch.Generator().manual_seed(5)
     cond = torch.randn(
         GROUPS, MEMBERS if per_member else 1, FRAMES, CONFIG.d_cond, generator=generator, dtype=torch.float64
     )
     keys = NoiseKeys(0, 1, torch.arange(GROUPS), MEMBERS)
-    return roll_out(policy, cond, transitions, keys, policy.layout, group_size=MEMBERS, project_rotations=project)
+    return roll_out(
+        policy,
+        cond.flatten(0, 1),
+        transitions,
+        keys,
+        shape=(FRAMES, policy.layout.dim),
+        steps=transitions.trainable_steps,
+        layout=policy.layout,
+        project_rotations=project,
+        per_member=per_member,
+        keep_graphs=graphs,
+        dtype=torch.float64,
+    )
 
 
 def slow_loss(policy, rollout, advantages, config):
@@ -52,7 +66,8 @@ def slow_loss(policy, rollout, advantages, config):
     scale = step_weights(rollout.transitions, config.step_weight)
     for step in rollout.transitions.trainable_steps:
         t, A, B, s = rollout.transitions.scalars[step]
-        x_t, old = rollout.x_t[step], rollout.x0_pred[step]
+        old = rollout.steps[step].x0_pred
+        x_t = rollout.steps[step].x_t.expand_as(old)
         level = torch.full((x_t.shape[0],), t)
         new = policy.decode(x_t, level, policy.encode(rollout.cond, level))
         if rollout.project_rotations:
@@ -79,10 +94,10 @@ def test_gradients_equal_those_of_full_log_probs(policy, transitions, project, w
     config = PolicyLossConfig(step_weight=weight, clip_range=1e6)
     with torch.no_grad():
         policy.decoders["betas"][-1].bias.add_(1e-3)  # so that the ratio is not one
-    steps = torch.tensor(transitions.trainable_steps)
+    steps = transitions.trainable_steps
     policy.zero_grad()
     seen = accumulate_gradients(
-        policy, rollout, advantages, config, steps=steps, rows=slice(None), denominator=GROUPS * MEMBERS * len(steps)
+        policy, rollout, advantages, config, steps=steps, denominator=GROUPS * MEMBERS * len(steps)
     )
     ours = [parameter.grad.clone() for parameter in policy.parameters() if parameter.grad is not None]
     policy.zero_grad()
@@ -103,48 +118,146 @@ def test_the_ratio_is_exactly_one_before_an_update(policy, transitions, per_memb
     cond = torch.randn(GROUPS, MEMBERS if per_member else 1, FRAMES, CONFIG.d_cond, generator=generator)
     rollout = roll_out(
         policy,
-        cond,
+        cond.flatten(0, 1),
         transitions,
         NoiseKeys(0, 1, torch.arange(GROUPS), MEMBERS),
-        policy.layout,
-        group_size=MEMBERS,
+        shape=(FRAMES, policy.layout.dim),
+        steps=transitions.trainable_steps,
         project_rotations=True,
+        per_member=per_member,
     )
     encodings = MEMBERS if per_member else 1
     advantages = torch.randn(GROUPS, MEMBERS, generator=generator).reshape(GROUPS * encodings, -1)
-    config, steps = PolicyLossConfig(), torch.tensor(transitions.trainable_steps)
+    config, steps = PolicyLossConfig(), transitions.trainable_steps
     policy.zero_grad()
-    seen = accumulate_gradients(policy, rollout, advantages, config, steps=steps, rows=slice(None), denominator=12.0)
+    seen = accumulate_gradients(policy, rollout, advantages, config, steps=steps, denominator=12.0)
     assert torch.equal(seen.log_ratio_max, torch.zeros_like(seen.log_ratio_max))
     assert torch.equal(seen.ratio_min, torch.ones_like(seen.ratio_min)) and float(seen.approx_kl.max()) == 0
     check_ratio_is_one(seen, config)
 
 
-@pytest.mark.parametrize("per_member", [False, True])
-def test_pieces_of_conditions_and_steps_add_up(policy, transitions, per_member):
-    rollout = rollout_of(policy, transitions, per_member=per_member)
-    encodings = MEMBERS if per_member else 1
+def test_pieces_of_conditions_and_steps_add_up(policy, transitions):
     generator = torch.Generator().manual_seed(5)
-    advantages = torch.randn(GROUPS, MEMBERS, generator=generator, dtype=torch.float64).reshape(GROUPS * encodings, -1)
-    config, steps = PolicyLossConfig(), torch.tensor(transitions.trainable_steps)
-    policy.zero_grad()
-    accumulate_gradients(policy, rollout, advantages, config, steps=steps, rows=slice(None), denominator=12.0)
-    whole = [parameter.grad.clone() for parameter in policy.parameters() if parameter.grad is not None]
-    policy.zero_grad()
-    for rows in (slice(0, encodings), slice(encodings, 2 * encodings)):
-        for part in steps.split(2):
-            accumulate_gradients(policy, rollout, advantages, config, steps=part, rows=rows, denominator=12.0)
-    for a, b in zip(whole, [p.grad for p in policy.parameters() if p.grad is not None]):
-        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-12)
+    advantages = torch.randn(GROUPS, MEMBERS, generator=generator, dtype=torch.float64)
+    cond = torch.randn(GROUPS, FRAMES, CONFIG.d_cond, generator=generator, dtype=torch.float64)
+    config, steps = PolicyLossConfig(), transitions.trainable_steps
+
+    def gradients(conditions, pieces):
+        policy.zero_grad()
+        for rows in conditions:
+            rollout = roll_out(
+                policy,
+                cond[rows],
+                transitions,
+                NoiseKeys(0, 1, torch.arange(GROUPS)[rows], MEMBERS),
+                shape=(FRAMES, policy.layout.dim),
+                steps=steps,
+                project_rotations=True,
+                dtype=torch.float64,
+            )
+            for part in pieces:
+                accumulate_gradients(
+                    policy, rollout, advantages[rows], config, steps=part, denominator=torch.tensor(12.0).double()
+                )
+        return [parameter.grad.clone() for parameter in policy.parameters() if parameter.grad is not None]
+
+    whole = gradients([slice(None)], [steps])
+    parts = gradients([slice(0, 1), slice(1, 2)], [steps[:2], steps[2:]])
+    assert sum(float(a.abs().sum()) for a in whole) > 0
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("per_member", [False, True])
+def test_kept_graphs_give_the_gradients_of_a_second_pass(policy, transitions, per_member):
+    advantages = torch.randn(GROUPS, MEMBERS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    config, steps = PolicyLossConfig(step_weight="inv_snr"), transitions.trainable_steps
+    found = {}
+    for graphs in (False, True):
+        rollout = rollout_of(policy, transitions, per_member=per_member, graphs=graphs)
+        assert all((step.prediction is not None) == graphs for step in rollout.steps.values())
+        policy.zero_grad()
+        calls = CountCalls(policy)
+        seen = accumulate_gradients(
+            calls, rollout, advantages.reshape(rollout.rows, -1), config, steps=steps, denominator=1.0
+        )
+        assert calls.decoded == (0 if graphs else len(steps))
+        assert float(seen.log_ratio_max.max()) == 0
+        found[graphs] = [p.grad.clone() for p in policy.parameters() if p.grad is not None]
+    for a, b in zip(found[False], found[True], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+
+
+class CountCalls:
+    """A policy that counts how often it is decoded."""
+
+    def __init__(self, policy):
+        self.policy, self.decoded, self.rows = policy, 0, 0
+
+    def encode(self, cond, t, **options):
+        return self.policy.encode(cond, t, **options)
+
+    def decode(self, x_t, t, memory):
+        self.decoded += 1
+        self.rows += x_t.shape[0] * x_t.shape[1]
+        return self.policy.decode(x_t, t, memory)
+
+
+def test_members_are_sampled_as_one_until_their_noise_differs(policy):
+    """Noise at two of six steps: up to the first of them the network sees every condition once, and the samples are
+    those of a sampler that repeats it for every member."""
+    quiet = make_transitions("egoallo", eta=0.8, steps=6, schedule=CosineSchedule.make(), noisy_steps=(2, 3))
+    assert quiet.trainable_steps == (2, 3)
+    generator = torch.Generator().manual_seed(5)
+    cond = torch.randn(GROUPS, FRAMES, CONFIG.d_cond, generator=generator, dtype=torch.float64)
+    keys = NoiseKeys(0, 1, torch.arange(GROUPS), MEMBERS)
+    calls = CountCalls(policy)
+    rollout = roll_out(
+        calls, cond, quiet, keys, shape=(FRAMES, policy.layout.dim), steps=(2, 3), layout=policy.layout,
+        project_rotations=True, dtype=torch.float64,
+    )  # fmt: skip
+    assert calls.rows == GROUPS * (3 * 1 + 3 * MEMBERS)
+    assert rollout.steps[2].x_t.shape[1] == 1 and rollout.steps[3].x_t.shape[1] == MEMBERS
+    plain = sample(policy, cond, quiet, keys, record="all")
+    torch.testing.assert_close(rollout.x0, plain.x0, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(rollout.steps[3].x_t, plain.x_t[3], rtol=1e-9, atol=1e-10)
+    apart = dataclasses.replace(keys, share_initial=False)
+    alone = CountCalls(policy)
+    roll_out(
+        alone, cond, quiet, apart, shape=(FRAMES, policy.layout.dim), steps=(), layout=policy.layout,
+        project_rotations=True, dtype=torch.float64,
+    )  # fmt: skip
+    assert alone.rows == GROUPS * 6 * MEMBERS
+
+
+def test_padded_frames_change_nothing(policy, transitions):
+    """With a mask, what stands in padded frames of state noise and advantages' gradient is left out of the loss."""
+    generator = torch.Generator().manual_seed(5)
+    cond = torch.randn(GROUPS, FRAMES, CONFIG.d_cond, generator=generator, dtype=torch.float64)
+    mask = torch.ones(GROUPS, FRAMES, dtype=torch.bool)
+    mask[0, 4:] = False
+    steps = transitions.trainable_steps
+    rollout = roll_out(
+        policy, cond, transitions, NoiseKeys(0, 1, torch.arange(GROUPS), MEMBERS), shape=(FRAMES, policy.layout.dim),
+        steps=steps, project_rotations=True, mask=mask, dtype=torch.float64, keep_graphs=True,
+    )  # fmt: skip
+    seen = {}
+    for step in rollout.steps.values():
+        step.prediction.register_hook(lambda gradient: seen.setdefault(len(seen), gradient))
+    advantages = torch.ones(GROUPS, MEMBERS, dtype=torch.float64)
+    accumulate_gradients(policy, rollout, advantages, PolicyLossConfig(), steps=steps, denominator=1.0)
+    assert len(seen) == len(steps)
+    for gradient in seen.values():
+        assert not gradient[0, :, 4:].any() and gradient[0, :, :4].any() and gradient[1, :, 4:].any()
 
 
 def test_a_small_step_makes_better_members_likelier(policy, transitions):
     rollout = rollout_of(policy, transitions)
     advantages = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 0.5, 0.5]], dtype=torch.float64)
-    steps = torch.tensor(transitions.trainable_steps)
+    steps = transitions.trainable_steps
     policy.zero_grad()
     accumulate_gradients(
-        policy, rollout, advantages, PolicyLossConfig(clip_range=1e6), steps=steps, rows=slice(None), denominator=1.0
+        policy, rollout, advantages, PolicyLossConfig(clip_range=1e6), steps=steps, denominator=1.0
     )
     moved = copy.deepcopy(policy)
     with torch.no_grad():
@@ -161,7 +274,7 @@ def test_clipping_cuts_the_gradient(policy, transitions):
     rollout = rollout_of(policy, transitions)
     with torch.no_grad():
         policy.decoders["betas"][-1].bias.add_(0.5)
-    steps = torch.tensor(transitions.trainable_steps)
+    steps = transitions.trainable_steps
     policy.zero_grad()
     seen = accumulate_gradients(
         policy,
@@ -169,7 +282,7 @@ def test_clipping_cuts_the_gradient(policy, transitions):
         -torch.ones(GROUPS, MEMBERS, dtype=torch.float64),
         PolicyLossConfig(clip_range=1e-4),
         steps=steps,
-        rows=slice(None),
+
         denominator=1.0,
     )
     assert float((seen.clip_low).max()) > 0.5
@@ -178,19 +291,31 @@ def test_clipping_cuts_the_gradient(policy, transitions):
 def test_steps_are_chosen_as_asked(transitions):
     generator = torch.Generator().manual_seed(0)
     every = choose_steps(transitions, PolicyLossConfig(), generator)
-    assert every.tolist() == list(transitions.trainable_steps)
-    noisiest = choose_steps(transitions, PolicyLossConfig(trained_steps=2), generator)
-    assert len(noisiest) == 2 and float(transitions.s[noisiest].min()) >= float(transitions.s[every].sort().values[-2])
+    assert every == transitions.trainable_steps
+    inside = step_weights(transitions, "none", steps=every[:2])
+    assert choose_steps(transitions, PolicyLossConfig(), generator, inside) == every[:2]
     half = [choose_steps(transitions, PolicyLossConfig(timestep_fraction=0.5), generator) for _ in range(20)]
-    assert {len(chosen) for chosen in half} == {round(0.5 * len(every))} and len(
-        {tuple(chosen.tolist()) for chosen in half}
-    ) > 1
+    assert {len(chosen) for chosen in half} == {round(0.5 * len(every))} and len(set(half)) > 1
     with pytest.raises(MgrpoError, match="no stochastic step"):
         choose_steps(make_transitions("ode", steps=4), PolicyLossConfig(), generator)
 
 
+def test_a_window_moves_and_comes_back():
+    trainable = tuple(range(5))
+    window = StepWindowConfig(size=2, start=1, move_every=3)
+    places = [window.steps(trainable, iteration) for iteration in range(12)]
+    assert places == [(1, 2)] * 3 + [(2, 3)] * 3 + [(3, 4)] * 3 + [(1, 2)] * 3
+    assert StepWindowConfig().steps(trainable, 7) == trainable
+    assert StepWindowConfig(size=2).steps(trainable, 99) == (0, 1)
+    with pytest.raises(InputError, match="does not fit into the sampler's 5 stochastic steps"):
+        StepWindowConfig(size=4, start=2).steps(trainable, 0)
+    for wrong in ({"size": -1}, {"start": 1}, {"quiet_outside": True}, {"size": 2, "move_every": -1}):
+        with pytest.raises(InputError, match="--window"):
+            StepWindowConfig(**wrong)
+
+
 @pytest.mark.parametrize(
-    "options", [{"clip_range": 0.0}, {"timestep_fraction": 0.0}, {"kl_coef": -1.0}, {"trained_steps": -1}]
+    "options", [{"clip_range": 0.0}, {"timestep_fraction": 0.0}, {"kl_coef": -1.0}]
 )
 def test_loss_options_out_of_range(options):
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -199,7 +324,7 @@ def test_loss_options_out_of_range(options):
 
 def test_reward_metrics_by_hand():
     rewards = torch.tensor([[[1.0, 0.0], [3.0, 0.0]], [[5.0, 0.0], [7.0, 0.0]]])
-    metrics = reward_metrics(rewards, torch.tensor([1.0, 2.0]), ("a", "b"))
+    metrics = read_metrics(reward_metrics(rewards, torch.tensor([1.0, 2.0]), ("a", "b")))
     assert metrics["reward"] == 4 and metrics["reward_min"] == 1 and metrics["reward_max"] == 7
     assert metrics["rewards/a/std"] == pytest.approx(math.sqrt(2)) and metrics[
         "rewards/a/between_std"
@@ -215,7 +340,7 @@ def test_dead_groups_and_correlations_are_reported():
     rewards[..., 1] = 2 * rewards[..., 0]
     rewards[0] = 1.0
     result = group_advantages(rewards, clamp=1.0)
-    metrics = advantage_metrics(result, ("a", "b"), 1.0)
+    metrics = read_metrics(advantage_metrics(result, ("a", "b"), 1.0))
     assert (
         metrics["frac_reward_zero_std"] == 0.25 and metrics["frac_dead_all"] == 0.25 and metrics["frac_dead/b"] == 0.25
     )
@@ -225,17 +350,17 @@ def test_dead_groups_and_correlations_are_reported():
 
 def test_update_metrics_join_passes(policy, transitions):
     rollout = rollout_of(policy, transitions)
-    steps = torch.tensor(transitions.trainable_steps)
+    steps = transitions.trainable_steps
     seen = accumulate_gradients(
         policy,
         rollout,
         torch.ones(GROUPS, MEMBERS, dtype=torch.float64),
         PolicyLossConfig(),
         steps=steps,
-        rows=slice(None),
+
         denominator=6.0,
     )
-    metrics = update_metrics([seen, seen])
+    metrics = read_metrics(update_metrics([seen, seen]))
     assert (
         metrics["ratio/mean"] == 1
         and metrics["clip_ratio/region_mean"] == 0
@@ -244,4 +369,4 @@ def test_update_metrics_join_passes(policy, transitions):
 
 
 def test_parameter_distance():
-    assert parameter_distance([torch.ones(4)], [torch.full((4,), 1.1)]) == pytest.approx(0.1, rel=1e-5)
+    assert float(parameter_distance([torch.ones(4)], [torch.full((4,), 1.1)])) == pytest.approx(0.1, rel=1e-5)

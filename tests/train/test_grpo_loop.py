@@ -21,12 +21,15 @@ from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError, MgrpoError
 from mgrpo.grpo.perturbation import PerlinConfig
 from mgrpo.grpo.update import PolicyLossConfig, RatioCheckError
+from mgrpo.grpo.window import StepWindowConfig
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
-from mgrpo.train import grpo
 from mgrpo.train.checkpoints import load_model, step_folders
-from mgrpo.train.grpo import GrpoConfig, RewardWeights, train_grpo
+from mgrpo.train.grpo import train_grpo
+from mgrpo.train.grpo_config import ExecutionConfig, GrpoConfig, RewardWeights
 from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.motion_data import MotionDataConfig
+from mgrpo.train.motion_task import MotionTask, sample_groups
+from mgrpo.train.post_training import PostTraining
 
 _spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
 files = importlib.util.module_from_spec(_spec)
@@ -99,9 +102,12 @@ VARIANTS = {
         "train_windows": 6,
         "schedule": "cosine",
         "warmup": 2,
-        "loss": PolicyLossConfig(trained_steps=2),
+        "window": StepWindowConfig(size=2, move_every=1),
     },
     "another sampler": {"sampler": SamplerConfig(kernel="dance", eta=0.3, steps=6)},
+    "fast": {"window": StepWindowConfig(size=2, quiet_outside=True), "loss": PolicyLossConfig(step_weight="inv_snr")},
+    "two at a time, no graphs": {"execution": ExecutionConfig(micro_conditions=2, reuse_graphs="no")},
+    "bfloat16": {"execution": ExecutionConfig(precision="bf16")},
 }
 
 
@@ -150,25 +156,25 @@ def test_groups_do_not_depend_on_their_neighbours(base):
     policy = load_model(base.prior, Denoiser, DenoiserConfig)[0]
     transitions = base.sampler.transitions(CosineSchedule.make())
     windows = data.train.batch(0, 3)
-    both = grpo.sample_groups(policy, windows, base, transitions, policy.layout, 5)
-    first = grpo.sample_groups(policy, windows.select(slice(0, 1)), base, transitions, policy.layout, 5)
-    torch.testing.assert_close(both.x0[:1], first.x0, atol=1e-5, rtol=1e-4)
+    both = sample_groups(policy, windows, base, transitions, 5)
+    first = sample_groups(policy, windows.select(slice(0, 1)), base, transitions, 5)
+    torch.testing.assert_close(both[:1], first, atol=1e-5, rtol=1e-4)
     per_member = replace(base, perlin=PerlinConfig(alpha=0.0, per_member=True))
     shared = replace(base, perlin=PerlinConfig(alpha=0.0))
-    a = grpo.sample_groups(policy, windows, per_member, transitions, policy.layout, 5)
-    b = grpo.sample_groups(policy, windows, shared, transitions, policy.layout, 5)
-    torch.testing.assert_close(a.x0, b.x0, atol=1e-5, rtol=1e-4)
+    a = sample_groups(policy, windows, per_member, transitions, 5)
+    b = sample_groups(policy, windows, shared, transitions, 5)
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 def test_perlin_noise_reaches_the_policy_but_not_the_rewards(base, monkeypatch):
     seen = []
-    real = grpo.Scorer.score
+    real = MotionTask.score
 
     def spy(self, x0, windows):
         seen.append(windows.T_world_cpf.clone())
         return real(self, x0, windows)
 
-    monkeypatch.setattr(grpo.Scorer, "score", spy)
+    monkeypatch.setattr(MotionTask, "score", spy)
     loud, quiet = (
         replace(base, iterations=1, perlin=PerlinConfig(alpha=0.5)),
         replace(base, iterations=1, perlin=PerlinConfig(alpha=0.0)),
@@ -181,28 +187,28 @@ def test_perlin_noise_reaches_the_policy_but_not_the_rewards(base, monkeypatch):
 
 
 def test_a_policy_that_differs_between_rollout_and_update_is_caught(base, monkeypatch):
-    real = grpo.sample_groups
+    real = PostTraining.sample
 
-    def disturbed(policy, *args):
-        rollout = real(policy, *args)
+    def disturbed(self, *args):
+        sampled = real(self, *args)
         with torch.no_grad():
-            policy.decoders["body_rotmats"][-1].bias.add_(1e-2)
-        return rollout
+            self.policy.decoders["body_rotmats"][-1].bias.add_(1e-2)
+        return sampled
 
-    monkeypatch.setattr(grpo, "sample_groups", disturbed)
+    monkeypatch.setattr(PostTraining, "sample", disturbed)
     with pytest.raises(RatioCheckError, match="before any update the ratio must be 1"):
         train_grpo(base)
 
 
 def test_samples_that_cannot_be_scored_are_left_out(base, monkeypatch):
-    real = grpo.Scorer.score
+    real = MotionTask.score
 
     def broken(self, x0, windows):
         x0 = x0.clone()
         x0[0, 0] = math.nan
         return real(self, x0, windows)
 
-    monkeypatch.setattr(grpo.Scorer, "score", broken)
+    monkeypatch.setattr(MotionTask, "score", broken)
     train_grpo(replace(base, iterations=1, validate_every=0))
     row = rows(base.output)[0]
     assert row["unscored_samples"] == 1 and math.isfinite(row["grad_norm"]) and row["grad_norm"] > 0
@@ -210,14 +216,14 @@ def test_samples_that_cannot_be_scored_are_left_out(base, monkeypatch):
 
 
 def test_a_rollout_without_any_score_ends_the_run_and_keeps_the_checkpoint(base, monkeypatch):
-    real = grpo.Scorer.score
+    real = MotionTask.score
     calls = []
 
     def broken(self, x0, windows):
         calls.append(1)
         return real(self, torch.full_like(x0, math.nan) if len(calls) == 3 else x0, windows)
 
-    monkeypatch.setattr(grpo.Scorer, "score", broken)
+    monkeypatch.setattr(MotionTask, "score", broken)
     with pytest.raises(MgrpoError, match="no sample of iteration 3 could be scored"):
         train_grpo(base)
     assert load_model(base.output, Denoiser, DenoiserConfig, prefer="last")[2].step == 2
@@ -245,7 +251,7 @@ def test_missing_models_are_explained(base, tmp_path):
         train_grpo(replace(base, prior=tmp_path / "nowhere"))
     with pytest.raises(InputError, match="holds a PerceptualModel, but a Denoiser is needed"):
         train_grpo(replace(base, prior=base.perceptual))
-    with pytest.raises(MgrpoError, match="no stochastic step"):
+    with pytest.raises(MgrpoError, match="draws no noise at any step"):
         train_grpo(replace(base, sampler=SamplerConfig(kernel="ode", steps=6)))
 
 

@@ -1,0 +1,143 @@
+"""Our post-training: head trajectories in, rewards of the bodies that the policy makes of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from mgrpo.body import BodyModel
+from mgrpo.data import MotionWindows, WindowSource
+from mgrpo.diffusion.sampler import NoiseKeys
+from mgrpo.diffusion.schedule import CosineSchedule
+from mgrpo.diffusion.transition import Transitions
+from mgrpo.errors import InputError
+from mgrpo.eval.evaluate import evaluate
+from mgrpo.eval.metrics import group_diversity
+from mgrpo.grpo.perturbation import perturbed_head
+from mgrpo.grpo.policy import Policy
+from mgrpo.grpo.rollout import roll_out
+from mgrpo.grpo.task import Scored, Seen
+from mgrpo.models.conditioning import make_cond
+from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+from mgrpo.models.motion import decode_motion
+from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
+from mgrpo.rewards import RewardBatch, score_groups
+
+from .checkpoints import load_model
+from .grpo_config import GrpoConfig
+from .motion_data import MotionData
+
+
+class MotionTask:
+    """A :class:`mgrpo.grpo.task.Task`: windows of motion, seen through the perturbed head trajectory and scored with
+    the clean one."""
+
+    def __init__(self, config: GrpoConfig, data: MotionData, policy: Denoiser, device: torch.device) -> None:
+        """Raises InputError when the visual reward has a weight but no model."""
+        self.config = config
+        self.reward_weights: Mapping[str, float] = config.rewards.active()
+        self.layout = policy.layout
+        self.network = policy.config
+        self.project_rotations = config.sampler.project
+        self.per_member = config.perlin.per_member and config.perlin.alpha > 0
+        self.body: BodyModel = data.body.to(device)
+        self._schedule = CosineSchedule.make(policy.config.max_t)
+        self.perceptual: PerceptualModel | None = None
+        if "visual" in self.reward_weights:
+            if config.perceptual is None:
+                raise InputError(
+                    "--perceptual: the visual reward has a weight but no perceptual model is given; train one, or set "
+                    "--rewards.visual 0"
+                )
+            model = load_model(config.perceptual, PerceptualModel, PerceptualConfig)[0]
+            self.perceptual = model.to(device).requires_grad_(False)
+        self._source: WindowSource = data.post_training
+        self._pool = self._source.batch(0, config.train_windows) if config.train_windows else None
+        self._validation = data.validation.to(device)
+
+    def transitions(self, noisy_steps: Collection[int] | None) -> Transitions:
+        """The configured sampler, with noise at these steps only; None: wherever it has any."""
+        return self.config.sampler.transitions(self._schedule, noisy_steps)
+
+    def draw(self, iteration: int, first: int, size: int) -> MotionWindows:
+        """Windows of one rollout: fresh ones, or the next part of a fixed pool."""
+        if self._pool is None:
+            return self._source.batch(iteration, size, first=first, whole=self.config.conditions)
+        start = iteration * self.config.conditions % self.config.train_windows + first
+        return self._pool.select(slice(start, start + size))
+
+    def state_shape(self, batch: MotionWindows) -> tuple[int, int]:
+        """Frames of the windows, channels of the layout."""
+        return batch.mask.shape[1], self.layout.dim
+
+    def seen(self, batch: MotionWindows, *, iteration: int, first: int, members: range) -> Seen:
+        """The encoded head motion with Perlin noise on its translation."""
+        cond = perturbed_condition(self.network, batch, self.config, iteration, first=first, members=members)
+        return Seen(cond, batch.mask if batch.padded else None)
+
+    @torch.no_grad()
+    def score(self, x0: Tensor, batch: MotionWindows) -> Scored:
+        """Rewards of the motion that the samples are, placed by the clean head trajectory, and how much its groups
+        differ."""
+        motion = decode_motion(self.layout, x0, batch.T_world_cpf[:, None], self.body)
+        scored = RewardBatch(
+            prediction=motion,
+            target=batch,
+            scales=self.config.scales,
+            rotation_error=self.config.rotation_error,
+            alignment=self.config.alignment,
+            perceptual=self.perceptual,
+        )
+        result = score_groups(scored, self.body, self.reward_weights)
+        diversity = group_diversity(motion.joints22, batch.mask)
+        measures = {f"diversity/{name}": value for name, value in diversity.items()}
+        return Scored(result.rewards, measures)
+
+    def gold(self, policy: Policy) -> dict[str, float]:
+        """Metrics on the validation clips, clean trajectory and the same noise every time; none of them is a reward."""
+        assert isinstance(policy, Denoiser)
+        result = evaluate(
+            policy, self._validation, self.body, self.transitions(None), seeds=(self.config.seed,), samples=1,
+            project_rotations=self.project_rotations,
+        )  # fmt: skip
+        return {name: value for name, value in result.means().items() if math.isfinite(value)}
+
+
+def perturbed_condition(
+    network: DenoiserConfig, windows: MotionWindows, config: GrpoConfig, iteration: int, *, first: int, members: range
+) -> Tensor:
+    """The encoded head motion with Perlin noise on its translation, ``(B, T, d_cond)``, or ``(B * G, T, d_cond)`` where
+    each of the ``members`` sees noise of its own; ``first`` is the number of the first window in the iteration."""
+    T_world_cpf, relative = perturbed_head(
+        windows,
+        config.perlin,
+        seed=config.seed,
+        iteration=iteration,
+        condition=torch.arange(first, first + len(windows), device=windows.mask.device),
+        members=members,
+    )
+    return make_cond(network, T_world_cpf.flatten(0, 1), relative.flatten(0, 1))
+
+
+def sample_groups(
+    policy: Denoiser, windows: MotionWindows, config: GrpoConfig, transitions: Transitions, iteration: int
+) -> Tensor:
+    """One group of samples ``(B, G, T, D)`` for every window, as training would draw them in ``iteration``."""
+    members = range(config.group_size)
+    cond = perturbed_condition(policy.config, windows, config, iteration, first=0, members=members)
+    condition = torch.arange(len(windows), device=windows.mask.device)
+    rollout = roll_out(
+        policy,
+        cond,
+        transitions,
+        NoiseKeys(config.seed, iteration, condition, len(members), share_initial=config.share_initial_noise),
+        shape=(windows.length, policy.layout.dim),
+        steps=(),
+        project_rotations=config.sampler.project,
+        mask=windows.mask if windows.padded else None,
+        per_member=len(cond) > len(windows),
+    )
+    return rollout.x0.reshape(len(windows), len(members), windows.length, -1)
