@@ -48,8 +48,8 @@ class Scored(NamedTuple):
 
     rewards: Tensor
     """``(B, G, K)``, higher is better; NaN = cannot be scored."""
-    measures: Mapping[str, Tensor] = {}
-    """Further numbers to log, one for each condition ``(B,)``; NaN = not measured."""
+    outcome: Tensor | None = None
+    """What :meth:`Task.measures` looks at, ``(B, G, ...)``."""
 
 
 class Task(Protocol, Generic[BatchT]):
@@ -83,6 +83,10 @@ class Task(Protocol, Generic[BatchT]):
 
     def score(self, x0: Tensor, batch: BatchT) -> Scored:
         """Rewards of samples ``x0 (B, G, T, D)``."""
+        ...
+
+    def measures(self, outcome: Tensor, batch: BatchT) -> Mapping[str, Tensor]:
+        """Further numbers to log about whole groups, one for each condition ``(B,)``; NaN = not measured."""
         ...
 
     def gold(self, policy: Policy) -> dict[str, float]:

@@ -80,8 +80,7 @@ class MotionTask:
 
     @torch.no_grad()
     def score(self, x0: Tensor, batch: MotionWindows) -> Scored:
-        """Rewards of the motion that the samples are, placed by the clean head trajectory, and how much its groups
-        differ."""
+        """Rewards of the motion that the samples are, placed by the clean head trajectory; and its joints."""
         motion = decode_motion(self.layout, x0, batch.T_world_cpf[:, None], self.body)
         scored = RewardBatch(
             prediction=motion,
@@ -91,10 +90,12 @@ class MotionTask:
             alignment=self.config.alignment,
             perceptual=self.perceptual,
         )
-        result = score_groups(scored, self.body, self.reward_weights)
-        diversity = group_diversity(motion.joints22, batch.mask)
-        measures = {f"diversity/{name}": value for name, value in diversity.items()}
-        return Scored(result.rewards, measures)
+        return Scored(score_groups(scored, self.body, self.reward_weights).rewards, motion.joints22)
+
+    @torch.no_grad()
+    def measures(self, outcome: Tensor, batch: MotionWindows) -> dict[str, Tensor]:
+        """How much the members of each group differ."""
+        return {f"diversity/{name}": value for name, value in group_diversity(outcome, batch.mask).items()}
 
     def gold(self, policy: Policy) -> dict[str, float]:
         """Metrics on the validation clips, clean trajectory and the same noise every time; none of them is a reward."""

@@ -50,7 +50,7 @@ from .phases import Phases
 from .precision import NetworkPrecision
 from .prefetch import batches
 from .prepared_policy import PreparedPolicy
-from .progress import Progress
+from .progress import Progress, notice
 from .run_dir import RunDir
 from .seeding import iteration_generator
 from .sharing import Sharing, share_out
@@ -176,8 +176,15 @@ class PostTraining:
         rewards = self.sharing.gather(self.processes, [part.rewards for part in scored])
         # The fields of AdvantageConfig are keywords of group_advantages.
         result = group_advantages(rewards, weights=self.reward_weights, **asdict(self.config.advantage))
-        measures = {name: torch.cat([part.measures[name] for part in scored]) for name in scored[0].measures}
-        return Trial(result, rewards, measures)
+        measures: dict[str, list[Tensor]] = {}
+        for part, judged in zip(sampled, scored, strict=True):
+            if judged.outcome is not None:
+                whole = judged.outcome
+                if self.sharing.by == "members":
+                    whole = torch.cat(self.processes.gather(whole), dim=1)
+                for name, values in self.task.measures(whole, part.batch).items():
+                    measures.setdefault(name, []).append(values)
+        return Trial(result, rewards, {name: torch.cat(values) for name, values in measures.items()})
 
     def check(self, sampled: Sampled) -> None:
         """Make sure that the network, called again as the update would, predicts exactly what the rollout used. Leaves
@@ -353,7 +360,7 @@ def post_train(
                     processes.main_only(partial(save, done, watch.latest))
                     saved = done
                 if enough:
-                    progress.note(watch.verdict(done))
+                    notice(watch.verdict(done))
                 if stopping or enough:
                     break
         except Exception:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,87 +21,32 @@ from mgrpo.train.distributed import Processes, _buckets, _own_device, open_proce
 from mgrpo.train.metric_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
-_spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
-files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(files)
+_spec = importlib.util.spec_from_file_location("launcher", Path(__file__).with_name("launcher.py"))
+launching = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(launching)
+log_of = launching.log_of
 
-
-class Launcher:
-    """The process of process_server.py."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.clips = files.write_clips(folder / "clips")
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("process_server.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MGRPO_PROGRESS": "plain"},
-        )
-
-    def start(self, output: Path, *words: str, world: int = 2, masked: bool = False) -> list[int]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        options = {
-            "--output": output, "--preset": "test", "--data.motion": self.clips, "--data.length": 8,
-            "--data.validation": "made_up_3", "--data.held-out": "made_up_4", "--batch-size": 12, "--iterations": 4,
-            "--learning-rate": 1e-3, "--warmup": 2, "--validate-every": 2, "--checkpoint-every": 2, "--device": "cpu",
-        }  # fmt: skip
-        given = [word for name, value in options.items() if name not in words for word in (name, str(value))]
-        log = str(output.parent / f"{output.name}.log")
-        self._send(
-            {
-                "world": world,
-                "port": port,
-                "words": ["train", "prior", *given, *words],
-                "log": log,
-                "masked": masked,
-            }
-        )
-        return self._reply()["pids"]
-
-    def wait(self) -> list[int]:
-        self._send({})
-        return self._reply()["codes"]
-
-    def run(self, output: Path, *words: str, world: int = 2, masked: bool = False) -> list[int]:
-        self.start(output, *words, world=world, masked=masked)
-        return self.wait()
-
-    def _send(self, request: dict[str, object]) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-
-    def _reply(self) -> dict[str, list[int]]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, "the launching process ended"
-        return json.loads(line)
+OPTIONS = {
+    "--preset": "test", "--batch-size": 12, "--iterations": 4, "--learning-rate": 1e-3, "--warmup": 2,
+    "--validate-every": 2, "--checkpoint-every": 2,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[launching.Launcher]:
     if not hasattr(os, "fork") or not torch.distributed.is_gloo_available():
         pytest.skip("needs os.fork and gloo")
-    server = Launcher(tmp_path_factory.mktemp("distributed"))
+    server = launching.Launcher(tmp_path_factory.mktemp("distributed"), "prior", OPTIONS)
     yield server
-    server.process.stdin.close()
-    server.process.wait(timeout=60)
+    server.close()
 
 
 @pytest.fixture(scope="module")
-def alone(launcher: Launcher) -> Path:
+def alone(launcher: launching.Launcher) -> Path:
     """The same training in one process, with padded windows."""
     folder = launcher.folder / "alone"
     assert launcher.run(folder, world=1, masked=True) == [0]
     return folder
-
-
-def log_of(folder: Path, rank: int) -> str:
-    return Path(f"{folder}.log.{rank}").read_text()
 
 
 def assert_close(folder: Path, expected: Path) -> None:
@@ -118,7 +61,7 @@ def assert_close(folder: Path, expected: Path) -> None:
             assert row[name] == pytest.approx(other[name], rel=1e-5), (row["step"], name)
 
 
-def test_two_processes_learn_what_one_does(launcher: Launcher, alone: Path) -> None:
+def test_two_processes_learn_what_one_does(launcher: launching.Launcher, alone: Path) -> None:
     folder = launcher.folder / "two"
     assert launcher.run(folder, "--accumulate", "2", masked=True) == [0, 0]
     assert_close(folder, alone)
@@ -126,7 +69,7 @@ def test_two_processes_learn_what_one_does(launcher: Launcher, alone: Path) -> N
     assert log_of(folder, 1) == "", "only process 0 speaks"
 
 
-def test_a_run_goes_on_in_another_number_of_processes(launcher: Launcher, alone: Path) -> None:
+def test_a_run_goes_on_in_another_number_of_processes(launcher: launching.Launcher, alone: Path) -> None:
     folder = launcher.folder / "grown"
     assert launcher.run(folder, "--iterations", "1", world=1, masked=True) == [0]
     assert launcher.run(folder, "--iterations", "3", "--resume", masked=True) == [0, 0]
@@ -138,7 +81,7 @@ def test_a_run_goes_on_in_another_number_of_processes(launcher: Launcher, alone:
     assert all(torch.allclose(ours[name], theirs[name], atol=2e-6, rtol=0) for name in theirs)
 
 
-def test_two_processes_resume_bit_for_bit(launcher: Launcher) -> None:
+def test_two_processes_resume_bit_for_bit(launcher: launching.Launcher) -> None:
     whole, parts = launcher.folder / "whole", launcher.folder / "parts"
     assert launcher.run(whole, "--ema", "0.9") == [0, 0]
     assert launcher.run(parts, "--ema", "0.9", "--iterations", "2") == [0, 0]
@@ -150,7 +93,7 @@ def test_two_processes_resume_bit_for_bit(launcher: Launcher) -> None:
         assert all(torch.equal(mine[name], other[name]) for name in mine), part
 
 
-def test_what_process_0_refuses_ends_all_with_one_message(launcher: Launcher, alone: Path) -> None:
+def test_what_process_0_refuses_ends_all_with_one_message(launcher: launching.Launcher, alone: Path) -> None:
     (launcher.folder / "alone.log.1").unlink(missing_ok=True)
     assert launcher.run(alone) == [2, 2]
     assert "is not empty: it holds a run with a checkpoint at step 4" in log_of(alone, 0)
@@ -165,7 +108,7 @@ def wait_for(log: Path, text: str) -> None:
     raise AssertionError(f"{log} never said {text!r}: {log.read_text() if log.exists() else 'no log'}")
 
 
-def started(launcher: Launcher, name: str) -> tuple[Path, list[int]]:
+def started(launcher: launching.Launcher, name: str) -> tuple[Path, list[int]]:
     """An endless training of two processes that has finished its first iterations."""
     folder = launcher.folder / name
     pids = launcher.start(folder, "--iterations", "1000000", "--validate-every", "0", "--checkpoint-every", "3")
@@ -173,7 +116,7 @@ def started(launcher: Launcher, name: str) -> tuple[Path, list[int]]:
     return folder, pids
 
 
-def test_a_killed_process_ends_the_others_with_a_message(launcher: Launcher) -> None:
+def test_a_killed_process_ends_the_others_with_a_message(launcher: launching.Launcher) -> None:
     folder, pids = started(launcher, "killed")
     os.kill(pids[1], signal.SIGKILL)
     assert launcher.wait() == [2, -9]
@@ -181,7 +124,7 @@ def test_a_killed_process_ends_the_others_with_a_message(launcher: Launcher) -> 
     assert load_model(folder, Denoiser, DenoiserConfig, prefer="last")[2].step % 3 == 0
 
 
-def test_a_signal_to_one_process_stops_all_after_the_same_iteration(launcher: Launcher) -> None:
+def test_a_signal_to_one_process_stops_all_after_the_same_iteration(launcher: launching.Launcher) -> None:
     folder, pids = started(launcher, "stopped")
     os.kill(pids[1], signal.SIGTERM)
     assert launcher.wait() == [143, 143]
@@ -190,7 +133,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_iteration(launcher: La
     assert read_metrics(folder)[-1]["step"] == saved
 
 
-def test_a_batch_that_does_not_divide_is_refused(launcher: Launcher) -> None:
+def test_a_batch_that_does_not_divide_is_refused(launcher: launching.Launcher) -> None:
     folder = launcher.folder / "uneven"
     assert launcher.run(folder, "--batch-size", "9") == [2, 2]
     assert "--batch-size must be a multiple of 2 processes, got 9" in log_of(folder, 0)
@@ -198,7 +141,7 @@ def test_a_batch_that_does_not_divide_is_refused(launcher: Launcher) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun(launcher: Launcher) -> None:
+def test_torchrun(launcher: launching.Launcher) -> None:
     folder = launcher.folder / "torchrun"
     words = [
         "train", "prior", "--output", str(folder), "--data.motion", str(launcher.clips), "--data.length", "8",

@@ -1,0 +1,114 @@
+"""Several processes post-train one policy: the same rollouts and weights, one end, and another number of them may go
+on."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mgrpo.errors import InputError
+from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+from mgrpo.train.checkpoints import load_model
+from mgrpo.train.distributed import Processes
+from mgrpo.train.metric_log import read_metrics
+from mgrpo.train.sharing import share_out
+
+_spec = importlib.util.spec_from_file_location("launcher", Path(__file__).with_name("launcher.py"))
+launching = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(launching)
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[launching.Launcher]:
+    if not hasattr(os, "fork") or not torch.distributed.is_gloo_available():
+        pytest.skip("needs os.fork and gloo")
+    folder = tmp_path_factory.mktemp("grpo_distributed")
+    options = {
+        "--prior": launching.files.write_prior(folder / "prior"),
+        "--perceptual": launching.files.write_perceptual(folder / "perceptual"),
+        "--iterations": 3, "--conditions": 4, "--group-size": 4, "--learning-rate": 1e-4, "--sampler.steps": 6,
+        "--validate-every": 2, "--checkpoint-every": 1,
+    }  # fmt: skip
+    server = launching.Launcher(folder, "grpo", options)
+    yield server
+    server.close()
+
+
+VARIANTS = {
+    "groups": (),
+    "members": ("--execution.split", "members"),
+    "two steps": ("--optimizer-steps", "2", "--ema", "0.5", "--advantage.scheme", "gdpo"),
+    "own noise, members": ("--perlin.per-member", "--execution.split", "members"),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_processes_are_as_good_as_one(launcher: launching.Launcher, name: str) -> None:
+    alone, together = (launcher.folder / f"{name} {count}" for count in (1, 2))
+    assert launcher.run(alone, *VARIANTS[name], world=1) == [0], launching.log_of(alone, 0)
+    assert launcher.run(together, *VARIANTS[name]) == [0, 0], launching.log_of(together, 0)
+    ours, theirs = (load_model(f, Denoiser, DenoiserConfig, prefer="last")[0].state_dict() for f in (together, alone))
+    for part in theirs:
+        torch.testing.assert_close(ours[part], theirs[part], atol=2e-5, rtol=0)
+    rows, others = read_metrics(together), read_metrics(alone)
+    assert len(rows) == len(others) == 3
+    # The first rollouts are the same ones; after an update rounding has its way.
+    for measure in others[0].keys() - {"time", "step_time"}:
+        if not measure.startswith(("time/", "encode", "decode")):
+            assert rows[0][measure] == pytest.approx(others[0][measure], rel=1e-3, abs=2e-5), measure
+    assert rows[0]["ratio/first_log_max"] == 0 and rows[2]["reward"] == pytest.approx(others[2]["reward"], rel=1e-3)
+    assert sum(row["decode"] for row in rows) < sum(row["decode"] for row in others)
+    assert launching.log_of(together, 1).strip() == ""
+
+
+def test_a_run_goes_on_in_another_number_of_processes(launcher: launching.Launcher) -> None:
+    whole, parts = launcher.folder / "whole", launcher.folder / "parts"
+    assert launcher.run(whole, world=1) == [0]
+    assert launcher.run(parts, "--iterations", "1", world=1) == [0]
+    assert launcher.run(parts, "--iterations", "2", "--resume", world=2) == [0, 0], launching.log_of(parts, 0)
+    assert launcher.run(parts, "--resume", world=1) == [0], launching.log_of(parts, 0)
+    ours, theirs = (load_model(f, Denoiser, DenoiserConfig, prefer="last")[0].state_dict() for f in (parts, whole))
+    for part in theirs:
+        torch.testing.assert_close(ours[part], theirs[part], atol=2e-5, rtol=0)
+
+
+def test_a_killed_process_ends_all(launcher: launching.Launcher) -> None:
+    folder = launcher.folder / "killed"
+    pids = launcher.start(folder, "--iterations", "100000", "--checkpoint-every", "5")
+    deadline = time.monotonic() + 60
+    while not (folder / "checkpoints" / "last.json").exists():
+        assert time.monotonic() < deadline, launching.log_of(folder, 0)
+        time.sleep(0.05)
+    os.kill(pids[1], signal.SIGKILL)
+    codes = launcher.wait()
+    assert codes[1] == -signal.SIGKILL and codes[0] not in (0, -signal.SIGKILL)
+    said = launching.log_of(folder, 0)
+    assert "lost the others" in said and "Traceback" not in said and "--resume" in said
+    # what was learned until then is there
+    assert load_model(folder, Denoiser, DenoiserConfig, prefer="last")[2].step >= len(read_metrics(folder)) - 1
+
+
+def test_a_rollout_is_divided_once() -> None:
+    device = torch.device("cpu")
+    options = {"conditions": 6, "group_size": 4, "optimizer_steps": 1, "split": "auto"}
+    alone = share_out(Processes(0, 1, device), **{**options, "optimizer_steps": 4})
+    assert alone.own == ((0, 2), (2, 2), (4, 1), (5, 1))
+    for count, by in ((2, "conditions"), (3, "conditions"), (4, "members")):
+        seen = set()
+        for rank in range(count):
+            part = share_out(Processes(rank, count, device), **options)
+            assert part.by == by
+            for first, size in part.own:
+                seen |= {(c, m) for c in range(first, first + size) for m in part.members}
+        assert seen == {(c, m) for c in range(6) for m in range(4)}
+    with pytest.raises(InputError, match="neither --conditions"):
+        share_out(Processes(0, 5, device), **options)
+    with pytest.raises(InputError, match=r"--execution\.split conditions: --conditions"):
+        share_out(Processes(0, 4, device), **{**options, "split": "conditions"})
