@@ -24,6 +24,11 @@ def debug_enabled() -> bool:
     return os.environ.get("MGRPO_DEBUG", "0") == "1"
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether reading values costs no wait for a device, or was asked for. A graph being made has none to read."""
+    return (tensor.device.type == "cpu" or debug_enabled()) and not torch.compiler.is_compiling()
+
+
 def check_tensor(
     function: str,
     name: str,

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import STATE_DTYPES, check_choice, check_integer, check_number, check_tensor, debug_enabled
+from .. import _checks
+from .._checks import STATE_DTYPES, check_choice, check_integer, check_number, check_tensor
 from .._dispatch import resolve
 from .._library import call_op
 from . import op as _op  # noqa: F401  (registers the operators)
@@ -235,8 +236,7 @@ def _check_weights(function: str, weights: Tensor | Sequence[float] | None, kind
         weights = weights.detach().double()
     if weights.shape != (kinds,):
         raise ValueError(f"{function}(): weights must have shape (K,) with K = {kinds}, got {tuple(weights.shape)}")
-    readable = weights.device.type == "cpu" or debug_enabled()
-    if readable and not torch.compiler.is_compiling() and not bool(torch.isfinite(weights).all()):
+    if _checks.readable(weights) and not bool(torch.isfinite(weights).all()):
         raise ValueError(f"{function}(): weights must be finite, got {weights.tolist()}")
     if listed is None or rewards.device.type == "cpu":
         return weights

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import STATE_DTYPES, check_choice, check_integer, check_tensor, debug_enabled
+from .. import _checks
+from .._checks import STATE_DTYPES, check_choice, check_integer, check_tensor
 from .._dispatch import resolve
 from .._library import call_op
 from .._noise_key import MAX_COUNT, NoiseKey
@@ -535,7 +536,7 @@ def _check_scalar(
             )
         if value.device != like.device:
             raise ValueError(f"{function}(): {name} must be on {like.device} like the states, got {value.device}")
-        if minimum > -math.inf and not torch.compiler.is_compiling() and _readable(value):
+        if minimum > -math.inf and _checks.readable(value):
             wrong = value <= minimum if exclusive else value < minimum
             if bool(wrong.any()):
                 row = int(wrong.nonzero()[0, 0])
@@ -557,11 +558,6 @@ def _check_std(function: str, s: float | Tensor, like: Tensor) -> float | Tensor
 def _limit(function: str, name: str, exclusive: bool, minimum: float, got: str) -> str:
     note = " (a step without noise is not an action: leave it out)" if exclusive else ""
     return f"{function}(): {name} must be {'>' if exclusive else '>='} {minimum:g}{note}, got {got}"
-
-
-def _readable(value: Tensor) -> bool:
-    """Whether reading a value costs no wait for a device, or was asked for."""
-    return value.device.type == "cpu" or debug_enabled()
 
 
 def _check_weighting(
@@ -595,7 +591,7 @@ def _check_weighting(
             f"{function}(): channel_weights must have shape (D,) with D = {shape[2]}, "
             f"got {tuple(channel_weights.shape)}"
         )
-    if not torch.compiler.is_compiling() and _readable(channel_weights):
+    if _checks.readable(channel_weights):
         smallest, total = float(channel_weights.min()), float(channel_weights.double().sum())
         if not (math.isfinite(total) and total > 0 and smallest >= 0):
             raise ValueError(

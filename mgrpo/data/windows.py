@@ -53,8 +53,9 @@ class MotionWindows:
     """The clip of each window."""
     hand_rotmats: Tensor | None = None
     """Local rotations of the 30 finger joints ``(B, T, 30, 3, 3)``; None: not known for any of the clips."""
-    padded: bool = False
-    """Whether some frames may not be real. The mask tells which, but asking it would wait for the device."""
+    padded: bool = True
+    """Whether some frames may not be real; False only where all of them are. The mask knows, but asking it would wait
+    for the device."""
 
     def __repr__(self) -> str:
         return f"MotionWindows({len(self)} windows of {self.length} frames, {len(set(self.names))} clips)"
@@ -161,6 +162,7 @@ def windows_from_poses(
         joints=placed.joints[:, 1:],
         R_world_joint=placed.R_world_joint[:, 1:],
         mask=torch.ones(T_world_root.shape[0], T_world_root.shape[1] - 1, dtype=torch.bool, device=T_world_root.device),
+        padded=False,
         names=names,
         hand_rotmats=None if hand_quats is None else quat_to_rotmat(hand_quats[:, 1:]),
     )

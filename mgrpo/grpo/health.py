@@ -78,7 +78,10 @@ def advantage_metrics(
         metrics[f"frac_dead/{name}"] = dead[:, index].float().mean()
     if len(names) > 1:
         flat = torch.nan_to_num(per_reward.flatten(0, 1))
-        correlation = torch.nan_to_num(torch.corrcoef(flat.T))
+        centred = flat - flat.mean(0)
+        covariance = centred.T @ centred  # torch.corrcoef would wait for the device
+        size = covariance.diagonal().sqrt()
+        correlation = torch.nan_to_num(covariance / (size[:, None] * size)).clamp(-1, 1)
         for i, a in enumerate(names):
             for j in range(i + 1, len(names)):
                 metrics[f"advantage_corr/{a}~{names[j]}"] = correlation[i, j]

@@ -116,10 +116,13 @@ def channel_weights(layout: StateLayout, channels: Literal["rewarded", "all"]) -
 
 
 def choose_steps(
-    transitions: Transitions, config: PolicyLossConfig, generator: torch.Generator, weights: Tensor | None = None
+    transitions: Transitions,
+    config: PolicyLossConfig,
+    generator: torch.Generator,
+    weights: Sequence[float] | None = None,
 ) -> tuple[int, ...]:
     """Indices of the steps to train, ascending: a random ``timestep_fraction`` of those that draw noise and, with
-    ``weights (S,)``, have a weight; at least one.
+    ``weights`` of all S steps, have a weight; at least one.
 
     Raises MgrpoError when the sampler is deterministic: without noise there is no action.
     """
@@ -144,7 +147,7 @@ def accumulate_gradients(
     *,
     steps: Sequence[int],
     denominator: float | Tensor,
-    weights: Tensor | None = None,
+    weights: Sequence[float] | None = None,
     reference: Policy | None = None,
     backward: Callable[[Tensor], None] | None = None,
 ) -> UpdateStatistics:
@@ -162,13 +165,14 @@ def accumulate_gradients(
         steps: indices of recorded steps.
         denominator: number of living samples times steps of the whole optimiser step, so that pieces add up to one
             mean; a tensor is not read on the host.
-        weights: (S,) of all the sampler's steps, on the CPU; default those of ``config.step_weight``.
+        weights: of all the sampler's S steps; default those of ``config.step_weight``.
         reference: frozen prior for the KL term.
         backward: what takes the gradients of a loss, where it must be scaled first; default ``loss.backward()``.
     """
-    weights = step_weights(rollout.transitions, config.step_weight) if weights is None else weights
+    if weights is None:
+        weights = step_weights(rollout.transitions, config.step_weight).tolist()
     columns = [
-        _one_step(policy, rollout, advantages, config, step, float(weights[step]), denominator, reference, backward)
+        _one_step(policy, rollout, advantages, config, step, weights[step], denominator, reference, backward)
         for step in steps
     ]
     return statistics_from_columns(torch.as_tensor(steps), advantages.numel(), torch.stack(columns))

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgrpo.errors import InputError
+from mgrpo.models import host
 from mgrpo.models.conditioning import COND_PARAMS, cond_dim, make_cond
 from mgrpo.models.hub import PretrainedModel
 from mgrpo.models.state import StateLayout, project_state
@@ -557,7 +558,7 @@ class Denoiser(nn.Module, PretrainedModel):
     def _level(self, t: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Noise token ``(B, 1, d)`` (token conditioning) or embedding ``(B, d_noise_emb)`` (FiLM) of levels ``t
         (B,)``."""
-        if t.device.type == "cpu" and not torch.compiler.is_compiling() and t.numel():
+        if t.numel() and host.can_read(t):
             low, high = (int(bound) for bound in torch.aminmax(t))
             if low < 1 or high > self.config.max_t:
                 raise InputError(

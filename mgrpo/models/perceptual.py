@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mgrpo import geometry
 from mgrpo.errors import InputError
+from mgrpo.models import host
 from mgrpo.models.hub import PretrainedModel
 
 JOINTS = 22
@@ -271,7 +272,7 @@ class PerceptualModel(nn.Module, PretrainedModel):
     def logits(self, R_world_joint: Tensor, joints: Tensor, T_world_cpf: Tensor, mask: Tensor | None = None) -> Tensor:
         """The score before the sigmoid ``(N,)``; arguments as :meth:`forward`."""
         _check_inputs(R_world_joint, joints, T_world_cpf, mask)
-        everything_valid = mask is None or bool(mask.all())
+        everything_valid = mask is None or (host.can_read(mask) and bool(mask.all()))
         if mask is None:
             mask = torch.ones(joints.shape[:2], dtype=torch.bool, device=joints.device)
         features = perceptual_features(R_world_joint, joints, T_world_cpf, mask, self.config)

@@ -21,6 +21,6 @@ def visual(batch: RewardBatch) -> Tensor:
     joints, rotations = batch.prediction.joints22, batch.prediction.R_world_joint22
     groups, members = joints.shape[:2]
     head = batch.target.T_world_cpf[:, None].expand(-1, members, -1, -1).flatten(0, 1)
-    mask = batch.target.mask[:, None].expand(-1, members, -1).flatten(0, 1)
+    mask = batch.target.mask[:, None].expand(-1, members, -1).flatten(0, 1) if batch.target.padded else None
     score = batch.perceptual(rotations.flatten(0, 1), joints.flatten(0, 1), head, mask)
     return torch.exp(batch.scales.visual * score.view(groups, members))

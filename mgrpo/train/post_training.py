@@ -58,6 +58,18 @@ from .start import open_run
 
 
 @dataclass(frozen=True)
+class Plan:
+    """How an iteration samples and what it trains; plain numbers, on the host."""
+
+    iteration: int
+    transitions: Transitions
+    weights: tuple[float, ...]
+    """Of each of the sampler's steps in the loss, 0 outside the window."""
+    steps: list[tuple[int, ...]]
+    """Steps to train, for every optimiser step."""
+
+
+@dataclass(frozen=True)
 class Sampled:
     """One process's part of the rollout of one optimiser step."""
 
@@ -118,36 +130,34 @@ class PostTraining:
                 "--sampler.kernel than ode, or a larger --sampler.eta"
             )
         config.window.steps(self.trainable, 0)  # refused now rather than in the first iteration
-        self._plan = lru_cache(maxsize=32)(self._make_plan)
+        self._sampler = lru_cache(maxsize=32)(self._make_sampler)
         self.keep_graphs = config.optimizer_steps == 1 and config.execution.reuse_graphs != "no"
 
-    def _make_plan(self, window: tuple[int, ...]) -> tuple[Transitions, Tensor]:
+    def _make_sampler(self, window: tuple[int, ...]) -> tuple[Transitions, tuple[float, ...]]:
         transitions = self.task.transitions(window if self.config.window.quiet_outside else None)
-        return transitions, step_weights(transitions, self.config.loss.step_weight, window)
+        return transitions, tuple(step_weights(transitions, self.config.loss.step_weight, window).tolist())
 
-    def plan(self, iteration: int) -> tuple[Transitions, Tensor]:
-        """The sampler of an iteration and the weight of each of its steps, 0 outside the window."""
-        return self._plan(self.config.window.steps(self.trainable, iteration))
+    def plan(self, iteration: int) -> Plan:
+        """The sampler of an iteration and the steps to train."""
+        transitions, weights = self._sampler(self.config.window.steps(self.trainable, iteration))
+        generator = iteration_generator(self.config.seed, iteration, "trained steps")
+        steps = [choose_steps(transitions, self.config.loss, generator, weights) for _ in self.sharing.own]
+        return Plan(iteration, transitions, weights, steps)
 
     def draw(self, iteration: int) -> list[Batch]:
         """This process's conditions for every optimiser step of an iteration, on the CPU."""
         return [self.task.draw(iteration, first, size) for first, size in self.sharing.own]
 
-    def sample(self, iteration: int, parts: Sequence[Batch]) -> list[Sampled]:
+    def sample(self, plan: Plan, parts: Sequence[Batch]) -> list[Sampled]:
         """Roll out the groups of every optimiser step."""
-        transitions, weights = self.plan(iteration)
-        generator = iteration_generator(self.config.seed, iteration, "trained steps")
+        device = self.processes.device
         return [
-            self._sample_share(
-                iteration, first, part.to(self.processes.device), transitions,
-                choose_steps(transitions, self.config.loss, generator, weights),
-            )
-            for (first, _), part in zip(self.sharing.own, parts, strict=True)
-        ]  # fmt: skip
+            self._sample_share(plan, first, part.to(device), steps)
+            for (first, _), part, steps in zip(self.sharing.own, parts, plan.steps, strict=True)
+        ]
 
-    def _sample_share(
-        self, iteration: int, first: int, batch: Batch, transitions: Transitions, steps: tuple[int, ...]
-    ) -> Sampled:
+    def _sample_share(self, plan: Plan, first: int, batch: Batch, steps: tuple[int, ...]) -> Sampled:
+        iteration = plan.iteration
         config, task, members = self.config, self.task, self.sharing.members
         at_once = config.execution.micro_conditions or len(batch)
         rollouts = []
@@ -161,7 +171,7 @@ class PostTraining:
             )  # fmt: skip
             rollouts.append(
                 roll_out(
-                    self.prepared, seen.cond, transitions, keys, shape=task.state_shape(part), steps=steps,
+                    self.prepared, seen.cond, plan.transitions, keys, shape=task.state_shape(part), steps=steps,
                     layout=task.layout, project_rotations=task.project_rotations, mask=seen.mask,
                     per_member=task.per_member, keep_graphs=self.keep_graphs, same_kernels=config.execution.compile,
                 )
@@ -200,7 +210,7 @@ class PostTraining:
             parameter.grad = None
         check_ratio_is_one(statistics, self.config.loss)
 
-    def differentiate(self, step: int, sampled: Sampled, trial: Trial, weights: Tensor) -> UpdateStatistics:
+    def differentiate(self, step: int, sampled: Sampled, trial: Trial, plan: Plan) -> UpdateStatistics:
         """Put the gradient of one optimiser step into the parameters, summed over all processes."""
         first, size = self.sharing.shares[step]
         alive = trial.result.alive[first : first + size]
@@ -214,7 +224,7 @@ class PostTraining:
             statistics.append(
                 accumulate_gradients(
                     self.prepared, rollout, part.reshape(rollout.rows, -1), self.config.loss, steps=sampled.steps,
-                    denominator=denominator, weights=weights, reference=self.reference,
+                    denominator=denominator, weights=plan.weights, reference=self.reference,
                     backward=self.precision.backward,
                 )
             )  # fmt: skip
@@ -305,7 +315,8 @@ def post_train(
                 )  # fmt: skip
                 set_learning_rate(optimizer, rate)
                 with phases.phase("rollout"), compile_errors() if config.execution.compile else nullcontext():
-                    sampled = training.sample(iteration, parts)
+                    plan = training.plan(iteration)
+                    sampled = training.sample(plan, parts)
                 if iteration == start:
                     training.check(sampled[0])
                 with phases.phase("reward"):
@@ -313,12 +324,11 @@ def post_train(
                 before = [parameter.detach().clone() for parameter in training.trained]
                 statistics: list[UpdateStatistics] = []
                 norms: list[float] = []
-                weights = training.plan(iteration)[1]
                 metrics: dict[str, float] = {}
                 for step, part in enumerate(sampled):
                     with phases.phase("update"):
                         optimizer.zero_grad(set_to_none=True)
-                        statistics.append(training.differentiate(step, part, trial, weights))
+                        statistics.append(training.differentiate(step, part, trial, plan))
                         norm = nn.utils.clip_grad_norm_(training.trained, config.gradient_clip)
                         found: dict[str, Tensor | float] = {"norm": norm}
                         if step == len(sampled) - 1:

@@ -68,6 +68,6 @@ def mask_batches() -> None:
         windows = original(sampler, iteration, size, first=first, whole=whole)
         frames = torch.arange(windows.length)
         real = torch.tensor([windows.length, 3, 5])[torch.arange(first, first + size) % 3]
-        return replace(windows, mask=frames < real[:, None])
+        return replace(windows, mask=frames < real[:, None], padded=True)
 
     WindowSampler.batch = masked  # type: ignore[method-assign]

@@ -1,0 +1,275 @@
+"""The loop that post-trains any policy: what it does not do (wait for the device, grow), and what it does when
+something fails."""
+
+from __future__ import annotations
+
+import math
+import resource
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mgrpo.diffusion.schedule import CosineSchedule
+from mgrpo.diffusion.transition import make_transitions
+from mgrpo.errors import InputError, MgrpoError
+from mgrpo.grpo.policy import PlainPolicy
+from mgrpo.grpo.task import Scored, Seen, TensorBatch
+from mgrpo.kernels import _checks
+from mgrpo.models import host
+from mgrpo.train.checkpoints import read_checkpoint
+from mgrpo.train.distributed import open_processes
+from mgrpo.train.grpo_config import AdvantageConfig, ExecutionConfig, PostTrainingConfig
+from mgrpo.train.metric_log import read_metrics
+from mgrpo.train.post_training import PostTraining, post_train
+from mgrpo.train.precision import NetworkPrecision
+from mgrpo.train.seeding import iteration_generator
+
+FRAMES, CHANNELS = 4, 3
+
+
+class Network(nn.Module):
+    """A perceptron on state, level and condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layers = nn.Sequential(nn.Linear(CHANNELS + 3, 16), nn.GELU(), nn.Linear(16, CHANNELS))
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
+        told = cond["goal"][:, None].expand(-1, x_t.shape[1], -1)
+        level = (t / 1000)[:, None, None].expand(-1, x_t.shape[1], 1)
+        return self.layers(torch.cat((x_t, level, told), dim=-1))
+
+
+class Reach:
+    """A state should end where its condition says; states have no layout, conditions two numbers."""
+
+    layout = None
+    project_rotations = False
+    per_member = False
+    reward_weights: ClassVar = {"near": 1.0, "small": 0.1}
+
+    def transitions(self, noisy_steps):
+        return make_transitions("ddim", eta=1.0, steps=5, schedule=CosineSchedule.make(), noisy_steps=noisy_steps)
+
+    def draw(self, iteration: int, first: int, size: int) -> TensorBatch:
+        goals = torch.randn(64, 2, generator=iteration_generator(0, iteration, "goals"))
+        return TensorBatch(goal=goals[first : first + size])
+
+    def state_shape(self, batch):
+        return FRAMES, CHANNELS
+
+    def seen(self, batch, *, iteration, first, members):
+        return Seen({"goal": batch["goal"]})
+
+    def score(self, x0: Tensor, batch: TensorBatch) -> Scored:
+        near = -(x0[..., :2].mean(-2) - batch["goal"][:, None]).norm(dim=-1)
+        return Scored(torch.stack((near, -x0[..., 2].abs().mean(-1)), dim=-1), x0)
+
+    def measures(self, outcome: Tensor, batch: TensorBatch) -> dict[str, Tensor]:
+        return {"spread": outcome.std(1).mean((-1, -2))}
+
+    def gold(self, policy) -> dict[str, float]:
+        return {"error": float(policy.network.layers[0].weight.detach().norm())}
+
+
+CONFIG = PostTrainingConfig(
+    iterations=4, conditions=6, group_size=4, learning_rate=1e-2, validate_every=2, gold="error", checkpoint_every=2,
+    device="cpu", advantage=AdvantageConfig(clamp=3.0),
+)  # fmt: skip
+
+
+def train(config: PostTrainingConfig, task: Any = None, policy: nn.Module | None = None) -> nn.Module:
+    policy = PlainPolicy(Network()) if policy is None else policy
+    with open_processes("cpu") as processes:
+        post_train(
+            policy, Reach() if task is None else task, config, processes=processes,
+            precision=NetworkPrecision(config.execution.precision, processes.device),
+        )  # fmt: skip
+    return policy
+
+
+def test_a_policy_of_another_kind_learns_another_reward(tmp_path: Path) -> None:
+    train(replace(CONFIG, output=tmp_path / "run", iterations=150, validate_every=0))
+    near = [row["rewards/near/mean"] for row in read_metrics(tmp_path / "run")]
+    assert sum(near[-20:]) / 20 > sum(near[:20]) / 20 + 0.2
+    row = read_metrics(tmp_path / "run")[0]
+    assert row["spread"] > 0 and row["ratio/first_log_max"] == 0 and row["decode"] > 0
+
+
+class NoHostReads(TorchDispatchMode):
+    """Refuses what a GPU would have to be waited for."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "item")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in self.WAITING or (name.startswith("index") and any(_is_mask(part) for part in args[1:])):
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+def _is_mask(part: object) -> bool:
+    if isinstance(part, (list, tuple)):
+        return any(_is_mask(one) for one in part)
+    return isinstance(part, Tensor) and part.dtype == torch.bool
+
+
+def test_the_check_for_host_reads_finds_them() -> None:
+    tensor = torch.ones(3)
+    for wait in (lambda: tensor.sum().item(), lambda: bool(tensor.any()), lambda: tensor[tensor > 0]):
+        with pytest.raises(AssertionError, match="waits for the device"), NoHostReads():
+            wait()
+    with NoHostReads():
+        torch.where(tensor > 0, tensor, 0.0).sum()
+
+
+def motion_training(folder: Path) -> tuple[PostTraining, Any]:
+    """The real task at its smallest."""
+    import importlib.util
+
+    from mgrpo.diffusion.config import SamplerConfig
+    from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+    from mgrpo.train.checkpoints import load_model
+    from mgrpo.train.grpo_config import GrpoConfig
+    from mgrpo.train.motion_data import MotionDataConfig, load_motion_data
+    from mgrpo.train.motion_task import MotionTask
+
+    spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
+    files = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(files)
+    config = GrpoConfig(
+        prior=files.write_prior(folder / "prior"), perceptual=files.write_perceptual(folder / "perceptual"),
+        data=MotionDataConfig(
+            motion=str(files.write_clips(folder / "clips")), length=8, validation=("made_up_3",),
+            held_out=("made_up_4",),
+        ),
+        conditions=2, group_size=3, sampler=SamplerConfig(steps=6), device="cpu",
+    )  # fmt: skip
+    policy = load_model(config.prior, Denoiser, DenoiserConfig)[0]
+    device = torch.device("cpu")
+    task = MotionTask(config, load_motion_data(config.data, seed=0), policy, device)
+    with open_processes("cpu") as processes:
+        return PostTraining(policy, task, config, processes, NetworkPrecision("fp32", device)), config
+
+
+@pytest.mark.parametrize("kind", ["motion", "another"])
+def test_nothing_waits_for_the_device_inside_an_iteration(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_checks, "readable", lambda tensor: False)  # as on a GPU
+    monkeypatch.setattr(host, "can_read", lambda tensor: False)
+    if kind == "motion":
+        training, _ = motion_training(tmp_path)
+    else:
+        with open_processes("cpu") as processes:
+            training = PostTraining(
+                PlainPolicy(Network()), Reach(), CONFIG, processes, NetworkPrecision("fp32", processes.device)
+            )
+    for iteration in range(2):  # tables are made in the first
+        plan, parts = training.plan(iteration), training.draw(iteration)
+        with NoHostReads() if iteration else torch.enable_grad():
+            sampled = training.sample(plan, parts)
+            trial = training.judge(sampled)
+            statistics = [training.differentiate(0, sampled[0], trial, plan)]
+            torch.nn.utils.clip_grad_norm_(training.trained, 1.0)
+            metrics = training.metrics(trial, statistics)
+    assert math.isfinite(float(metrics["reward"]))
+
+
+class Failing(Reach):
+    """Everything is in order until iteration ``at``."""
+
+    def __init__(self, at: int, reward: float | Exception) -> None:
+        self.at, self.reward = at, reward
+
+    def seen(self, batch, *, iteration, first, members):
+        self.iteration = iteration
+        return super().seen(batch, iteration=iteration, first=first, members=members)
+
+    def score(self, x0, batch):
+        scored = super().score(x0, batch)
+        if self.iteration < self.at:
+            return scored
+        if isinstance(self.reward, Exception):
+            raise self.reward
+        return scored._replace(rewards=torch.full_like(scored.rewards, self.reward))
+
+
+@pytest.mark.parametrize(
+    ("reward", "error"),
+    [(math.nan, "no sample of iteration 4 could be scored"), (RuntimeError("reward broke"), "reward broke")],
+)
+def test_only_the_iteration_that_fails_is_lost(tmp_path: Path, reward: float | Exception, error: str) -> None:
+    config = replace(CONFIG, iterations=6, checkpoint_every=100, validate_every=0)
+    with pytest.raises((MgrpoError, RuntimeError), match=error):
+        train(replace(config, output=tmp_path / "run"), Failing(3, reward))
+    whole = train(replace(config, output=tmp_path / "whole", iterations=3))
+    saved = read_checkpoint(next((tmp_path / "run" / "checkpoints").glob("step_*")))
+    assert saved.step == 3
+    restored = PlainPolicy(Network())
+    saved.restore(restored)
+    assert all(torch.equal(a, b) for a, b in zip(restored.parameters(), whole.parameters(), strict=True))
+    # and it goes on as if nothing had happened
+    resumed = train(replace(config, output=tmp_path / "run", resume=True))
+    unbroken = train(replace(config, output=tmp_path / "unbroken"))
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), unbroken.parameters(), strict=True))
+
+
+def test_memory_does_not_grow_over_2000_iterations(tmp_path: Path) -> None:
+    sizes: list[int] = []
+
+    class Watched(Reach):
+        def draw(self, iteration, first, size):
+            if iteration % 500 == 499:
+                sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+            return super().draw(iteration, first, size)
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc")
+    config = replace(CONFIG, iterations=2000, conditions=2, validate_every=0, checkpoint_every=500)
+    train(replace(config, output=tmp_path / "run"), Watched())
+    assert len(sizes) == 4 and sizes[3] - sizes[0] < 8 << 20, [size >> 20 for size in sizes]
+
+
+class Gold(Reach):
+    """Evaluations that say what the test wants."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = iter(values)
+
+    def gold(self, policy):
+        return {"error": next(self.values)}
+
+
+def test_it_stops_when_the_gold_measure_gets_no_better(tmp_path: Path) -> None:
+    config = replace(CONFIG, output=tmp_path / "run", iterations=20, validate_every=1, patience=3, checkpoint_every=100)
+    train(config, Gold([5.0, 4.0, 4.5, 4.2, 4.0, 1.0]))
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
+    steps = sorted(folder.name for folder in (tmp_path / "run" / "checkpoints").glob("step_*"))
+    assert [int(name.removeprefix("step_")) for name in steps] == [2, 5]  # best and last
+    with pytest.raises(InputError, match="--gold nothing is not among the measures; there are error"):
+        train(replace(config, output=tmp_path / "other", gold="nothing"), Gold([1.0]))
+
+
+def test_patience_survives_a_resume(tmp_path: Path) -> None:
+    config = replace(CONFIG, output=tmp_path / "run", validate_every=1, patience=3, checkpoint_every=1)
+    train(replace(config, iterations=3), Gold([4.0, 4.5, 4.2]))
+    train(replace(config, iterations=20, resume=True), Gold([4.1, 1.0]))
+    assert len(read_metrics(tmp_path / "run")) == 4
+
+
+@pytest.mark.parametrize(
+    "execution", [ExecutionConfig(reuse_graphs="no"), ExecutionConfig(micro_conditions=2), ExecutionConfig(prefetch=0)]
+)
+def test_how_it_is_carried_out_changes_rounding_only(tmp_path: Path, execution: ExecutionConfig) -> None:
+    plain = train(replace(CONFIG, output=tmp_path / "plain", learning_rate=1e-4))
+    other = train(replace(CONFIG, output=tmp_path / "other", learning_rate=1e-4, execution=execution))
+    for a, b in zip(plain.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
