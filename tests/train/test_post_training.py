@@ -33,7 +33,8 @@ FRAMES, CHANNELS = 4, 3
 
 
 class Network(nn.Module):
-    """A perceptron on state, level and condition."""
+    """A perceptron on state, level and condition. With little noise it returns the state, as every denoiser should:
+    the last step has no noise, so what it does with the state is not an action that could be learned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class Network(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         told = cond["goal"][:, None].expand(-1, x_t.shape[1], -1)
         level = (t / 1000)[:, None, None].expand(-1, x_t.shape[1], 1)
-        return self.layers(torch.cat((x_t, level, told), dim=-1))
+        return x_t * (1 - level) + level * self.layers(torch.cat((x_t, level, told), dim=-1))
 
 
 class Reach:
@@ -95,10 +96,19 @@ def train(config: PostTrainingConfig, task: Any = None, policy: nn.Module | None
     return policy
 
 
+class SameGoals(Reach):
+    """Every rollout has the same goals, so that its reward can be compared with the one before."""
+
+    def draw(self, iteration: int, first: int, size: int) -> TensorBatch:
+        return super().draw(0, first, size)
+
+
 def test_a_policy_of_another_kind_learns_another_reward(tmp_path: Path) -> None:
-    train(replace(CONFIG, output=tmp_path / "run", iterations=150, validate_every=0))
+    config = replace(CONFIG, output=tmp_path / "run", iterations=120, group_size=16, validate_every=0)
+    train(config, SameGoals())
     near = [row["rewards/near/mean"] for row in read_metrics(tmp_path / "run")]
-    assert sum(near[-20:]) / 20 > sum(near[:20]) / 20 + 0.2
+    spread = torch.tensor(near[:20]).std()
+    assert sum(near[-20:]) / 20 > sum(near[:20]) / 20 + 4 * float(spread)
     row = read_metrics(tmp_path / "run")[0]
     assert row["spread"] > 0 and row["ratio/first_log_max"] == 0 and row["decode"] > 0
 
