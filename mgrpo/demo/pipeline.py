@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
 from mgrpo.report import write_report
 from mgrpo.report.data import Stage
+from mgrpo.storage import atomic_write_json
 from mgrpo.train.checkpoints import find_checkpoint, load_model
 from mgrpo.train.device import resolve_device
 from mgrpo.train.grpo import GrpoConfig, train_grpo
@@ -172,9 +172,7 @@ class StageClock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-            partial = self.path.with_name(f".{self.path.name}.partial")
-            partial.write_text(json.dumps(self.seconds, indent=1), encoding="utf-8")
-            os.replace(partial, self.path)
+            atomic_write_json(self.path, self.seconds)
 
 
 def run_demo(config: DemoConfig, *, command: list[str] | None = None) -> Path:

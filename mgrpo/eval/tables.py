@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mgrpo.data.split import recording_of
-from mgrpo.errors import InputError, MgrpoError
+from mgrpo.errors import InputError
+from mgrpo.storage import atomic_write, make_folder
 
 from .bootstrap import FEW_CLUSTERS, RESAMPLES
 from .cells import (
@@ -122,7 +122,7 @@ def result_table(
         rows.append(Row(f"{result.name} - {first.name}", "difference", _cells(differences, chosen)))
     rows = [row for row in rows if row.cells]
     columns = tuple(METRICS[name] for name in chosen)
-    said = _notes(first, columns, len(results) > 1) if notes is None else tuple(notes)
+    said = (*_notes(first, columns, len(results) > 1), *broken_notes(results)) if notes is None else tuple(notes)
     return ResultTable(title or "Evaluation", columns, tuple(rows), said)
 
 
@@ -141,6 +141,19 @@ def _cells(found: dict[str, Statistic] | dict[str, PairedDifference], chosen: Se
 
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def broken_notes(results: Sequence[EvaluationResult]) -> tuple[str, ...]:
+    """A sentence for each model with samples that hold NaN or infinity: its means are over the others alone."""
+    found = []
+    for result in results:
+        broken = result.values["mpjpe_mm"].isnan() if "mpjpe_mm" in result.values else torch.zeros(0)
+        if count := int(broken.sum()):
+            found.append(
+                f"{result.name}: {count} of {_plural(broken.numel(), 'sample')} held NaN or infinity and could not be "
+                "scored; its numbers are of the others alone."
+            )
+    return tuple(found)
 
 
 def interval_note(result: EvaluationResult) -> str:
@@ -364,7 +377,7 @@ def write_tables(
 
     Each file appears whole or not at all. ``texts`` replaces the table of ``family`` by one that was laid out
     elsewhere, by kind: markdown, latex, csv; ``extra`` is added to the JSON. Returns the paths by kind: markdown,
-    latex, csv, json, windows. Raises MgrpoError when the disk refuses.
+    latex, csv, json, windows. Raises StorageError when the disk refuses.
     """
     folder = Path(folder).expanduser()
     if texts is None:
@@ -378,21 +391,8 @@ def write_tables(
         "windows": ("evaluation_windows.csv", per_window_csv(results)),
     }
     paths = {}
+    make_folder(folder)
     for kind, (name, text) in contents.items():
         paths[kind] = folder / name
-        _write_whole(folder / name, text)
+        atomic_write(folder / name, text)
     return paths
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise MgrpoError(
-            f"could not write {path}: {error.strerror or error}. Free some space there, or choose another folder."
-        ) from error

@@ -21,6 +21,7 @@ from mgrpo.report.charts import change_percent, change_scale, y_range
 from mgrpo.report.data import BarGroup, Curve, Panel, ReportData
 from mgrpo.report.findings import verdict, with_unit
 from mgrpo.report.numbers import fixed, log_ticks, running_mean, short, signed
+from mgrpo.storage import replacing
 from mgrpo.viz.palette import LIGHT, mix, rgb
 
 DPI = 160
@@ -237,11 +238,7 @@ def save_figures(data: ReportData, folder: Path) -> dict[str, Path]:
             if figure is None:
                 continue
             path = folder / f"{name}.png"
-            partial = folder / f".{name}.partial.png"
-            try:
-                figure.savefig(partial, dpi=DPI)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            with replacing(path) as temporary:
+                figure.savefig(temporary, dpi=DPI)
             written[name] = path
     return written

@@ -29,10 +29,9 @@ from mgrpo.storage import (
     checksum,
     json_text,
     read_json,
-    read_tensors,
-    tensors_to_bytes,
     visible_folder,
 )
+from mgrpo.tensor_files import read_tensors, tensors_to_bytes
 
 from .optimizer_state import restore_optimizer_state, split_optimizer_state
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from mgrpo.config_record import differences, to_plain, to_yaml
 from mgrpo.errors import InputError
 from mgrpo.storage import (
+    FileLock,
     StorageError,
     atomic_write,
     atomic_write_json,
@@ -36,7 +36,6 @@ from mgrpo.storage import (
     read_json,
     remove_folder,
     remove_leftovers,
-    storage_error,
 )
 
 from .checkpoints import (
@@ -50,11 +49,6 @@ from .checkpoints import (
 from .metric_log import MetricLog, cut_metrics
 from .progress import notice
 from .provenance import provenance
-
-try:
-    import fcntl
-except ImportError:  # no file locks of this kind on Windows: two processes in one folder are not noticed there
-    fcntl = None  # type: ignore[assignment]
 
 LOCK_NAME = ".lock"
 ALWAYS_FREE = (
@@ -83,7 +77,7 @@ _OWN_FILES = (
 class RunDir:
     """A run folder held by this process. Use it as a context manager, or call `close`."""
 
-    def __init__(self, path: Path, lock: int | None, command: list[str] | None, keep_every: int | None) -> None:
+    def __init__(self, path: Path, lock: FileLock, command: list[str] | None, keep_every: int | None) -> None:
         """Not for direct use: see `RunDir.create`."""
         self.path = path
         """The folder."""
@@ -368,9 +362,7 @@ class RunDir:
         if self._log is not None:
             self._log.close()
             self._log = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
     def __enter__(self) -> RunDir:
         return self
@@ -381,34 +373,12 @@ class RunDir:
         self.close()
 
 
-def _lock_folder(folder: Path) -> int | None:
+def _lock_folder(folder: Path) -> FileLock:
     """Take the folder's lock, or raise `InputError` naming the process that has it."""
-    path = folder / LOCK_NAME
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise storage_error("write in the run folder", folder, error) from error
-    if fcntl is None:
-        return descriptor
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
-        raise InputError(
-            f"run folder {folder} is in use by another process (pid {owner}). Wait for it to end, or choose "
-            "another folder."
-        ) from None
-    except OSError as error:
-        notice(f"run folder {folder}: its file system has no locks ({error.strerror}); don't start two processes in it")
-        return descriptor
-    try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    except OSError as error:
-        os.close(descriptor)
-        raise storage_error("write in the run folder", folder, error) from error
-    return descriptor
+    lock = FileLock(folder / LOCK_NAME, f"run folder {folder}", "Wait for it to end, or choose another folder.")
+    if lock.missing is not None:
+        notice(f"run folder {folder}: {lock.missing}; don't start two processes in it")
+    return lock
 
 
 def _refuse_foreign(folder: Path, *, resuming: bool) -> None:

@@ -184,7 +184,7 @@ def test_write_tables(results: list[EvaluationResult], tmp_path: Path) -> None:
 
 def test_a_disk_that_refuses(results: list[EvaluationResult], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MgrpoError, match="could not write"):
+    with pytest.raises(MgrpoError, match="could not create the folder"):
         tables.write_tables(tmp_path / "file" / "folder", results)
 
 
