@@ -24,6 +24,8 @@ from mgrpo.eval.tables import per_window_csv, print_table, to_csv, to_json, to_l
 from mgrpo.storage import atomic_write, json_text, make_folder
 from mgrpo.train.progress import Progress
 
+from .destination import refuse_run_folder
+
 
 @dataclass(frozen=True)
 class MetricsConfig:
@@ -104,6 +106,7 @@ def run_metrics(config: MetricsConfig) -> int:
     Raises InputError for files that can't be read, matched or compared, MgrpoError when the disk refuses.
     """
     if config.out is not None:
+        refuse_run_folder(config.out, "--out")
         make_folder(config.out)  # before the work: a place that can't be written to should be known now
     comparison = compare(config)
     table = comparison.table(config.family, config.title)

@@ -373,6 +373,17 @@ class RunDir:
         self.close()
 
 
+def run_folder_of(path: Path) -> Path | None:
+    """The run folder that ``path`` is, or whose checkpoints or logs it lies among; None elsewhere, also for another
+    folder inside of a run's."""
+    path = path.expanduser().absolute()
+    for folder in (path, *path.parents):
+        if (folder / "config.resolved.yaml").is_file():
+            inside = path.relative_to(folder).parts
+            return folder if not inside or inside[0] in _OWN_FILES else None
+    return None
+
+
 def _lock_folder(folder: Path) -> FileLock:
     """Take the folder's lock, or raise `InputError` naming the process that has it."""
     lock = FileLock(folder / LOCK_NAME, f"run folder {folder}", "Wait for it to end, or choose another folder.")

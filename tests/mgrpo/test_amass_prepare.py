@@ -263,7 +263,7 @@ def test_one_bad_file_does_not_stop_the_others(
     (raw / "CMU/1/dangling_poses.npz").symlink_to(tmp_path / "nowhere")
     (raw / "CMU/1/line\nbreak_poses.npz").write_bytes((raw / "CMU/1/good_poses.npz").read_bytes())
     (raw / os.fsdecode(b"CMU/1/\xff_poses.npz")).write_bytes(b"")
-    assert run(raw, tmp_path / "a.hdf5", smplh, "--workers", "1") == 0
+    assert run(raw, tmp_path / "a.hdf5", smplh, "--workers", "1") == 1
     report = json.loads((tmp_path / "a.hdf5.report.json").read_text())
     reasons = {entry["name"]: entry["reason"] for entry in report["failed"]}
     assert len(reasons) == 5 and report["counts"]["clips"] == 2
@@ -277,6 +277,8 @@ def test_one_bad_file_does_not_stop_the_others(
         assert text in reasons[f"CMU/1/{name}_poses.npz"]
     captured = capsys.readouterr()
     assert "failed: " in captured.out and "left out: " in captured.err
+    assert "INCOMPLETE: 5 of 6 recordings could not be used" in captured.out.splitlines()[-1]
+    assert h5py.is_hdf5(tmp_path / "a.hdf5")
 
 
 def test_nothing_usable_is_an_error_that_leaves_no_file(
@@ -315,6 +317,8 @@ def test_options_that_make_no_sense(raw: Path, smplh: Path, tmp_path: Path, caps
         ([str(raw), out, "--gender-conversion", str(tmp_path / "no")], "no such folder"),
         ([str(raw), str(existing), "--betas", "as-is"], "exists already"),
         ([str(raw), str(tmp_path), "--betas", "as-is"], "is a folder"),
+        ([str(raw), str(tmp_path / "a.npz"), "--betas", "as-is"], "a.npz: the file to write must end in .hdf5 or .h5"),
+        ([str(raw), str(tmp_path / "a"), "--betas", "as-is", "--dry-run"], "must end in .hdf5 or .h5"),
         ([str(tmp_path / "no"), out, "--betas", "as-is"], "no such folder"),
     ):
         assert main(["data", "amass", *words]) == 2
