@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,18 @@ def test_missing_values_are_dashes() -> None:
     assert tables.format_cell(tables.Cell(1.234, math.nan), info) == "1.23"
     assert tables.format_cell(tables.Cell(1.234, 0.5), info, signed=True) == "+1.23 ± 0.50"
     assert tables.format_cell(tables.Cell(0.5, 0.01), METRICS["accuracy"]) == "50.0 ± 1.0"
+
+
+def test_samples_that_are_no_motion_are_counted(results: list[EvaluationResult]) -> None:
+    first, second = results[:2]
+    broken = {name: value.clone() for name, value in second.values.items()}
+    for value in broken.values():
+        value[1, 0, 0] = math.nan
+    table = tables.result_table([first, replace(second, values=broken)])
+    found = [note for note in table.notes if "NaN or infinity" in note]
+    total = broken["mpjpe_mm"].numel()
+    assert len(found) == 1 and found[0].startswith(f"{second.name}: 1 of {total} samples held NaN")
+    assert not any("NaN or infinity" in note for note in tables.result_table(results).notes)
 
 
 def test_input_errors(results: list[EvaluationResult]) -> None:
