@@ -116,7 +116,7 @@ def sync_folder(path: Path) -> None:
 def replacing(path: Path, *, grow_in: Path | None = None) -> Iterator[Path]:
     """Replace the file `path` in one step by one that the block writes: readers see the old file or the whole new one.
 
-    Yields where to write: a hidden name with the same ending, in the same folder or in `grow_in` (of the same disk),
+    Yields where to write: a hidden name with another ending, in the same folder or in `grow_in` (of the same disk),
     whose owner then clears what a killed process left. When the block ends, that file is pushed to the disk and
     renamed; when it raises, `path` stays as it was and nothing is left behind. An `OSError` is passed on.
     """
@@ -132,8 +132,8 @@ def replacing(path: Path, *, grow_in: Path | None = None) -> Iterator[Path]:
 
 
 def _temporary_name(path: Path, folder: Path | None = None) -> Path:
-    # the ending stays: some encoders choose the format by it
-    return (folder or path.parent) / f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}"
+    # without the file's ending: who looks for *.npz, say, must not find what a killed process left
+    return (folder or path.parent) / f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}"
 
 
 def _sync_file(path: Path) -> None:

@@ -239,6 +239,6 @@ def save_figures(data: ReportData, folder: Path) -> dict[str, Path]:
                 continue
             path = folder / f"{name}.png"
             with replacing(path) as temporary:
-                figure.savefig(temporary, dpi=DPI)
+                figure.savefig(temporary, dpi=DPI, format="png")
             written[name] = path
     return written

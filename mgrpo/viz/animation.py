@@ -90,7 +90,18 @@ class _Mp4Writer:
                 codec="libx264",
                 pix_fmt_out="yuv420p",
                 macro_block_size=2,
-                output_params=["-crf", "21", "-preset", "veryfast", "-threads", "1", "-movflags", "+faststart"],
+                output_params=[
+                    "-crf",
+                    "21",
+                    "-preset",
+                    "veryfast",
+                    "-threads",
+                    "1",
+                    "-movflags",
+                    "+faststart",
+                    "-f",
+                    "mp4",
+                ],
                 ffmpeg_log_level="error",
             )
             self._writer.send(None)

@@ -18,7 +18,7 @@ def test_a_replaced_file_is_old_until_it_is_new(tmp_path: Path) -> None:
     path.write_text("old")
     with replacing(path) as temporary:
         temporary.write_text("new")
-        assert path.read_text() == "old" and temporary.parent == tmp_path and temporary.suffix == ".gif"
+        assert path.read_text() == "old" and temporary.parent == tmp_path and temporary.suffix != ".gif"
         assert temporary.name.startswith(storage.TEMPORARY_PREFIX)
     assert path.read_text() == "new" and [entry.name for entry in tmp_path.iterdir()] == ["a.gif"]
 
