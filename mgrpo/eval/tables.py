@@ -143,12 +143,13 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def interval_note(result: EvaluationResult) -> str:
-    """What the brackets in differences mean, with a warning where there are too few clips for them."""
+def interval_note(result: EvaluationResult, subject: str = "[ , ]") -> str:
+    """What the intervals of differences (``subject``: how the reader meets them) mean, with a warning where there are
+    too few clips for them."""
     clips = len({recording_of(name) for name in result.window_names})
     if clips < 2:
         return "With one clip there is no interval over clips."
-    note = f"[ , ]: 95 % bootstrap interval (BCa) over {_plural(clips, 'clip')}, {RESAMPLES} draws of whole clips."
+    note = f"{subject}: 95 % bootstrap interval (BCa) over {_plural(clips, 'clip')}, {RESAMPLES} draws of whole clips."
     return note + (" So few clips make it too narrow." if clips < FEW_CLUSTERS else "")
 
 
