@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("kernels", "errors"),
+    ("kernels", "errors", "terminal"),
     ("geometry", "npz", "storage", "config_record"),
     ("body",),
     ("data",),
@@ -40,6 +40,7 @@ USERS_OF_PICTURES = ("commands", "demo", "cli")
 OUTSIDE: Mapping[str, frozenset[str]] = {
     "kernels": frozenset({"torch", "triton"}),
     "errors": frozenset(),
+    "terminal": frozenset(),
     "geometry": frozenset({"torch"}),
     "npz": frozenset({"numpy"}),
     "viz": frozenset({"numpy", "PIL", "imageio_ffmpeg"}),
