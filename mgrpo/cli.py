@@ -26,6 +26,7 @@ from typing import Any
 
 from mgrpo import __version__
 from mgrpo.errors import InputError, MgrpoError
+from mgrpo.terminal import write_anywhere
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ ENVIRONMENT = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    write_anywhere()
     try:
         code = _run(words)
         sys.stdout.flush()

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("kernels", "errors"),
+    ("kernels", "errors", "terminal"),
     ("storage",),
     ("geometry", "npz", "tensor_files", "config_record"),
     ("body",),
@@ -42,6 +42,7 @@ OUTSIDE: Mapping[str, frozenset[str]] = {
     "kernels": frozenset({"torch", "triton"}),
     "errors": frozenset(),
     "storage": frozenset(),
+    "terminal": frozenset(),
     "geometry": frozenset({"torch"}),
     "npz": frozenset({"numpy"}),
     "viz": frozenset({"numpy", "PIL", "imageio_ffmpeg"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from mgrpo.data.split import recording_of
 from mgrpo.errors import InputError
 from mgrpo.storage import atomic_write, make_folder
+from mgrpo.terminal import plain
 
 from .bootstrap import FEW_CLUSTERS, RESAMPLES
 from .cells import (
@@ -156,12 +159,13 @@ def broken_notes(results: Sequence[EvaluationResult]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def interval_note(result: EvaluationResult) -> str:
-    """What the brackets in differences mean, with a warning where there are too few clips for them."""
+def interval_note(result: EvaluationResult, subject: str = "[ , ]") -> str:
+    """What the intervals of differences (``subject``: how the reader meets them) mean, with a warning where there are
+    too few clips for them."""
     clips = len({recording_of(name) for name in result.window_names})
     if clips < 2:
         return "With one clip there is no interval over clips."
-    note = f"[ , ]: 95 % bootstrap interval (BCa) over {_plural(clips, 'clip')}, {RESAMPLES} draws of whole clips."
+    note = f"{subject}: 95 % bootstrap interval (BCa) over {_plural(clips, 'clip')}, {RESAMPLES} draws of whole clips."
     return note + (" So few clips make it too narrow." if clips < FEW_CLUSTERS else "")
 
 
@@ -186,29 +190,49 @@ def _notes(result: EvaluationResult, columns: Sequence[MetricInfo], compared: bo
     return tuple(notes)
 
 
-def to_rich(table: ResultTable) -> Table:
+def to_rich(
+    table: ResultTable,
+    rows: Sequence[int] | None = None,
+    *,
+    title: bool = True,
+    notes: bool = True,
+    tight: bool = False,
+    ascii_only: bool = False,
+) -> Table:
     """The table for :class:`rich.console.Console`: best model bold, significant differences coloured, measures down,
-    models across.
+    models across; of ``rows`` only those given by index. ``tight``: as narrow as numbers and words allow.
+    ``ascii_only``: spelled for a terminal that has no other characters, so that columns stay aligned there.
 
     A difference is coloured green or red where its interval leaves out zero (without an interval: where it is more than
     two standard errors from zero).
     """
     shown = Table(
-        title=table.title,
-        caption="\n".join(table.notes),
+        title=table.title if title else None,
+        caption="\n".join(table.notes) if notes else None,
         caption_justify="left",
         header_style="bold",
         title_justify="left",
     )
-    shown.add_column("")
-    for row in table.rows:
-        shown.add_column(row.name, justify="right", style="dim" if row.kind in ("truth", "mean") else "")
-    for info in table.columns:
+    chosen = range(len(table.rows)) if rows is None else rows
+    spell = plain if ascii_only else str
+    labels = [spell(info.heading + {"lower": " ↓", "higher": " ↑", "none": ""}[info.better]) for info in table.columns]
+    shown.add_column("", no_wrap=not tight, min_width=_longest_word(*labels))
+    for row in (table.rows[index] for index in chosen):
+        # left to itself, rich breaks and cuts numbers where the terminal is narrow
+        cells = [
+            spell(format_cell(row.cells.get(info.name), info, signed=row.kind == "difference"))
+            for info in table.columns
+        ]
+        width = max([_longest_word(row.name), *map(len, cells)])
+        style = "dim" if row.kind in ("truth", "mean") else ""
+        shown.add_column(row.name, justify="right", style=style, min_width=width, width=width if tight else None)
+    for info, label in zip(table.columns, labels):
         best = table.best(info.name)
-        line = [Text(info.heading + {"lower": " ↓", "higher": " ↑", "none": ""}[info.better])]
-        for index, row in enumerate(table.rows):
+        line = [Text(label)]
+        for index in chosen:
+            row = table.rows[index]
             cell = row.cells.get(info.name)
-            text = Text(format_cell(cell, info, signed=row.kind == "difference"))
+            text = Text(spell(format_cell(cell, info, signed=row.kind == "difference")))
             if index == best:
                 text.stylize("bold")
             if row.kind == "difference" and (style := difference_style(cell, info)):
@@ -216,6 +240,10 @@ def to_rich(table: ResultTable) -> Table:
             line.append(text)
         shown.add_row(*line)
     return shown
+
+
+def _longest_word(*texts: str) -> int:
+    return max((len(word) for text in texts for word in text.split()), default=0)
 
 
 def difference_style(cell: Cell | None, info: MetricInfo) -> str:
@@ -226,8 +254,38 @@ def difference_style(cell: Cell | None, info: MetricInfo) -> str:
 
 
 def print_table(table: ResultTable, console: Console | None = None) -> None:
-    """Print to the terminal (standard output unless a console is given)."""
-    (console or Console()).print(to_rich(table))
+    """Print to the terminal (standard output unless a console is given); where it is too narrow for all columns, tables
+    of some of them below each other, so that no number is cut.
+
+    Where nobody watches (no standard stream is a terminal, ``COLUMNS`` isn't set), the table takes the width it needs.
+    """
+    if console is None:
+        console = Console()
+        if "COLUMNS" not in os.environ and not any(map(os.isatty, (0, 1, 2))):
+            console.width = max(console.width, _width(table, console))
+    parts = _parts_that_fit(table, console)
+    for number, part in enumerate(parts):
+        first, last = number == 0, number == len(parts) - 1
+        tight = _width(table, console, part) > console.width
+        console.print(to_rich(table, part, title=first, notes=last, tight=tight, ascii_only=console.options.ascii_only))
+
+
+def _width(table: ResultTable, console: Console, rows: Sequence[int] | None = None, *, tight: bool = False) -> int:
+    """Width of a table of some rows, measured with room to spare: a measurement never exceeds the width that it is
+    given."""
+    shown = to_rich(table, rows, title=False, notes=False, tight=tight, ascii_only=console.options.ascii_only)
+    return Measurement.get(console, console.options.update(max_width=10_000), shown).maximum
+
+
+def _parts_that_fit(table: ResultTable, console: Console) -> list[list[int]]:
+    """The rows of a table, cut where the columns printed for them would exceed the console's width; at least one row in
+    each part."""
+    parts: list[list[int]] = [[]]
+    for index in range(len(table.rows)):
+        if parts[-1] and _width(table, console, [*parts[-1], index], tight=True) > console.width:
+            parts.append([])
+        parts[-1].append(index)
+    return parts
 
 
 def to_markdown(table: ResultTable) -> str:

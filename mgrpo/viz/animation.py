@@ -53,10 +53,11 @@ def render_frames(
             picture.paste(panel, (left, head))
             draw.rectangle((left + 18, 16, left + 23, 50), fill=rgb(palette.of(role)))
             draw.text((left + 34, 14), ROLE_LABELS[role], fill=ink, font=title)
-            text = comparison.name if role == "ground_truth" else ""
+            text = f"clip {comparison.name}" if role == "ground_truth" else "grey: ground truth"
             if track.error_mm is not None and role != "ground_truth":
                 error = float(track.error_mm[frame])
-                text = f"error {error:.0f} mm" if np.isfinite(error) else "error not available"
+                shown = f"error {error:.0f} mm" if np.isfinite(error) else "error not available"
+                text = f"{shown}; {text}"
             draw.text((left + 34, 36), text, fill=muted, font=detail)
         bar = height - foot // 2
         draw.line((18, bar, width - 18, bar), fill=line, width=3)
