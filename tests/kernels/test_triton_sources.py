@@ -1,7 +1,7 @@
 """Every Triton kernel compiles for every kind of GPU without spilling, and uses what the committed table says.
 
-No GPU is needed. ``tools/triton_resources.py`` does the work, one process per operator, two at a time. Where the table is
-about these very sources and this triton, a part of each operator is compiled, and the table stands for the rest.
+No GPU is needed. ``tools/triton_resources.py`` does the work, one process per operator, two at a time. Where the table
+is about these very sources and this triton, a part of each operator is compiled, and the table stands for the rest.
 """
 
 from __future__ import annotations
