@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("kernels", "errors"),
-    ("geometry", "npz", "storage", "config_record"),
+    ("geometry", "npz", "storage", "config_record", "options"),
     ("body",),
     ("data",),
     ("models",),
