@@ -86,9 +86,7 @@ class StitchingConfig:
     """Frames that neighbouring windows share; 0: a quarter of the window (32 of 128, as in the original)."""
 
     def __post_init__(self) -> None:
-        for option in ("window", "overlap"):
-            if getattr(self, option) < 0:
-                raise InputError(f"--{option} must be at least 0, got {getattr(self, option)}")
+        require(self, "window", "overlap", at_least=0)
         if self.window == 1 or 0 < self.window <= self.overlap:
             raise InputError(
                 "--window must be at least 2 frames and more than --overlap, got "

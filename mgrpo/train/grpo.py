@@ -74,10 +74,6 @@ class RewardWeights:
 
     def __post_init__(self) -> None:
         require(self, *REWARDS)
-        if not self.active():
-            raise InputError(
-                f"{option(self, 'position')} and the other rewards: every weight is 0; give at least one reward a weight"
-            )
 
     def active(self) -> dict[str, float]:
         """The rewards in use, in the order of the REWARDS table."""
@@ -211,6 +207,8 @@ class GrpoConfig:
             raise InputError(
                 f"--train-windows ({self.train_windows}) must be a multiple of --conditions ({self.conditions}), or 0"
             )
+        if not self.rewards.active():
+            raise InputError(f"{option(self, 'rewards')}: every weight is 0; give at least one reward a weight")
         if self.rewards.visual and self.perceptual is None:
             raise InputError(
                 "--perceptual: the visual reward has a weight but no perceptual model is given; train one, or set "

@@ -195,14 +195,14 @@ def _refuse_hdf5_options(config: MotionDataConfig) -> None:
 def _load_hdf5(config: MotionDataConfig, body: BodyModel, seed: int) -> MotionData:
     """:func:`load_motion_data` for HDF5 files: only the fixed windows are put into memory."""
     augment = config.augment
-    for option, set_to in (
+    for name, set_to in (
         ("mirror-prob", augment.mirror_prob),
         ("betas-std", augment.betas_std),
         ("speed", augment.speed),
     ):
         if set_to:
             raise InputError(
-                f"--data.augment.{option} {set_to:g}: motion from HDF5 files is not varied, because the stored pose of "
+                f"--data.augment.{name} {set_to:g}: motion from HDF5 files is not varied, because the stored pose of "
                 "the head would no longer fit (mirrored copies are in the file); set it to 0"
             )
     if config.evaluate_mirrored:
