@@ -69,6 +69,9 @@ ALWAYS_FREE = (
 )
 """Settings that say where a run is kept and carried out, not what it computes; they may differ on resume."""
 
+_RESUME_FROM = ("--resume-from", "--resume_from")
+"""Spellings of the option that names where to go on."""
+
 _OWN_FILES = (
     "config.yaml",
     "config.resolved.yaml",
@@ -168,6 +171,12 @@ class RunDir:
                     f"--iterations {iterations} asked for. Ask for {checkpoint.step} or more, or go back with "
                     "--resume-from to an earlier checkpoint."
                 )
+        elif resume and (saved := step_folders(self.checkpoints)):
+            raise InputError(
+                f"run folder {self.path}: can't resume, it holds checkpoints ({_steps(saved)}) but no "
+                "config.resolved.yaml that says what they were trained with. Restore that file, or choose another "
+                "folder for a new run."
+            )
         elif resume and resume is not True:
             raise InputError(
                 f"run folder {self.path}: there is no run to resume from {resume!r}. Leave that option out."
@@ -377,7 +386,13 @@ class RunDir:
         words[0] = Path(words[0]).name
         if words[0] == "__main__.py":
             words[:1] = ["python", "-m", "mgrpo"]
-        return shlex.join(words if "--resume" in words else [*words, "--resume"])
+        # The point that this start went back to is behind it now.
+        kept = [
+            word
+            for word, before in zip(words, ["", *words])
+            if word.partition("=")[0] not in _RESUME_FROM and before not in _RESUME_FROM
+        ]
+        return shlex.join(kept if "--resume" in kept else [*kept, "--resume"])
 
     def close(self) -> None:
         """Close the logs and free the folder for other processes. Safe to call twice."""

@@ -68,10 +68,8 @@ def open_run(
         iterations=config.iterations,
     )
     if run.start_step == config.iterations:
-        notice(
-            f"{run.path}: the run has finished all {config.iterations} iterations, nothing is left to do; a larger "
-            f"{option(config, 'iterations')} would go on"
-        )
+        longer = f"; a larger {option(config, 'iterations')} would go on" if config.schedule == "constant" else ""
+        notice(f"{run.path}: all {config.iterations} iterations are done, nothing is left to do{longer}")
     return run
 
 

@@ -17,7 +17,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-
 from torch._subclasses import FakeTensorMode
 
 from mgrpo import kernels
