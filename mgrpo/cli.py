@@ -26,6 +26,7 @@ from typing import Any
 
 from mgrpo import __version__
 from mgrpo.errors import InputError, MgrpoError
+from mgrpo.options import command_options, refuse_unused
 from mgrpo.terminal import write_anywhere
 
 
@@ -213,12 +214,14 @@ def _run(words: list[str]) -> int:
     rest = words[len(command.words) :]
     module = importlib.import_module(command.module)
     _check_backend_variable()
-    config = _parse(command, module, rest)
-    function = getattr(module, command.function)
-    options: dict[str, Any] = {}
-    if "command" in inspect.signature(function).parameters:
-        options["command"] = [sys.argv[0] or "mgrpo", *words]
-    result = function(config, **options)
+    with command_options(getattr(module, command.config)):
+        config = _parse(command, module, rest)
+        refuse_unused(config, rest)
+        function = getattr(module, command.function)
+        options: dict[str, Any] = {}
+        if "command" in inspect.signature(function).parameters:
+            options["command"] = [sys.argv[0] or "mgrpo", *words]
+        result = function(config, **options)
     if command.result is not None and isinstance(result, Path) and _is_main_process():
         print(f"{command.result}: {result}")
     return result if isinstance(result, int) else 0

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("kernels", "errors", "terminal"),
     ("storage",),
-    ("geometry", "npz", "tensor_files", "config_record"),
+    ("geometry", "npz", "tensor_files", "config_record", "options"),
     ("body",),
     ("data",),
     ("models",),

@@ -25,6 +25,7 @@ from mgrpo.grpo.perturbation import PerlinConfig
 from mgrpo.grpo.update import PolicyLossConfig
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
+from mgrpo.options import require
 from mgrpo.report import write_report
 from mgrpo.report.data import Stage
 from mgrpo.storage import atomic_write_json
@@ -36,7 +37,6 @@ from mgrpo.train.perceptual import PERCEPTUAL_TRAINING_PRESETS, PerceptualTraini
 from mgrpo.train.prior import PriorConfig, train_prior
 from mgrpo.train.progress import Progress, notice
 from mgrpo.train.seeding import require_seed
-from mgrpo.train.start import require_at_least_one
 
 _SAMPLER = SamplerConfig(steps=10)
 """A third of EgoAllo's steps: on motion this small it is as accurate, and three times as many groups fit into the
@@ -111,7 +111,7 @@ class DemoConfig:
     """Throw away what an earlier start left in the output folder and begin anew."""
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "evaluation_seeds", "diversity_draws")
+        require(self, "evaluation_seeds", "diversity_draws", at_least=1)
         require_seed(self.seed)
         if self.evaluation_samples < 2:
             raise InputError(

@@ -147,6 +147,26 @@ class SampleResult:
     """Prediction that entered each recorded step's mean ``(B, G, T, D)``: projected if the sampler projects."""
 
 
+@dataclass(frozen=True, eq=False)
+class StepOptions:
+    """What every way of sampling does in each step, see :func:`sample`."""
+
+    layout: StateLayout
+    """The state's layout."""
+    project_rotations: bool = True
+    """Whether predicted body rotations are replaced by the nearest rotations."""
+    fix_det: bool = True
+    """Whether projected matrices are made proper."""
+    record: Record = "none"
+    """Of which steps the path is kept."""
+    record_last: int = 3
+    """Number of steps kept by ``record="last"``."""
+    noise: Tensor | None = None
+    """Recorded noise ``(S + 1, B, G, T, D)`` to use instead of drawing."""
+    guidance: Guidance | None = None
+    """Hook that corrects predictions."""
+
+
 @torch.no_grad()
 def sample(
     policy: GroupPredictor,
@@ -209,15 +229,9 @@ def sample(
         keys,
         caller="sample",
         conditions=batch,
-        shape=(frames, layout.dim),
+        frames=frames,
         dtype=torch.float64 if cond.dtype == torch.float64 else torch.float32,
-        layout=layout,
-        project_rotations=project_rotations,
-        fix_det=fix_det,
-        record=record,
-        record_last=record_last,
-        noise=noise,
-        guidance=guidance,
+        steps=StepOptions(layout, project_rotations, fix_det, record, record_last, noise, guidance),
         callback=callback,
     )
 
@@ -247,16 +261,10 @@ def reverse_process(
     *,
     caller: str,
     conditions: int,
-    shape: tuple[int, int],
+    frames: int,
     dtype: torch.dtype,
-    layout: StateLayout,
-    project_rotations: bool,
-    fix_det: bool,
-    record: Record,
-    record_last: int,
-    noise: Tensor | None,
-    guidance: Guidance | None,
-    callback: Callable[[int, int], None] | None,
+    steps: StepOptions,
+    callback: Callable[[int, int], None] | None = None,
 ) -> SampleResult:
     """The loop over the steps that every way of predicting shares.
 
@@ -267,20 +275,23 @@ def reverse_process(
         keys: which noise to draw; may be None if ``noise`` is given.
         caller: function that errors are reported for.
         conditions: B.
-        shape: (T, D).
+        frames: T.
         dtype: of the states, float32 or float64.
-        layout, project_rotations, fix_det, record, record_last, noise, guidance, callback: as in :func:`sample`.
+        steps: what is done in every step.
+        callback: as in :func:`sample`.
 
     At most four tensors of the states' size are alive besides what ``predict`` needs and what is recorded.
 
     Raises:
         InputError: arguments that don't fit each other.
     """
-    steps = len(transitions)
+    count = len(transitions)
+    noise, guidance, record = steps.noise, steps.guidance, steps.record
+    shape = (frames, steps.layout.dim)
     if noise is not None:
-        if noise.ndim != 5 or noise.shape[:2] != (steps + 1, conditions) or noise.shape[3:] != shape:
+        if noise.ndim != 5 or noise.shape[:2] != (count + 1, conditions) or noise.shape[3:] != shape:
             raise InputError(
-                f"{caller}(): noise must have shape {(steps + 1, conditions, 'G', *shape)} (x_T, then one draw per "
+                f"{caller}(): noise must have shape {(count + 1, conditions, 'G', *shape)} (x_T, then one draw per "
                 f"step), got {tuple(noise.shape)}"
             )
     elif keys is None:
@@ -291,9 +302,9 @@ def reverse_process(
         )
     if record not in ("none", "all", "last"):
         raise InputError(f"{caller}(): record must be 'none', 'all' or 'last', got {record!r}")
-    if record == "last" and record_last < 1:
-        raise InputError(f"{caller}(): record_last must be at least 1, got {record_last}")
-    first_recorded = {"none": steps, "all": 0, "last": max(steps - record_last, 0)}[record]
+    if record == "last" and steps.record_last < 1:
+        raise InputError(f"{caller}(): record_last must be at least 1, got {steps.record_last}")
+    first_recorded = {"none": count, "all": 0, "last": max(count - steps.record_last, 0)}[record]
 
     if noise is not None:
         x = noise[0].to(dtype)
@@ -311,19 +322,24 @@ def reverse_process(
             drawn = keys.step_key(k)
         if guidance is not None:
             # The hook sees rotations, so they are projected before it and not again in the step.
-            x0_pred = project_state(layout, x0_pred, fix_det=fix_det) if project_rotations else x0_pred
+            x0_pred = _projected(x0_pred, steps) if steps.project_rotations else x0_pred
             x0_pred = _guided(caller, guidance, x0_pred, k)
-        x_prev, x0_pred = _step(x, x0_pred, A, B, s, drawn, layout, project_rotations and guidance is None, fix_det)
+        project = steps.project_rotations and guidance is None
+        x_prev, x0_pred = _step(x, x0_pred, A, B, s, drawn, steps, project)
         if k >= first_recorded:
             recorded_x.append(x)
             recorded_x0.append(x0_pred)
         x = x_prev
         del x0_pred, x_prev, drawn  # long sequences: nothing of this step stays alive in the next one's network calls
         if callback is not None:
-            callback(k + 1, steps)
+            callback(k + 1, count)
     if guidance is not None:
-        x = _guided(caller, guidance, x, steps)
-    return SampleResult(x0=x, steps=tuple(range(first_recorded, steps)), x_t=recorded_x, x0_pred=recorded_x0)
+        x = _guided(caller, guidance, x, count)
+    return SampleResult(x0=x, steps=tuple(range(first_recorded, count)), x_t=recorded_x, x0_pred=recorded_x0)
+
+
+def _projected(states: Tensor, steps: StepOptions) -> Tensor:
+    return project_state(steps.layout, states, fix_det=steps.fix_det)
 
 
 def _guided(caller: str, guidance: Guidance, states: Tensor, done: int) -> Tensor:
@@ -342,20 +358,19 @@ def _step(
     B: float,
     s: float,
     noise: Tensor | NoiseKey,
-    layout: StateLayout,
-    project_rotations: bool,
-    fix_det: bool,
+    steps: StepOptions,
+    project: bool,
 ) -> tuple[Tensor, Tensor]:
     """The next state and the prediction that entered it, both ``(B, G, T, D)``: projection, noise and sum in one pass
     over memory, the noise drawn from its key."""
     if A == 0.0 and s == 0.0:  # the last step returns the prediction
-        if project_rotations:
-            x0_pred = project_state(layout, x0_pred, fix_det=fix_det)
+        if project:
+            x0_pred = _projected(x0_pred, steps)
         return x0_pred if B == 1.0 else B * x0_pred, x0_pred
     noise = noise if s > 0.0 else None
-    if not project_rotations:
+    if not project:
         return sde_step(x_t.flatten(0, 1), x0_pred.flatten(0, 1), A, B, s, noise).view(x_t.shape), x0_pred
-    body = layout.slices["body_rotmats"]
+    body = steps.layout.slices["body_rotmats"]
     step = projected_sde_step(
         x_t.flatten(0, 1),
         x0_pred.flatten(0, 1),
@@ -365,6 +380,6 @@ def _step(
         noise,
         first_channel=body.start,
         matrices=(body.stop - body.start) // 9,
-        fix_det=fix_det,
+        fix_det=steps.fix_det,
     )
     return step.x_prev.view(x_t.shape), step.x0_pred.view(x_t.shape)

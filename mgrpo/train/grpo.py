@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -32,16 +33,20 @@ from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import PredictedMotion, decode_motion
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
 from mgrpo.models.state import StateLayout
+from mgrpo.options import MOST_COUNT, MOST_MEMBERS, option, require
 from mgrpo.rewards import REWARDS, RewardBatch, RewardScales, score_groups
 
 from .checkpoints import load_model
 from .device import resolve_device
 from .interrupt import graceful_interrupt
-from .learning_rate import learning_rate_at, require_learning_rate, set_learning_rate
+from .learning_rate import learning_rate_at, set_learning_rate
 from .motion_data import MotionDataConfig, load_motion_data
 from .progress import Progress
-from .seeding import iteration_generator, require_seed
-from .start import open_run, require_at_least_one, restore_last
+from .seeding import iteration_generator
+from .start import open_run, require_sound, restore_last, unused_without_resume
+
+_SLOPES = {"ground_penetration": "penetration", "head_position": "head"}
+"""Names of slopes that differ from those of their rewards."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,9 @@ class RewardWeights:
     head_position: float = 0.0
     """Head joint."""
 
+    def __post_init__(self) -> None:
+        require(self, *REWARDS)
+
     def active(self) -> dict[str, float]:
         """The rewards in use, in the order of the REWARDS table."""
         return {name: getattr(self, name) for name in REWARDS if getattr(self, name) != 0}
@@ -91,6 +99,16 @@ class AdvantageConfig:
     """The same, as an absolute spread of the reward (paper: 0)."""
     clamp: float = 5.0
     """Largest absolute advantage after the sum."""
+
+    def __post_init__(self) -> None:
+        require(self, "eps", "std_floor_ratio", "dead_ratio", "dead_abs", at_least=0)
+        require(self, "clamp", above=0)
+
+    def unused_options(self) -> Mapping[str, str]:
+        """See :class:`mgrpo.options.HasUnusedOptions`."""
+        scheme = f"with {option(self, 'scheme')} {self.scheme}"
+        unused = {"center_only": ("eps", "std_floor_ratio"), "batch_std": ("std_floor_ratio",)}
+        return dict.fromkeys(unused.get(self.scheme, ()), scheme)
 
 
 @dataclass(frozen=True)
@@ -159,12 +177,26 @@ class GrpoConfig:
     forgotten."""
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "iterations", "conditions", "optimizer_steps", "checkpoint_every")
-        require_seed(self.seed)
-        require_learning_rate(self.learning_rate)
+        require_sound(self)
+        require(self, "conditions", "optimizer_steps", at_least=1, at_most=MOST_COUNT)
         if self.group_size < 2:
             raise InputError(
                 f"--group-size must be at least 2 (a group of one has no spread to learn from), got {self.group_size}"
+            )
+        require(self, "group_size", at_most=MOST_MEMBERS)
+        require(self, "train_windows", at_least=0)
+        require(self, "ema", at_least=0, below=1)
+        if self.sampler.is_deterministic:
+            raise InputError(
+                f"{option(self, 'sampler.kernel')} {self.sampler.kernel}, {option(self, 'sampler.eta')} "
+                f"{self.sampler.eta:g}, {option(self, 'sampler.steps')} {self.sampler.steps}: no step draws noise, so "
+                "there is no action to train; choose another kernel, a larger eta, or more steps"
+            )
+        stochastic = self.sampler.steps - 1  # the last step returns the prediction
+        if self.loss.trained_steps > stochastic:
+            raise InputError(
+                f"{option(self, 'loss.trained_steps')} ({self.loss.trained_steps}) can't exceed the {stochastic} steps "
+                f"with noise of {option(self, 'sampler.steps')} {self.sampler.steps}; 0 trains all of them"
             )
         if self.optimizer_steps > self.conditions:
             raise InputError(
@@ -176,9 +208,22 @@ class GrpoConfig:
                 f"--train-windows ({self.train_windows}) must be a multiple of --conditions ({self.conditions}), or 0"
             )
         if not self.rewards.active():
-            raise InputError("--rewards: every weight is 0; give at least one reward a weight")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"--ema must be in [0, 1), got {self.ema}")
+            raise InputError(f"{option(self, 'rewards')}: every weight is 0; give at least one reward a weight")
+        if self.rewards.visual and self.perceptual is None:
+            raise InputError(
+                "--perceptual: the visual reward has a weight but no perceptual model is given; train one, or set "
+                "--rewards.visual 0"
+            )
+
+    def unused_options(self) -> Mapping[str, str]:
+        """See :class:`mgrpo.options.HasUnusedOptions`."""
+        shaped = {f"scales.{_SLOPES.get(name, name)}": name for name in REWARDS}
+        shaped |= {"perceptual": "visual", "rotation_error": "rotation", "alignment": "aligned_position"}
+        return unused_without_resume(self) | {
+            name: f"while the reward has no weight ({option(self, f'rewards.{reward}')} 0)"
+            for name, reward in shaped.items()
+            if not getattr(self.rewards, reward)
+        }
 
 
 @dataclass(frozen=True)
@@ -249,12 +294,6 @@ def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:
     device = resolve_device(config.device)
     names = tuple(config.rewards.active())
     weights = torch.tensor([config.rewards.active()[name] for name in names], device=device)
-    if "visual" in names and config.perceptual is None:
-        raise InputError(
-            "--perceptual: the visual reward has a weight but no perceptual model is given; train one, or set "
-            "--rewards.visual 0"
-        )
-    data = load_motion_data(config.data, seed=config.seed)
     policy = load_model(config.prior, Denoiser, DenoiserConfig, use_ema=config.use_ema)[0].to(device)
     perceptual = None
     if "visual" in names:
@@ -263,6 +302,7 @@ def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:
         )
     layout = StateLayout(include_hands=policy.config.include_hands)
     transitions = config.sampler.transitions(CosineSchedule.make(policy.config.max_t))
+    data = load_motion_data(config.data, seed=config.seed)
     if config.freeze_condition_projection:
         policy.latent_from_cond.requires_grad_(False)
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]

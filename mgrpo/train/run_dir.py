@@ -63,6 +63,9 @@ ALWAYS_FREE = (
 )
 """Settings that say where a run is kept and carried out, not what it computes; they may differ on resume."""
 
+_RESUME_FROM = ("--resume-from", "--resume_from")
+"""Spellings of the option that names where to go on."""
+
 _OWN_FILES = (
     "config.yaml",
     "config.resolved.yaml",
@@ -101,6 +104,7 @@ class RunDir:
         resume: bool | str | Path = False,
         may_change: Iterable[str] = (),
         keep_every: int | None = None,
+        iterations: int | None = None,
         tensorboard: bool = True,
     ) -> RunDir:
         """Create the folder, or take up an existing one, and lock it.
@@ -116,10 +120,12 @@ class RunDir:
             may_change: dotted names of settings that may differ on resume (a name covers what is below it), besides
                 `ALWAYS_FREE`.
             keep_every: also keep every checkpoint whose step is a multiple of this; None keeps best and last only.
+            iterations: how long the run shall be; a checkpoint beyond that is refused before anything is changed.
             tensorboard: mirror the metrics to TensorBoard where it is installed.
 
         Raises:
-            InputError: folder in use or not empty, settings that differ, a checkpoint that is missing or damaged.
+            InputError: folder in use or not empty, settings that differ, a checkpoint that is missing, damaged or
+                beyond ``iterations``.
             StorageError: the disk refuses.
         """
         folder = Path(path).expanduser()
@@ -129,13 +135,20 @@ class RunDir:
         _refuse_foreign(folder, resuming=bool(resume))  # before the lock file is put there; again under the lock
         run = cls(folder, _lock_folder(folder), command, keep_every)
         try:
-            run._open(config, resume, tuple(may_change), tensorboard)
+            run._open(config, resume, tuple(may_change), iterations, tensorboard)
         except BaseException:
             run.close()
             raise
         return run
 
-    def _open(self, config: Any, resume: bool | str | Path, may_change: tuple[str, ...], tensorboard: bool) -> None:
+    def _open(
+        self,
+        config: Any,
+        resume: bool | str | Path,
+        may_change: tuple[str, ...],
+        iterations: int | None,
+        tensorboard: bool,
+    ) -> None:
         plain = to_plain(config)
         self._training = type(config).__name__
         _refuse_foreign(self.path, resuming=bool(resume))
@@ -146,6 +159,18 @@ class RunDir:
         if resume and stored.is_file():
             _require_same_settings(stored, plain, (*ALWAYS_FREE, *may_change))
             checkpoint = self._resume_point(resume)
+            if checkpoint is not None and iterations is not None and checkpoint.step > iterations:
+                raise InputError(
+                    f"run folder {self.path}: {checkpoint.step} iterations are done already, more than the "
+                    f"--iterations {iterations} asked for. Ask for {checkpoint.step} or more, or go back with "
+                    "--resume-from to an earlier checkpoint."
+                )
+        elif resume and (saved := step_folders(self.checkpoints)):
+            raise InputError(
+                f"run folder {self.path}: can't resume, it holds checkpoints ({_steps(saved)}) but no "
+                "config.resolved.yaml that says what they were trained with. Restore that file, or choose another "
+                "folder for a new run."
+            )
         elif resume and resume is not True:
             raise InputError(
                 f"run folder {self.path}: there is no run to resume from {resume!r}. Leave that option out."
@@ -355,7 +380,13 @@ class RunDir:
         words[0] = Path(words[0]).name
         if words[0] == "__main__.py":
             words[:1] = ["python", "-m", "mgrpo"]
-        return shlex.join(words if "--resume" in words else [*words, "--resume"])
+        # The point that this start went back to is behind it now.
+        kept = [
+            word
+            for word, before in zip(words, ["", *words])
+            if word.partition("=")[0] not in _RESUME_FROM and before not in _RESUME_FROM
+        ]
+        return shlex.join(kept if "--resume" in kept else [*kept, "--resume"])
 
     def close(self) -> None:
         """Close the logs and free the folder for other processes. Safe to call twice."""

@@ -193,7 +193,7 @@ def test_steps_are_chosen_as_asked(transitions):
     "options", [{"clip_range": 0.0}, {"timestep_fraction": 0.0}, {"kl_coef": -1.0}, {"trained_steps": -1}]
 )
 def test_loss_options_out_of_range(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
+    with pytest.raises(ValueError, match="--" + next(iter(options)).replace("_", "-")):
         PolicyLossConfig(**options)
 
 
