@@ -38,18 +38,26 @@ def check_tensor(
     dtypes: Sequence[torch.dtype] = GEOMETRY_DTYPES,
     sizes: dict[str, int] | None = None,
 ) -> None:
-    """Check that ``value`` is a tensor of one of ``dtypes`` and, if given, of ``shape``.
+    """Check that ``value`` is a dense tensor of one of ``dtypes`` and, if given, of ``shape``.
 
     ``shape`` holds numbers, letters, and at most one leading ``"*batch"`` or ``"*#batch"`` (any axes; ``#`` tells the
     reader that they broadcast). A letter that ``sizes`` holds must have that size; others are added to ``sizes``.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}(): {name} must be a torch.Tensor, got {type(value).__name__}")
+    _check_layout(function, name, value)
     if value.dtype not in dtypes:
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(f"{function}(): {name} must have dtype {wanted}, got {str(value.dtype).removeprefix('torch.')}")
     if shape is not None:
         check_shape(function, name, value.shape, shape, sizes)
+
+
+def _check_layout(function: str, name: str, value: Tensor) -> None:
+    """Check that a tensor is a plain array, as all backends read it."""
+    if value.is_nested or value.layout != torch.strided:
+        layout = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise TypeError(f"{function}(): {name} must be a dense tensor (torch.strided), got a {layout} one")
 
 
 def check_shape(

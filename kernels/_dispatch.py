@@ -25,6 +25,11 @@ BACKENDS = ("reference", "cpp", "triton", "cuda")
 
 BACKEND_VARIABLE = "MGRPO_BACKEND"
 
+_REMEDY = (
+    f"Name one that can, or none (backend=None, no use_backend, {BACKEND_VARIABLE} unset) for the fastest that can"
+)
+"""What to do about a choice that can't be honoured."""
+
 _logger = logging.getLogger("mgrpo.kernels")
 
 
@@ -104,6 +109,7 @@ def resolve(op: str, backend: str | None, *tensors: Tensor) -> str:
         choice, origin = os.environ.get(BACKEND_VARIABLE), f"the environment variable {BACKEND_VARIABLE}"
         if choice:
             _check_name(origin, choice)
+            origin = f"{origin}={choice}"
     if choice:
         if choice == "reference" or choice in _ops[op].implementations:
             return _honour(op, choice, origin, tensors)
@@ -150,7 +156,7 @@ def _entry(op: str) -> OpEntry:
 
 def _refusal(op: str, backend: str, tensors: tuple[Tensor, ...]) -> str | None:
     if backend == "reference":
-        return None
+        return _no_values(tensors)
     implementation = _ops[op].implementations.get(backend)
     if implementation is None:
         return "not written for this op"
@@ -160,8 +166,11 @@ def _refusal(op: str, backend: str, tensors: tuple[Tensor, ...]) -> str | None:
 def _honour(op: str, backend: str, origin: str, tensors: tuple[Tensor, ...]) -> str:
     if _refusal(op, backend, tensors) is None:
         return backend
-    reasons = "; ".join(f"{name}: {_refusal(op, name, tensors) or 'can serve it'}" for name in BACKENDS)
-    raise BackendError(f"{op}(): {origin} cannot serve this call. {reasons}")
+    raise BackendError(f"{op}(): {origin} cannot serve this call. {_reasons(op, tensors)}. {_REMEDY}")
+
+
+def _reasons(op: str, tensors: tuple[Tensor, ...]) -> str:
+    return "; ".join(f"{name}: {_refusal(op, name, tensors) or 'can serve it'}" for name in BACKENDS)
 
 
 def _automatic(op: str, tensors: tuple[Tensor, ...]) -> str:
@@ -173,7 +182,18 @@ def _automatic(op: str, tensors: tuple[Tensor, ...]) -> str:
         if reason is None:
             return name
         _log_once(op, f"{op} on {device} does without the {name!r} backend: {reason}")
+    if _no_values(tensors) is not None:
+        raise BackendError(f"{op}(): no backend can serve this call. {_reasons(op, tensors)}")
     return "reference"
+
+
+def _no_values(tensors: tuple[Tensor, ...]) -> str | None:
+    """Why nothing can be computed of these tensors. Fake ones, which stand for tensors while a call is traced, are
+    served like those."""
+    if torch.compiler.is_compiling():
+        return None
+    empty = any(tensor.device.type == "meta" and type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    return "needs tensors that hold values, got one on meta (for shapes alone, use FakeTensorMode)" if empty else None
 
 
 def _log_once(op: str, message: str) -> None:

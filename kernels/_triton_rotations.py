@@ -50,6 +50,7 @@ def store_quat(ptr, offset, q, mask):
 
 @triton.jit
 def _nonzero(x):
+    """``x``, with 1 in place of 0: a divisor whose quotient is discarded where it was 0."""
     return tl.where(x == 0, 1.0, x)
 
 
@@ -123,6 +124,7 @@ def quat_multiply(a, b):
 
 @triton.jit
 def quat_multiply_grad(grad, a, b):
+    """Gradients of both factors; of unit quaternions, put them through ``unit_quat_grad``."""
     return quat_multiply(grad, quat_conjugate(b)), quat_multiply(quat_conjugate(a), grad)
 
 
@@ -193,6 +195,7 @@ def _large_component(R):
 
 @triton.jit
 def _select4(by_x, by_y, by_z, x, y, z, w):
+    """One of four values by the masks of ``_large_component``."""
     return tl.where(by_x, x, tl.where(by_y, y, tl.where(by_z, z, w)))
 
 
@@ -222,6 +225,7 @@ def matrix_quat(R):
 
 @triton.jit
 def matrix_quat_grad(grad, R):
+    """The gradient of the formula above for a matrix of nine free entries."""
     unit, inverse_length = unit_quat(_matrix_quat_terms(R))
     w, x, y, z = unit_quat_grad(grad, unit, inverse_length)
     by_x, by_y, by_z = _large_component(R)
@@ -283,6 +287,7 @@ def rot6d_matrix(a, b):
 
 @triton.jit
 def rot6d_matrix_grad(grad, a, b):
+    """Gradients of both columns, 0 where the rotation is the identity for want of an answer."""
     u, v, d, along, inverse_a, inverse_b, inverse_c, degenerate = _gram_schmidt(a, b)
     more_u, more_v = cross_grad(column(grad, 2), u, v)
     grad_u = vec3_add(column(grad, 0), more_u)

@@ -26,6 +26,8 @@ from typing import Any
 
 from mgrpo import __version__
 from mgrpo.errors import InputError, MgrpoError
+from mgrpo.options import command_options, refuse_unused
+from mgrpo.terminal import write_anywhere
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ ENVIRONMENT = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    write_anywhere()
     try:
         code = _run(words)
         sys.stdout.flush()
@@ -212,12 +215,14 @@ def _run(words: list[str]) -> int:
     rest = words[len(command.words) :]
     module = importlib.import_module(command.module)
     _check_backend_variable()
-    config = _parse(command, module, rest)
-    function = getattr(module, command.function)
-    options: dict[str, Any] = {}
-    if "command" in inspect.signature(function).parameters:
-        options["command"] = [sys.argv[0] or "mgrpo", *words]
-    result = function(config, **options)
+    with command_options(getattr(module, command.config)):
+        config = _parse(command, module, rest)
+        refuse_unused(config, rest)
+        function = getattr(module, command.function)
+        options: dict[str, Any] = {}
+        if "command" in inspect.signature(function).parameters:
+            options["command"] = [sys.argv[0] or "mgrpo", *words]
+        result = function(config, **options)
     if command.result is not None and isinstance(result, Path) and _is_main_process():
         print(f"{command.result}: {result}")
     return result if isinstance(result, int) else 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mgrpo.errors import InputError
+from mgrpo.storage import replacing
 
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError)
 """What a damaged zip archive raises, depending on the byte that is wrong."""
@@ -89,26 +88,13 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     for key, value in arrays.items():
         if np.asarray(value).dtype.hasobject:
             raise InputError(f"{path}: '{key}' holds Python objects; only numeric and text arrays are written")
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
+        with replacing(path) as temporary, open(temporary, "wb") as stream:
             np.savez_compressed(stream, **{key: np.asarray(value) for key, value in arrays.items()})
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes private files; give the result the usual permissions.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-        temporary = None
     except OSError as error:
         raise InputError(
             f"{path}: can't be written ({error.strerror or error}); choose another place or free some space"
         ) from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 def _check_archive(path: Path, what: str) -> None:

@@ -1,8 +1,9 @@
-"""Files that are whole or absent: atomic writing, safetensors with a checksum, and disk errors a person can act on.
+"""Files that are whole or absent, folders that one process holds, and disk errors a person can act on.
 
-Run folders and models in other layouts go through here. A file (or a checkpoint folder) is first written under a hidden
+Everything that mgrpo writes goes through here. A file (or a checkpoint folder) is first written under a hidden
 temporary name in the folder where it belongs, pushed to the disk, and only then renamed; a process killed at any moment
-leaves the old one or the new one, and `remove_leftovers` clears the hidden remains at the next start.
+leaves the old one or the new one, and `remove_leftovers` clears the hidden remains at the next start of whoever holds
+the folder by a `FileLock`. Only the standard library is used, so that every part of mgrpo may come here.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as safetensors_load
-from safetensors.torch import save as safetensors_save
-
 from mgrpo.errors import InputError, MgrpoError
+
+try:
+    import fcntl
+except ImportError:  # no file locks of this kind on Windows: two processes in one folder are not noticed there
+    fcntl = None  # type: ignore[assignment]
 
 TEMPORARY_PREFIX = ".tmp-"
 """Start of the name of everything that is still being written."""
@@ -110,23 +112,130 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def replacing(path: Path, *, grow_in: Path | None = None) -> Iterator[Path]:
+    """Replace the file `path` in one step by one that the block writes: readers see the old file or the whole new one.
+
+    Yields where to write: a hidden name with another ending, in the same folder or in `grow_in` (of the same disk),
+    whose owner then clears what a killed process left. When the block ends, that file is pushed to the disk and
+    renamed; when it raises, `path` stays as it was and nothing is left behind. An `OSError` is passed on.
+    """
+    temporary = _temporary_name(path, grow_in)
+    try:
+        yield temporary
+        _sync_file(temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException:
+        _remove_quietly(temporary)
+        raise
+
+
+def _temporary_name(path: Path, folder: Path | None = None) -> Path:
+    # without the file's ending: who looks for *.npz, say, must not find what a killed process left
+    return (folder or path.parent) / f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}"
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)  # Windows syncs only what may be written
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Replace the file `path` by `data` (text as UTF-8) in one step: readers see the old file or the new one.
 
     Raises `StorageError` when the disk refuses; the old file is then untouched and nothing is left behind.
     """
     payload = data.encode() if isinstance(data, str) else data
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}"
     try:
-        write_and_sync(temporary, payload)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        with replacing(path) as temporary:
+            write_and_sync(temporary, payload)
     except OSError as error:
-        _remove_quietly(temporary)
         raise storage_error("write", path, error) from error
-    except BaseException:
+
+
+def atomic_create(path: Path, data: bytes | str) -> bool:
+    """Write the file `path` unless it exists; whether it was written. Of several processes one does, and all see the
+    whole file afterwards. Raises `StorageError` when the disk refuses."""
+    if path.exists():
+        return False
+    temporary = _temporary_name(path)
+    try:
+        write_and_sync(temporary, data.encode() if isinstance(data, str) else data)
+        try:
+            os.link(temporary, path)  # unlike a rename, it never replaces what another process has just written
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            os.replace(temporary, path)
+        sync_folder(path.parent)
+        return True
+    except OSError as error:
+        raise storage_error("write", path, error) from error
+    finally:
         _remove_quietly(temporary)
-        raise
+
+
+class FileLock:
+    """What one process at a time may do, held by this one until `release` or its end. Also a context manager.
+
+    The lock is of the system (it goes with the process, even a killed one) on a file that stays, and that names the
+    holder for the message to others.
+    """
+
+    def __init__(self, path: Path, what: str, advice: str = "Wait for it to end.", *, wait: bool = False) -> None:
+        """Take the lock.
+
+        Args:
+            path: the file of the lock, made if absent.
+            what: what is held, for messages: "run folder x".
+            advice: last sentence of the message to who comes second.
+            wait: wait for the holder instead of refusing.
+        Raises:
+            InputError: another process holds it.
+            StorageError: the file can't be made.
+        """
+        self.missing: str | None = None
+        """Why nothing is locked (no locks on this system or file system); None where it is."""
+        try:
+            self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise storage_error("lock", path, error) from error
+        if fcntl is None:
+            self.missing = "this system has no file locks"
+            return
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            owner = os.read(self._descriptor, 32).decode(errors="replace").strip() or "unknown"
+            self.release()
+            raise InputError(f"{what} is in use by another process (pid {owner}). {advice}") from None
+        except OSError as error:  # some network disks
+            self.missing = f"its file system has no locks ({error.strerror})"
+            return
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            self.release()
+            raise storage_error("write", path, error) from error
+
+    def release(self) -> None:
+        """Let others in. Does nothing the second time."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __enter__(self) -> FileLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
 
 
 def atomic_write_json(path: Path, content: Any) -> None:
@@ -147,7 +256,7 @@ def atomic_write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     `remove_leftovers` (which brings the old folder back) and seen through by `visible_folder`.
     Raises `StorageError` when the disk refuses; whatever was there before is then still there.
     """
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}"
+    temporary = _temporary_name(path)
     replaced = path.parent / f"{REPLACED_PREFIX}{path.name}"
     try:
         _remove_quietly(temporary)
@@ -223,21 +332,6 @@ def _remove_quietly(path: Path) -> None:
         _remove(path)
 
 
-def tensors_to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """The content of a safetensors file. Values and dtypes are kept exactly; shared memory is stored twice."""
-    storable: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        storage = plain.untyped_storage()
-        # safetensors refuses views of one storage, such as tied weights
-        if storage.data_ptr() in seen or storage.nbytes() != plain.numel() * plain.element_size():
-            plain = plain.clone()
-        seen.add(plain.untyped_storage().data_ptr())
-        storable[name] = plain
-    return safetensors_save(storable, metadata={"format": "pt"})
-
-
 def checksum(data: bytes) -> str:
     """SHA-256 of `data` as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
@@ -267,21 +361,3 @@ def read_json(path: Path, what: str, *, limit: int | None = None) -> Any:
         raise InputError(
             f"{what} is damaged: {path} is not valid JSON ({error}). Use another checkpoint, or restore the file."
         ) from error
-
-
-def read_tensors(path: Path, what: str, expected_checksum: str | None = None) -> dict[str, torch.Tensor]:
-    """Read a safetensors file to CPU tensors.
-
-    Raises `InputError` when it is missing, truncated, not a safetensors file, or differs from `expected_checksum`.
-    """
-    data = read_bytes(path, what)
-    advice = "Use another checkpoint of the run, or copy the file again from where it came."
-    try:
-        tensors = safetensors_load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{what} is damaged: {path} ({len(data)} bytes) is not a whole safetensors file ({error}). {advice}"
-        ) from error
-    if expected_checksum is not None and checksum(data) != expected_checksum:
-        raise InputError(f"{what} is damaged: the content of {path} differs from what was saved (checksum). {advice}")
-    return tensors

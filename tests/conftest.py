@@ -24,8 +24,9 @@ if not torch.cuda.is_available():
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Use the thread count of ``OMP_NUM_THREADS`` (default 2), so that runs on different machines agree."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    """Use the thread count of ``OMP_NUM_THREADS`` (default 1), so that runs on different machines agree. The processes
+    that tests start inherit it: with a worker per core, a second thread only spins while it waits for the first."""
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
     config.stash[_EMULATION] = _prepare_emulation()
     if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
         _hasten_interpreter()

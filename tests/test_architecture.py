@@ -15,8 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("kernels", "errors"),
-    ("geometry", "npz", "storage", "config_record"),
+    ("kernels", "errors", "terminal"),
+    ("storage",),
+    ("geometry", "npz", "tensor_files", "config_record", "options"),
     ("body",),
     ("data",),
     ("models",),
@@ -30,8 +31,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """Parts of mgrpo from the bottom up. A part imports parts of lower layers, and none of its own layer but itself."""
 
 PICTURES: Mapping[str, frozenset[str]] = {
-    "viz": frozenset({"errors"}),
-    "report": frozenset({"errors", "viz"}),
+    "viz": frozenset({"errors", "storage"}),
+    "report": frozenset({"errors", "storage", "viz"}),
 }
 """Parts beside the layers, and all that they may import. The commands and the demo use them."""
 
@@ -40,6 +41,8 @@ USERS_OF_PICTURES = ("commands", "demo", "cli")
 OUTSIDE: Mapping[str, frozenset[str]] = {
     "kernels": frozenset({"torch", "triton"}),
     "errors": frozenset(),
+    "storage": frozenset(),
+    "terminal": frozenset(),
     "geometry": frozenset({"torch"}),
     "npz": frozenset({"numpy"}),
     "viz": frozenset({"numpy", "PIL", "imageio_ffmpeg"}),
@@ -233,6 +236,20 @@ def test_other_packages(part: str) -> None:
             and top not in sys.stdlib_module_names
         ]
     )
+
+
+def test_files_are_locked_and_replaced_in_one_place() -> None:
+    """A second lock or a second way to replace a file would forget what the first one learned."""
+    own = re.compile(r"\bfcntl\b|\bos\.(replace|rename|link)\(|\bpartial\.replace\(|\b(mkstemp|NamedTemporaryFile)\b")
+    problems = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}: mgrpo.storage has FileLock, replacing and atomic_write"
+        for path in source_files()
+        if path != ROOT / "mgrpo" / "storage.py"
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if own.search(line)
+    ]
+    assert own.search((ROOT / "mgrpo" / "storage.py").read_text("utf-8"))
+    refuse(problems)
 
 
 def test_packages_for_tests_stay_in_tests() -> None:

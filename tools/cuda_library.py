@@ -38,7 +38,7 @@ def build_for_link_check() -> Path:
 
     def compile_one(source: Path) -> Compiled:
         if source.suffix == ".cu":
-            return cuda_resources.compile_source(source)
+            return cuda_resources.compile_source(source, cuda_resources.architectures_to_check(source))
         return compile_object(command, source, folder / f"{source.stem}.o")
 
     with locked(folder):

@@ -4,7 +4,8 @@
     python tools/cuda_resources.py
 
 prints registers per thread and architecture, bytes of static shared memory, of stack and of spilled registers, and
-stores them in csrc/cuda_resources.csv, which tests compare with. Needs no GPU.
+stores them in csrc/cuda_resources.csv, which tests compare with. Needs no GPU. The tests compile a source for every
+architecture only where the table is about another one, see tools/source_digests.py.
 """
 
 from __future__ import annotations
@@ -15,16 +16,21 @@ import io
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import nvcc
+import source_digests
 from cached_build import BuildError, Compiled, compile_object, in_parallel, locked
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "csrc" / "cuda_resources.csv"
 FOLDER = ROOT / "build" / "cuda"
 ARCHITECTURES = [f"sm_{name.replace('.', '')}" for name in nvcc.ARCHITECTURES]
+PROOF_ARCHITECTURE = "9.0"
+"""What a source is compiled for whose numbers the table has already."""
+FLAGS = [*nvcc.FLAGS, *nvcc.TORCH_FLAGS, "-Xptxas", "-v", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
 @dataclass(frozen=True)
@@ -45,16 +51,27 @@ def sources() -> list[Path]:
     return sorted(ROOT.glob("csrc/*/*_cuda.cu"))
 
 
-def compile_source(source: Path) -> Compiled:
-    """The object file of one CUDA source with code for all architectures. Raises :class:`BuildError`."""
+def digest(source: Path) -> str:
+    """What the table says a source was, when its numbers were found."""
+    return source_digests.digest(source_digests.with_headers(source), FLAGS)
+
+
+def architectures_to_check(source: Path) -> list[str]:
+    """Those that the tests compile a source for: all, unless the table is about this source and this compiler."""
+    version, digests, _ = source_digests.split(TABLE.read_text())
+    known = version == f"nvcc {compiler_version()}" and digests.get(str(source.relative_to(ROOT))) == digest(source)
+    return [PROOF_ARCHITECTURE] if known else list(nvcc.ARCHITECTURES)
+
+
+def compile_source(source: Path, architectures: Sequence[str] = nvcc.ARCHITECTURES) -> Compiled:
+    """The object file of one CUDA source with code for ``architectures``. Raises :class:`BuildError`."""
     compiler = nvcc.find()
     if compiler is None:
         raise BuildError("there is no nvcc; put it on the PATH or name its toolkit by CUDA_HOME")
     lacking = set(nvcc.ARCHITECTURES) - set(nvcc.architectures(compiler))
     if lacking:
         raise BuildError(f"{compiler} does not know {', '.join(sorted(lacking))}; it takes CUDA 12.8 or later")
-    command = [compiler, *nvcc.FLAGS, *nvcc.TORCH_FLAGS, *nvcc.architecture_flags(list(nvcc.ARCHITECTURES))]
-    command += ["-Xptxas", "-v", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "2"]
+    command = [compiler, *FLAGS, *nvcc.architecture_flags(list(architectures)), "--threads", "2"]
     with locked(FOLDER / source.stem):
         return compile_object(command, source, FOLDER / source.stem / f"{source.stem}.o")
 
@@ -103,18 +120,21 @@ def short_name(signature: str) -> str:
     return signature
 
 
-def rows_of(source: Path) -> list[dict[str, str]]:
-    """The table's rows about one source, freshly compiled. Raises :class:`BuildError`."""
+def rows_of(source: Path, architectures: Sequence[str] = nvcc.ARCHITECTURES) -> list[dict[str, str]]:
+    """The table's rows about one source, freshly compiled, with the columns of ``architectures``.
+
+    Raises :class:`BuildError`.
+    """
     return [
         {
             "source": str(source.relative_to(ROOT)),
             "kernel": resources.kernel,
-            **{name: str(resources.registers[name]) for name in ARCHITECTURES},
+            **{name: str(count) for name, count in resources.registers.items()},
             "shared_bytes": str(resources.shared_bytes),
             "stack_bytes": str(resources.stack_bytes),
             "spill_bytes": str(resources.spill_bytes),
         }
-        for resources in read_resources(compile_source(source))
+        for resources in read_resources(compile_source(source, architectures))
     ]
 
 
@@ -126,14 +146,15 @@ def compiler_version() -> str:
 
 def read_table() -> tuple[str, list[dict[str, str]]]:
     """The nvcc version and the rows of csrc/cuda_resources.csv."""
-    first, *rest = TABLE.read_text().splitlines()
-    return first.removeprefix("# nvcc "), list(csv.DictReader(rest))
+    compiler, _, rows = source_digests.split(TABLE.read_text())
+    return compiler.removeprefix("nvcc "), list(csv.DictReader(io.StringIO(rows)))
 
 
 def format_table(rows: list[dict[str, str]]) -> str:
     """The text of csrc/cuda_resources.csv."""
     text = io.StringIO()
-    text.write(f"# nvcc {compiler_version()}\n")
+    digests = {str(source.relative_to(ROOT)): digest(source) for source in sources()}
+    text.write(source_digests.head(f"nvcc {compiler_version()}", digests))
     columns = ["source", "kernel", *ARCHITECTURES, "shared_bytes", "stack_bytes", "spill_bytes"]
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

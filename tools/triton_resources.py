@@ -4,11 +4,13 @@
     tools/triton_resources.py            compare with kernels/triton_resources.csv; exit status 1 if it differs
     tools/triton_resources.py --write    rewrite that table
     tools/triton_resources.py OP ...     either of them for these operators alone: the table keeps the rows of others
-    tools/triton_resources.py --json OP  measure the kernels of kernels/OP (or of a file) in this process, print them
+    tools/triton_resources.py --json OP  measure the kernels of kernels/OP (or of a file) in this process, print them;
+                                         with --part, one case of each kernel for one architecture
 
 A kernel is compiled by launching it: each ``triton_impl.py`` lists calls of its own launch functions in
 ``COMPILE_CASES``, and what starts kernels is replaced by what compiles them. So dtypes, alignment and options are those
-of real launches. Registers and the stack depend on the compiler: the table names its version.
+of real launches. Registers and the stack depend on the compiler: the table names its version. The tests compile a part
+where the table is about these sources and this compiler, see tools/source_digests.py.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import source_digests
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "kernels" / "triton_resources.csv"
@@ -46,9 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--write", action="store_true", help="rewrite the table")
     what.add_argument("--json", metavar="OP", help="measure one operator's kernels and print them as JSON")
+    parser.add_argument("--part", action="store_true", help="with --json: what the tests compile of a known operator")
     options = parser.parse_args(arguments)
     if options.json:
-        print(json.dumps(measure(options.json)))
+        print(json.dumps(measure(options.json, options.part)))
         return 0
     ops = options.ops or ops_with_kernels()
     if unknown := sorted({*ops} - {*ops_with_kernels()}):
@@ -58,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = read_table()[1]
     if options.write:
         others = [row for row in table if row["op"] not in ops and row["op"] in ops_with_kernels()]
-        TABLE.write_text(format_table(sorted([*others, *rows], key=lambda row: row["op"])))
+        digests = {op: digest(op) for op in sorted({*ops, *filter(is_known, ops_with_kernels())})}
+        TABLE.write_text(format_table(sorted([*others, *rows], key=lambda row: row["op"]), digests))
         print(f"{TABLE.relative_to(ROOT)}: {len(rows)} kernels written")
         return 0
     table = table if not options.ops else [row for row in table if row["op"] in ops]
@@ -72,7 +78,21 @@ def ops_with_kernels() -> list[str]:
     return sorted(path.parent.name for path in (ROOT / "kernels").glob("*/triton_impl.py"))
 
 
-def measure_elsewhere(op: str) -> list[dict[str, Any]]:
+def digest(op: str) -> str:
+    """What the table says an operator's kernels were, when their numbers were found."""
+    source = ROOT / "kernels" / op / "triton_impl.py"
+    beside = re.findall(r"^from \.(\w+) import", source.read_text(), re.MULTILINE)
+    files = [source, *(source.with_name(f"{name}.py") for name in beside)]
+    return source_digests.digest([*files, *(ROOT / "kernels").glob("_triton*.py")])
+
+
+def is_known(op: str) -> bool:
+    """Whether the table is about these kernels and this triton."""
+    compiler, digests, _ = source_digests.split(TABLE.read_text())
+    return _version_of(compiler) == version("triton") and digests.get(op) == digest(op)
+
+
+def measure_elsewhere(op: str, part: bool = False) -> list[dict[str, Any]]:
     """:func:`measure` in a new process: triton compiles only where it was imported without its interpreter."""
     environment = {
         **os.environ,
@@ -80,7 +100,7 @@ def measure_elsewhere(op: str) -> list[dict[str, Any]]:
         "TRITON_CACHE_DIR": str(ROOT / "build" / "triton"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
-    command = [sys.executable, __file__, "--json", op]
+    command = [sys.executable, __file__, "--json", op, *(["--part"] if part else [])]
     try:
         result = subprocess.run(
             command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=LONGEST_SECONDS
@@ -92,9 +112,12 @@ def measure_elsewhere(op: str) -> list[dict[str, Any]]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def measure(op: str) -> list[dict[str, Any]]:
+def measure(op: str, part: bool = False) -> list[dict[str, Any]]:
     """One row per compile case, kernel and architecture of kernels/OP, or of the file OP, with the columns of the table
-    and ``fma``: how many fused multiply-adds the PTX holds, and ``fusion``: whether the launch allows them."""
+    and ``fma``: how many fused multiply-adds the PTX holds, and ``fusion``: whether the launch allows them.
+
+    ``part``: only cases that start a kernel which none before it starts, as the table has them, for one architecture.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
@@ -124,8 +147,12 @@ def measure(op: str) -> list[dict[str, Any]]:
         module = importlib.import_module(Path(op).stem)
     else:
         module = importlib.import_module(f"mgrpo.kernels.{op}.triton_impl")
-    for case in module.COMPILE_CASES:
-        for sm in case.architectures:
+    cases = [(case, case.architectures) for case in module.COMPILE_CASES]
+    if part:
+        wanted = first_cases(read_table()[1], op)
+        cases = [(case, _triton.PROOF_ARCHITECTURES) for case, _ in cases if case.name in wanted]
+    for case, architectures in cases:
+        for sm in architectures:
             chosen["sm"] = sm
             compiled.clear()
             case.run()
@@ -138,6 +165,15 @@ def measure(op: str) -> list[dict[str, Any]]:
                 fma = len(re.findall(r"\bfma\.", binary.asm["ptx"]))
                 rows.append({**key, **resources, "fma": fma, "fusion": fusion})
     return rows
+
+
+def first_cases(table: Sequence[dict[str, Any]], op: str) -> set[str]:
+    """For every kernel of ``op`` the first case that starts it."""
+    first: dict[str, str] = {}
+    for row in table:
+        if row["op"] == op:
+            first.setdefault(row["kernel"], row["case"])
+    return {*first.values()}
 
 
 def registers_and_stack(cubin: bytes) -> tuple[int, int]:
@@ -156,10 +192,12 @@ def registers_and_stack(cubin: bytes) -> tuple[int, int]:
     return registers, stack + local
 
 
-def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The text of the table."""
+def format_table(rows: Sequence[dict[str, Any]], digests: Mapping[str, str]) -> str:
+    """The text of the table, with the digests of the operators that ``rows`` are about."""
     text = io.StringIO()
-    text.write(f"# triton {version('triton')}; written by tools/triton_resources.py --write\n")
+    text.write(
+        source_digests.head(f"triton {version('triton')}; written by tools/triton_resources.py --write", digests)
+    )
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -168,12 +206,16 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def read_table() -> tuple[str, list[dict[str, Any]]]:
     """Version of triton that the table is about, and its rows."""
-    first, _, rest = TABLE.read_text().partition("\n")
+    compiler, _, rest = source_digests.split(TABLE.read_text())
     rows = [
         {name: int(value) if name in ("sm", *RESOURCES) else value for name, value in row.items()}
         for row in csv.DictReader(io.StringIO(rest))
     ]
-    return first.removeprefix("# triton ").partition(";")[0], rows
+    return _version_of(compiler), rows
+
+
+def _version_of(compiler: str) -> str:
+    return compiler.removeprefix("triton ").partition(";")[0]
 
 
 def keyed(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], tuple[int, ...]]:

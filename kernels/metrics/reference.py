@@ -44,6 +44,7 @@ def mean_over_frames(values: Tensor, mask: Tensor | None, span: int = 1) -> Tens
 
 
 def mpjpe_mm(pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean distance of the joints, millimetres (...)."""
     return 1000.0 * mean_over_frames((pred - target).norm(dim=-1).mean(-1), mask)
 
 
@@ -63,19 +64,23 @@ def aligned_error_mm(
 def pa_mpjpe_mm(
     pred: Tensor, target: Tensor, mask: Tensor | None, with_scale: bool = True, backend: str | None = None
 ) -> Tensor:
+    """Mean distance after the prediction is fitted to the target frame by frame, millimetres (...)."""
     return aligned_error_mm(pred, target, target, mask, with_scale, backend)
 
 
 def pa_mpjpe_egoallo_mm(pred: Tensor, target: Tensor, mask: Tensor | None, backend: str | None = None) -> Tensor:
+    """EgoAllo's published variant: the target is fitted to the prediction, then compared with itself, mm (...)."""
     return aligned_error_mm(target, pred, target, mask, True, backend)
 
 
 def mpjve_mm_s(pred: Tensor, target: Tensor, mask: Tensor | None, fps: float) -> Tensor:
+    """Mean difference of the joints' velocities, of two frames each, millimetres per second (...); ``fps`` in Hz."""
     difference = (pred.diff(dim=-3) - target.diff(dim=-3)) * (1000.0 * fps)
     return mean_over_frames(difference.norm(dim=-1).mean(-1), mask, span=2)
 
 
 def head_position_mm(pred: Tensor, target: Tensor, mask: Tensor | None, head: int) -> Tensor:
+    """Mean distance of joint ``head``, millimetres (...)."""
     return 1000.0 * mean_over_frames((pred[..., head, :] - target[..., head, :]).norm(dim=-1), mask)
 
 
@@ -83,10 +88,13 @@ def head_position_mm(pred: Tensor, target: Tensor, mask: Tensor | None, head: in
 
 
 def mpjre_geodesic_deg(pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean angle between local rotations, degrees (...)."""
     return torch.rad2deg(mean_over_frames(geodesic_angle(pred, target).mean(-1), mask))
 
 
 def mpjre_paper_deg(pred: Tensor, target: Tensor, mask: Tensor | None, short_way: bool = True) -> Tensor:
+    """The paper's measure: mean absolute difference of the entries of the rotation vectors, wrapped at half a turn,
+    degrees (...). ``short_way``: as in ``motion_metrics``."""
     pred_vector = rotation_vector(unit_quaternion(pred), short_way=short_way)
     target_vector = rotation_vector(unit_quaternion(target))
     difference = (pred_vector - target_vector).abs()  # less than three half turns
@@ -111,6 +119,7 @@ def head_rotation_frobenius(pred: Tensor, target: Tensor, mask: Tensor | None) -
 
 
 def jitter_m_s3(joints: Tensor, mask: Tensor | None, fps: float) -> Tensor:
+    """Mean jerk of the joints, the third difference over four frames, metres per second cubed (...); ``fps`` in Hz."""
     jerk = joints.diff(n=3, dim=-3) * fps**3
     return mean_over_frames(jerk.norm(dim=-1).mean(-1), mask, span=4)
 
@@ -121,10 +130,12 @@ def deepest_m(joints: Tensor) -> Tensor:
 
 
 def gp_sum_m(joints: Tensor, mask: Tensor | None) -> Tensor:
+    """Ground penetration: depth of the deepest joint, summed over the frames, metres (...)."""
     return sum_over_frames(deepest_m(joints), mask)
 
 
 def gp_mean_mm(joints: Tensor, mask: Tensor | None) -> Tensor:
+    """Ground penetration: depth of the deepest joint, mean over the frames, millimetres (...)."""
     return 1000.0 * mean_over_frames(deepest_m(joints), mask)
 
 
@@ -155,6 +166,8 @@ def fs_egoallo_m(
     foot_heights: Sequence[float],
     lowest: Tensor | None = None,
 ) -> Tensor:
+    """Foot skating as EgoAllo measures it: horizontal way (sum of both axes) of the feet below their ``foot_heights``
+    (metres above the lowest joint), weighed by how low they are, summed over frames and feet, metres (...)."""
     found, heights = feet_over_lowest(joints, mask, feet, lowest), limits(joints, foot_heights)
     slide = found.diff(dim=-3)[..., :2].abs().sum(-1)
     z = found[..., 1:, :, 2]
@@ -165,6 +178,8 @@ def fs_egoallo_m(
 def fs_mm_per_contact_frame(
     joints: Tensor, mask: Tensor | None, feet: Sequence[int], foot_heights: Sequence[float]
 ) -> Tensor:
+    """Foot skating: horizontal way of feet that stay below their ``foot_heights`` (metres above the lowest joint) from
+    one frame to the next, per such step, millimetres (...); NaN where no foot touches the ground."""
     found = feet_over_lowest(joints, mask, feet)
     low = found[..., 2] < limits(joints, foot_heights)
     touching = low[..., 1:, :] & low[..., :-1, :]
@@ -174,6 +189,7 @@ def fs_mm_per_contact_frame(
 
 
 def gnd(joints: Tensor, mask: Tensor | None, feet: Sequence[int], foot_heights: Sequence[float]) -> Tensor:
+    """Whether any foot is below its height of ``foot_heights`` (metres above z = 0) in any frame: 1 or 0 (...)."""
     heights = torch.stack([joints[..., foot, 2] for foot in feet], dim=-1)
     low = (heights < limits(joints, foot_heights)).any(-1).to(joints.dtype)
     return (sum_over_frames(low, mask) > 0).to(joints.dtype)

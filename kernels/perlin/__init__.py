@@ -12,7 +12,8 @@ from .._noise_key import STREAM_PERLIN, check_key, key_words
 from . import op as _op  # noqa: F401  (registers the operator)
 from .reference import GAIN, lattice_points
 
-_MAX_OCTAVES = 8
+MAX_OCTAVES = 8
+"""Most octaves of the noise."""
 _MAX_NUMBERS = 1 << 30
 
 
@@ -64,8 +65,8 @@ def perlin_noise(
     frames = check_integer("perlin_noise", "frames", frames, minimum=1)
     channels = check_integer("perlin_noise", "channels", channels, minimum=1)
     octaves = check_integer("perlin_noise", "octaves", octaves, minimum=1)
-    if octaves > _MAX_OCTAVES:
-        raise ValueError(f"perlin_noise(): octaves must be <= {_MAX_OCTAVES}, got {octaves}")
+    if octaves > MAX_OCTAVES:
+        raise ValueError(f"perlin_noise(): octaves must be <= {MAX_OCTAVES}, got {octaves}")
     check_number("perlin_noise", "alpha", alpha, minimum=0.0)
     check_number("perlin_noise", "lattice", lattice, minimum=1.0)
     finest = lattice_points(frames, float(lattice) / 2.0 ** (octaves - 1)) * channels

@@ -15,6 +15,8 @@ from mgrpo.storage import make_folder
 from mgrpo.train.checkpoints import Checkpoint, ModelFormat, load_model, stored_model, write_checkpoint
 from mgrpo.train.progress import Progress
 
+from .destination import refuse_run_folder
+
 _MODELS: dict[str, tuple[type[Any], type[Any]]] = {
     "Denoiser": (Denoiser, DenoiserConfig),
     "PerceptualModel": (PerceptualModel, PerceptualConfig),
@@ -56,13 +58,15 @@ def run_convert(config: ConvertConfig) -> int:
 
     Raises InputError for what can't be read, or a destination that would lose files; StorageError for the disk.
     """
+    # what can be refused is refused before anything is shown or read
+    name = stored_model(config.src)
+    if name not in _MODELS:
+        raise InputError(f"{config.src}: holds a {name}; known are {', '.join(_MODELS)}")
+    model_class, config_class = _MODELS[name]
+    if config.to == "egoallo" and model_class is not Denoiser:
+        raise InputError(f"--to egoallo: {config.src} holds a {name}; EgoAllo's layout is for denoisers. Take hub.")
+    _refuse_destination(config)
     with Progress("convert", 2, "steps") as progress:
-        name = stored_model(config.src)
-        if name not in _MODELS:
-            raise InputError(f"{config.src}: holds a {name}; known are {', '.join(_MODELS)}")
-        model_class, config_class = _MODELS[name]
-        if config.to == "egoallo" and model_class is not Denoiser:
-            raise InputError(f"--to egoallo: {config.src} holds a {name}; EgoAllo's layout is for denoisers. Take hub.")
         model, _, checkpoint = load_model(config.src, model_class, config_class)
         progress.update(1)
         written = _write(config, model, checkpoint)
@@ -71,14 +75,21 @@ def run_convert(config: ConvertConfig) -> int:
     return 0
 
 
+def _refuse_destination(config: ConvertConfig) -> None:
+    """Raise InputError where writing would mix with what is there; EgoAllo's layout, which takes further steps, is
+    looked at when it is written."""
+    folder = config.dst.expanduser()
+    refuse_run_folder(folder, "DST")
+    if config.to != "egoallo" and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not empty; nothing there is replaced. Give a new or empty folder.")
+
+
 def _write(config: ConvertConfig, model: Any, checkpoint: Checkpoint) -> Path:
     """Write the model to ``config.dst``; the folder of the weights."""
     step = checkpoint.step if config.step is None else config.step
     if config.to == "egoallo":
         return model.save_egoallo(config.dst, step=step)
     folder = config.dst.expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty; nothing there is replaced. Give a new or empty folder.")
     training = checkpoint.record.get("training")
     if config.to == "hub":
         return model.save_pretrained(folder, step=step, training=training, license=config.license)

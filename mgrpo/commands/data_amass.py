@@ -21,11 +21,13 @@ from mgrpo.data.amass.prepare import Conversions, Outcome, Plan, make_plan, prep
 from mgrpo.data.amass.process import TARGET_FPS, ClipRules
 from mgrpo.data.amass.writer import list_path
 from mgrpo.data.amass_names import splits_of
+from mgrpo.data.hdf5_file import SUFFIXES, is_hdf5
 from mgrpo.errors import InputError
 from mgrpo.storage import atomic_write_json, make_folder, storage_error
 from mgrpo.train.progress import Progress, notice
 
 _SHOWN = 10
+_STATUSES = ("written", "skipped", "failed", "defect")
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,16 @@ class AmassConfig:
     Folders and files may have their older or newer names. A run that was stopped goes on when started again; what it
     has done lies in OUT.parts until the file is complete, and takes as much space as the file. Without --parity, some
     habits of EgoAllo's preparation are mended (see mgrpo.data.amass.process).
+
+    The exit code is 0 where every recording was used or left out by a rule, 1 where some could not be used (damaged
+    files, say): the output then holds all the others, and the last line and OUT.report.json tell what is missing.
     """
 
     raw: tyro.conf.Positional[Path]
     """Folder that holds the unpacked subsets (ACCAD, CMU, ...)."""
     out: tyro.conf.Positional[Path]
-    """HDF5 file to write. OUT_files.txt (names of the clips) and OUT.report.json go beside it."""
+    """HDF5 file to write, ending in .hdf5 or .h5. NAME_files.txt (names of the clips) and OUT.report.json go beside
+    it."""
     splits: tuple[Split, ...] = ("train", "val", "test")
     """Splits of EgoAllo whose subsets are prepared; test_humor is HuMoR's test split."""
     body: str = "smplh"
@@ -83,10 +89,17 @@ class AmassConfig:
                 "--body default: the shape numbers of AMASS are those of SMPL-H and mean something else on the default "
                 "body; give the SMPL-H file"
             )
+        if self.out.is_dir():
+            raise InputError(f"{self.out} is a folder; give the name of the HDF5 file to write")
+        if not is_hdf5(self.out):
+            raise InputError(
+                f"OUT {self.out}: the file to write must end in {' or '.join(SUFFIXES)}, by which it is known as HDF5"
+            )
 
 
 def run_amass(config: AmassConfig) -> int:
-    """Prepare AMASS and print what became of it. Returns 0, or 1 where a defect of mgrpo cost a recording.
+    """Prepare AMASS and print what became of it. Returns 0, or 1 where recordings could not be used: files that can't
+    be read, or a defect of mgrpo; what a rule leaves out is not among them.
 
     Raises InputError for what can't be used, StorageError for the disk.
     """
@@ -95,8 +108,6 @@ def run_amass(config: AmassConfig) -> int:
         _print_plan(plan, config)
         return 0
     out = config.out
-    if out.is_dir():
-        raise InputError(f"{out} is a folder; give the name of the HDF5 file to write")
     # an output with parts beside it is one whose run was stopped at the very end
     if out.exists() and not config.overwrite and not parts_folder(out).exists():
         raise InputError(f"{out} exists already; choose another name, or --overwrite to replace it")
@@ -118,7 +129,13 @@ def run_amass(config: AmassConfig) -> int:
     _print_report(report)
     for path in (out, list_path(out), report_path):
         print(path)
-    return 1 if report["counts"]["defect"] else 0
+    lost = len(report["failed"])
+    if lost:
+        print(
+            f"INCOMPLETE: {lost} of {sum(report['counts'][key] for key in _STATUSES)} recordings could not be used and "
+            f"are not in {out}; {report_path} names each"
+        )
+    return 1 if lost else 0
 
 
 def _prepare(
@@ -183,7 +200,7 @@ def make_report(plan: Plan, outcomes: Sequence[Outcome], config: AmassConfig) ->
     options = {key: value for key, value in asdict(config).items() if key not in ("workers", "overwrite", "dry_run")}
     return {
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
-        "counts": {status: by_status[status] for status in ("written", "skipped", "failed", "defect")}
+        "counts": {status: by_status[status] for status in _STATUSES}
         | {
             "clips": sum(row["clips"] + row["mirrored"] for row in subsets.values()),
             "frames": sum(row["frames"] for row in subsets.values()),

@@ -60,6 +60,10 @@ class SubsetInfo:
 
 def run_data_info(config: DataInfoConfig) -> int:
     """Print the table. Returns the exit code 0. Raises InputError for a file that can't be used."""
+    if not config.file.expanduser().exists():
+        raise InputError(
+            f"{config.file}: no such file or folder; expected an HDF5 file (*.hdf5, *.h5), or a folder of them"
+        )
     if not hdf5_files(config.file):
         raise InputError(f"{config.file}: expected an HDF5 file (*.hdf5, *.h5), or a folder of them")
     motion = open_with_progress(str(config.file), config.file_list, cache_mb=0)

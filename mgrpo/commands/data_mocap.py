@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from mgrpo.body import BodyModel, resolve_body
+from mgrpo.config_record import differences
 from mgrpo.data.clip import save_clip
 from mgrpo.data.mocap.convert import ConvertOptions, FileResult, assemble, convert_to_part, find_files, part_path
 from mgrpo.data.mocap.retarget import parse_floor
 from mgrpo.data.pack_writer import write_pack
 from mgrpo.data.packs import MotionPack, fit_pack
 from mgrpo.errors import InputError
-from mgrpo.storage import atomic_write_json, make_folder
+from mgrpo.storage import atomic_write_json, json_text, make_folder, read_json, storage_error
 from mgrpo.train.progress import Progress, notice
 
 PACK_NAME = "mocap.npz"
 REPORT_NAME = "mocap-report.json"
 _PARTS = ".parts"
+_CLIPS = "clips"
 _FEW_FILES = 8
 
 
@@ -37,7 +40,8 @@ class MocapConfig:
     Every BVH and AMC file below the folder becomes a clip of OUT/mocap.npz at 30 frames per second, z up. Forward
     kinematics of what is stored is compared with the source's own joints, and the largest error printed per file.
     OUT/mocap-report.json tells of every file what became of it. Files that can't be used are skipped and named; a run
-    that was stopped goes on where it was.
+    that was stopped goes on where it was. The same command brings its output up to date; another folder or other
+    options are refused where OUT holds motion already, unless --overwrite replaces it.
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
@@ -67,8 +71,15 @@ class MocapConfig:
     """Body for `--format clips`: `default`, `smplh`, or the path of an SMPL-H npz."""
     workers: int = 0
     """Processes that convert; 0: one per processor (one in all for a few files)."""
+    overwrite: bool = False
+    """Replace motion in OUT that was made from another folder or with other options."""
 
     def __post_init__(self) -> None:
+        if self.body != "default" and self.format == "pack":
+            raise InputError(
+                f"--body {self.body} says nothing about --format pack, which is fitted to a body when it is loaded; "
+                "leave it out, or take --format clips"
+            )
         if self.workers < 0:
             raise InputError(f"--workers must be at least 0, got {self.workers}")
         parse_floor(self.floor)
@@ -89,6 +100,7 @@ class MocapConfig:
 def run_data_mocap(config: MocapConfig) -> int:
     """Convert. Returns 0, or 2 where no file could be used. Raises InputError and StorageError."""
     files = find_files(config.folder)
+    earlier = _earlier(config)
     body = resolve_body(config.body, with_mesh=False) if config.format == "clips" else None
     parts = config.out / _PARTS
     make_folder(parts)
@@ -105,32 +117,78 @@ def run_data_mocap(config: MocapConfig) -> int:
     ordered = [results[task[1]] for task in tasks]
     used = [(task, result) for task, result in zip(tasks, ordered) if result.status != "skipped"]
     report = {
-        "folder": str(config.folder),
-        "options": asdict(config.options()) | {"floor": config.floor},
+        **_settings(config),
         "converted": len(used),
         "skipped": len(ordered) - len(used),
         "frames": sum(result.frames for _, result in used),
         "largest_error_mm": max((result.error_mm for _, result in used), default=None),
         "files": [asdict(result) for result in ordered],
     }
-    atomic_write_json(config.out / REPORT_NAME, report)
     if not used:
+        if not earlier:  # otherwise the report of what is there stays with it
+            atomic_write_json(config.out / REPORT_NAME, report)
         raise InputError(
-            f"none of the {len(files)} files in {config.folder} could be used; the first: {ordered[0].reason}. All "
-            f"reasons are in {config.out / REPORT_NAME}"
+            f"none of the {len(files)} files in {config.folder} could be used; the first: {ordered[0].reason}."
+            + ("" if earlier else f" All reasons are in {config.out / REPORT_NAME}")
         )
     pack, extra = assemble([task[2] for task, _ in used], _clip_names([result for _, result in used]), config.floor)
+    outputs = [PACK_NAME] if body is None else [f"{_CLIPS}/{name}.npz" for name in pack.names]
+    # with what is still there: a run killed from here on leaves nothing that nobody knows
+    atomic_write_json(config.out / REPORT_NAME, report | {"outputs": sorted({*earlier, *outputs})})
     if body is None:
         write_pack(config.out / PACK_NAME, pack, extra)
         print(config.out / PACK_NAME)
     else:
-        _write_clips(config.out / "clips", pack, body)
+        _write_clips(config.out / _CLIPS, pack, body)
+    _remove(config.out, set(earlier) - set(outputs))
+    atomic_write_json(config.out / REPORT_NAME, report | {"outputs": outputs})
     print(
         f"{report['converted']} clips, {report['frames']} frames ({report['frames'] / 30 / 60:.1f} min), largest "
         f"forward kinematics error {report['largest_error_mm']:.3f} mm; {report['skipped']} files skipped"
         + (f", reasons in {config.out / REPORT_NAME}" if report["skipped"] else "")
     )
     return 0
+
+
+def _settings(config: MocapConfig) -> dict[str, Any]:
+    """All that the output depends on, but for the files themselves."""
+    return {
+        "folder": str(config.folder.resolve()),
+        "format": config.format,
+        "body": config.body,
+        "options": asdict(config.options()) | {"floor": config.floor},
+    }
+
+
+def _earlier(config: MocapConfig) -> list[str]:
+    """Files of motion below OUT that an earlier run says to have written. Raises InputError where OUT holds motion that
+    this run would replace by that of other files or options."""
+    report: dict[str, Any] = {}
+    with contextlib.suppress(InputError):  # none there, or damaged
+        found = read_json(config.out / REPORT_NAME, "report")
+        report = found if isinstance(found, dict) else {}
+    there = sorted(path.relative_to(config.out).as_posix() for path in (config.out / _CLIPS).rglob("*.npz"))
+    there += [PACK_NAME] if (config.out / PACK_NAME).exists() else []
+    settings = json.loads(json_text(_settings(config)))
+    changed = differences({name: report.get(name) for name in settings}, settings)
+    if there and changed and not config.overwrite:
+        listed = "; ".join(f"{name}: {old} there, {new} now" for name, old, new in changed)
+        told = listed if report else f"it has no {REPORT_NAME}, which would say how it was made"
+        raise InputError(
+            f"{config.out} holds motion already ({there[-1]}) that was made in another way: {told}. Choose another "
+            "folder, or --overwrite to replace it"
+        )
+    recorded = report.get("outputs", [])
+    return [name for name in there if name == PACK_NAME or (isinstance(recorded, list) and name in recorded)]
+
+
+def _remove(out: Path, names: Iterable[str]) -> None:
+    """Delete motion of an earlier run that this one doesn't have: a reader of the folder would take it for ours."""
+    for name in names:
+        try:
+            (out / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error("delete", out / name, error) from error
 
 
 def describe(result: FileResult) -> str:

@@ -40,6 +40,7 @@ from mgrpo.train.motion_data import MotionDataConfig, split_motion
 from mgrpo.train.progress import Progress
 from mgrpo.train.seeding import require_seed
 
+from .destination import refuse_run_folder
 from .evaluation_folder import EvaluationFolder
 from .evaluation_options import chosen_protocol, refuse_contradictions, settle
 from .evaluation_work import EvaluationWork, load_work
@@ -164,6 +165,7 @@ def run_evaluate(config: EvaluateConfig, *, command: Sequence[str] | None = None
             raise InputError("several processes share an evaluation through --out: give the same folder to all of them")
         _show(config, evaluate_checkpoints(config))
         return 0
+    refuse_run_folder(config.out, "--out")
     make_folder(config.out)  # before the work: a place that can't be written to should be known now
     work = _load(config, shard)
     with EvaluationFolder(config.out, work.settings(), str(shard)) as folder:
@@ -281,11 +283,12 @@ def _texts(config: EvaluateConfig, results: Sequence[EvaluationResult]) -> dict[
 def _protocol_table(config: EvaluateConfig, results: Sequence[EvaluationResult]) -> protocols_layout.ProtocolTable:
     protocol = chosen_protocol(config)
     clips = len(set(results[0].window_names))
+    which = f"split: {config.split}" if config.split else f"part: {config.part}"
     rows = published_rows(protocol.table, data=config.published_data, length=config.length) if config.published else ()
     return protocols_layout.protocol_table(
         results,
         protocol,
-        data=f"the motion {config.motion!r} (part: {config.part}; windows: {results[0].windows}, clips: {clips})",
+        data=f"the motion {config.motion!r} ({which}; windows: {results[0].windows}, clips: {clips})",
         published=rows,
         title=config.title,
     )

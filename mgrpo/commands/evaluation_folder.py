@@ -28,19 +28,15 @@ from mgrpo.config_record import differences
 from mgrpo.errors import InputError
 from mgrpo.eval.evaluate import EvaluationResult
 from mgrpo.storage import (
-    TEMPORARY_PREFIX,
+    FileLock,
+    atomic_create,
     json_text,
     make_folder,
     read_json,
+    remove_leftovers,
     storage_error,
-    write_and_sync,
     write_fully,
 )
-
-try:
-    import fcntl
-except ImportError:  # no file locks of this kind on Windows: two processes with one shard are not noticed there
-    fcntl = None  # type: ignore[assignment]
 
 RECORD_NAME = "evaluation_run.json"
 _MIXED = "the evaluation's progress mixes pieces with different measures; start in a new folder"
@@ -85,9 +81,15 @@ class EvaluationFolder:
         self.folder = folder
         make_folder(folder / "progress")
         _agree_on(folder / RECORD_NAME, settings)
-        self._path = folder / "progress" / f"shard_{shard.replace('/', '_of_')}.jsonl"
-        self._descriptor = _open_locked(self._path, shard)
-        _cut_torn_line(self._path, self._descriptor)
+        name = f"shard_{shard.replace('/', '_of_')}"
+        self._path = folder / "progress" / f"{name}.jsonl"
+        with contextlib.ExitStack() as held:
+            advice = "Wait for it to end, or share the work with --shard i/n."
+            held.enter_context(FileLock(folder / "progress" / f".{name}.lock", f"shard {shard} in {folder}", advice))
+            self._descriptor = _open(self._path)
+            held.callback(os.close, self._descriptor)
+            _cut_torn_line(self._path, self._descriptor)
+            self._held = held.pop_all()
 
     def __enter__(self) -> EvaluationFolder:
         return self
@@ -95,7 +97,7 @@ class EvaluationFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._descriptor)
+        self._held.close()
 
     def append(self, piece: Piece, result: EvaluationResult) -> None:
         """Note one finished piece, on the disk when this returns. Raises StorageError; a line is whole or absent."""
@@ -114,13 +116,8 @@ class EvaluationFolder:
     @contextlib.contextmanager
     def writing_results(self) -> Iterator[None]:
         """Hold the folder's results: one process at a time writes them, after clearing what a killed one left."""
-        with (self.folder / RECORD_NAME).open("rb") as record:
-            if fcntl is not None:
-                with contextlib.suppress(OSError):  # a file system without locks
-                    fcntl.flock(record, fcntl.LOCK_EX)
-            for leftover in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
-                with contextlib.suppress(OSError):
-                    leftover.unlink()
+        with FileLock(self.folder / "progress" / ".results.lock", f"the results in {self.folder}", wait=True):
+            remove_leftovers(self.folder)
             yield
 
     def finished(self) -> dict[Piece, dict[str, Any]]:
@@ -233,21 +230,7 @@ def _tensor(value: Any) -> Tensor:
 
 def _agree_on(path: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings, or compare them with those that are there. The first of several processes writes."""
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
-    if not path.exists():
-        try:
-            write_and_sync(temporary, json_text(dict(settings)).encode())
-            try:
-                os.link(temporary, path)  # unlike a rename, it never replaces what another process has just written
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links
-                os.replace(temporary, path)
-        except OSError as error:
-            raise storage_error("write", path, error) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    atomic_create(path, json_text(dict(settings)))
     stored = read_json(path, "evaluation record")
     found = differences(stored, json.loads(json_text(dict(settings))))
     if found:
@@ -264,23 +247,11 @@ def _short(value: Any) -> str:
     return f"{text[:12]}..." if len(text) == 64 and text.isalnum() else text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _open_locked(path: Path, shard: str) -> int:
+def _open(path: Path) -> int:
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as error:
         raise storage_error("open", path, error) from error
-    if fcntl is not None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise InputError(
-                f"another process is working on shard {shard} in {path.parent.parent}; wait for it to end, or share "
-                "the work with --shard i/n"
-            ) from None
-        except OSError:  # a file system without locks: go on as on Windows
-            pass
-    return descriptor
 
 
 def _cut_torn_line(path: Path, descriptor: int) -> None:
@@ -291,5 +262,4 @@ def _cut_torn_line(path: Path, descriptor: int) -> None:
         if whole < len(data):
             os.ftruncate(descriptor, whole)
     except OSError as error:
-        os.close(descriptor)
         raise storage_error("clean up", path, error) from error

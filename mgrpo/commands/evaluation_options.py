@@ -38,6 +38,8 @@ def settle(config: EvaluateConfig) -> None:
                 object.__setattr__(config, name, value)
     else:
         _apply(config, chosen_protocol(config))
+    if config.split and config.part != _defaults(config)["part"]:
+        raise InputError(_two_parts(config))
     if config.published_data != "amass" and (config.protocol is None or chosen_protocol(config).table != "paper"):
         raise InputError(
             f"--published-data {config.published_data}: only --protocol paper has published numbers on it; leave it out"
@@ -109,6 +111,8 @@ def refuse_contradictions(config: EvaluateConfig, command: Sequence[str]) -> Non
     if written.get("published") == "True" and (config.protocol is None or chosen_protocol(config).table is None):
         which = "without --protocol" if config.protocol is None else f"with --protocol {config.protocol}"
         raise InputError(f"--published: {which} there are no published numbers with the same definitions; leave it out")
+    if config.split and "part" in written:
+        raise InputError(_two_parts(config))
     if config.protocol is None:
         return
     protocol = chosen_protocol(config)
@@ -127,6 +131,13 @@ def refuse_contradictions(config: EvaluateConfig, command: Sequence[str]) -> Non
                 raise InputError(_contradiction(option, default, value, protocol))
             if default is False and written.get(option) == "False" and value is True:
                 raise InputError(_contradiction(option, default, value, protocol))
+
+
+def _two_parts(config: EvaluateConfig) -> str:
+    return (
+        f"--split {config.split} and --part {config.part} both say which motion to evaluate on; leave one of them out "
+        "(--split names subsets of an HDF5 file, --part what training kept for it)"
+    )
 
 
 def _written(command: Sequence[str]) -> dict[str, str]:

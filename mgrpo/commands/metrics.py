@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
+from mgrpo.data.rate import require_fps
 from mgrpo.errors import InputError
 from mgrpo.eval.alignment import Align
 from mgrpo.eval.files import Comparison, compare_files
@@ -23,6 +23,8 @@ from mgrpo.eval.pairing import Trim
 from mgrpo.eval.tables import per_window_csv, print_table, to_csv, to_json, to_latex, to_markdown
 from mgrpo.storage import atomic_write, json_text, make_folder
 from mgrpo.train.progress import Progress
+
+from .destination import refuse_run_folder
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,8 @@ class MetricsConfig:
         if len(set(self.name)) != len(self.name):
             raise InputError(f"--name must differ between predictions, got {', '.join(self.name)}")
         for option in ("fps", "pred_fps", "gt_fps"):
-            value = getattr(self, option)
-            if not (math.isfinite(value) and 0 <= value < 1e6):
-                raise InputError(
-                    f"--{option.replace('_', '-')} must be frames per second, 0 for the usual, got {value}"
-                )
+            if getattr(self, option) != 0:  # which leaves it to the files
+                require_fps(getattr(self, option), f"--{option.replace('_', '-')}")
         joint_rows(self.joints)
         if self.per_frame and self.out is None:
             raise InputError("--per-frame writes a file; name its folder by --out")
@@ -107,6 +106,7 @@ def run_metrics(config: MetricsConfig) -> int:
     Raises InputError for files that can't be read, matched or compared, MgrpoError when the disk refuses.
     """
     if config.out is not None:
+        refuse_run_folder(config.out, "--out")
         make_folder(config.out)  # before the work: a place that can't be written to should be known now
     comparison = compare(config)
     table = comparison.table(config.family, config.title)

@@ -21,19 +21,24 @@ from mgrpo.diffusion.sampler import NoiseKeys
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.diffusion.stitched_sampler import sample_stitched
 from mgrpo.diffusion.stitching import Stitching
+from mgrpo.diffusion.transition import Transitions
 from mgrpo.errors import InputError
 from mgrpo.geometry import rotmat_to_quat
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import PredictedMotion, decode_motion
 from mgrpo.npz import write_npz
+from mgrpo.options import MOST_MEMBERS, MOST_NUMBER, require
 from mgrpo.storage import atomic_write, make_folder
 from mgrpo.train.checkpoints import load_model
 from mgrpo.train.device import resolve_device
-from mgrpo.train.progress import Progress
+from mgrpo.train.progress import Progress, notice
 from mgrpo.train.seeding import require_seed
 from mgrpo.train.trained_length import trained_length
 
 _NUM_HANDS = 30
+
+LONGEST = 108_000
+"""Most frames of one piece of motion: an hour at 30 per second. Longer recordings are sampled in pieces."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class SampleConfig:
     start: int = 1
     """First frame; at least 1, because the motion from the frame before it is part of the input."""
     length: int = 32
-    """Frames, at 30 per second; 0: to the end of the clip. Any number: longer motion than a window is stitched."""
+    """Frames, at 30 per second, at most 108000 (an hour); 0: to the end of the clip. Longer motion than a window is
+    stitched, and a looping clip repeated."""
     samples: int = 3
     """Motions to draw."""
     seed: int = 0
@@ -74,9 +80,11 @@ class SampleConfig:
     """Where to compute: auto, cpu, cuda, cuda:1 ..."""
 
     def __post_init__(self) -> None:
-        for option, least in (("start", 1), ("length", 0), ("samples", 1)):
-            if getattr(self, option) < least:
-                raise InputError(f"--{option} must be at least {least}, got {getattr(self, option)}")
+        require(self, "start", at_least=1, at_most=MOST_NUMBER)
+        require(self, "length", at_least=0, at_most=LONGEST, unit="frames")
+        if self.length == 1:
+            raise InputError("--length must be at least 2 frames, or 0 (to the end of the clip), got 1")
+        require(self, "samples", at_least=1, at_most=MOST_MEMBERS)
         require_seed(self.seed)
 
 
@@ -84,23 +92,31 @@ def run_sample(config: SampleConfig) -> int:
     """Sample and write. Returns the exit code 0. Raises InputError for what can't be used, StorageError for the
     disk."""
     device = resolve_device(config.device)
-    body = resolve_body(config.body, with_mesh=False).body_only()
-    clip = choose_clip(load_motion(config.motion, body), config.clip)
-    windows = clip_window(clip, body, config.start, config.length)
-    denoiser, _, checkpoint = load_model(config.checkpoint, Denoiser, DenoiserConfig, use_ema=config.use_ema)
+    with Progress("load model"):
+        denoiser, _, checkpoint = load_model(config.checkpoint, Denoiser, DenoiserConfig, use_ema=config.use_ema)
+    # Before the work: options that don't fit the model, and a place that can't be written to, should be known now.
+    transitions = config.sampler.transitions(CosineSchedule.make(denoiser.config.max_t))
     stitching = config.stitching.stitching(trained_length(checkpoint.path))
-    make_folder(config.out)  # before the work: a place that can't be written to should be known now
-    motion = draw(denoiser.to(device), windows.to(device), body.to(device), config, stitching)
+    make_folder(config.out)
+    with Progress("load motion"):
+        body = resolve_body(config.body, with_mesh=False).body_only()
+        clip = choose_clip(load_motion(config.motion, body), config.clip)
+        windows = clip_window(clip, body, config.start, config.length)
+    motion = draw(denoiser.to(device), windows.to(device), body.to(device), config, transitions, stitching)
 
     first, last = config.start, config.start + windows.length - 1
     stem = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', clip.name)}_{first}-{last}_seed{config.seed}"
     written = [config.out / f"{stem}.npz", config.out / f"{stem}_args.yaml"]
-    write_npz(written[0], egoallo_arrays(motion, windows.T_world_cpf[0], first, clip.fps))
-    atomic_write(written[1], to_yaml(config))
-    if config.picture:
-        written.append(config.out / f"{stem}.png")
-        post_trained = checkpoint.record.get("training") == "GrpoConfig"
-        atomic_write(written[2], picture_bytes(clip, windows, motion, post_trained=post_trained))
+    with Progress("write", 3 if config.picture else 2, "files") as progress:
+        write_npz(written[0], egoallo_arrays(motion, windows.T_world_cpf[0], first, clip.fps))
+        progress.update()
+        atomic_write(written[1], to_yaml(config))
+        progress.update()
+        if config.picture:
+            written.append(config.out / f"{stem}.png")
+            post_trained = checkpoint.record.get("training") == "GrpoConfig"
+            atomic_write(written[2], picture_bytes(clip, windows, motion, post_trained=post_trained))
+            progress.update()
     for path in written:
         print(path)
     return 0
@@ -119,17 +135,35 @@ def clip_window(clip: MotionClip, body: BodyModel, start: int, length: int) -> M
     """One window: frames ``start`` to ``start + length - 1`` of a clip (``length`` 0: to its end), with its recorded
     motion.
 
-    A looping clip that is too short is repeated. Raises InputError when another one is.
+    A looping clip that is too short is repeated, which is told. Raises InputError when another one is, and for more
+    than :data:`LONGEST` frames.
     """
+    own = len(clip)
     if length == 0:
-        length = len(clip) - start
-    if clip.loop and len(clip) < start + length:
-        clip = loop(clip, start + length)
-    if length < 2 or len(clip) < start + length:
+        length = own - start
+        if length < 2:
+            raise InputError(
+                f"clip '{clip.name}' has frames 0 to {own - 1}; from --start {start} to its end there are "
+                f"{max(length, 0)} frames, at least 2 are needed. --start can be at most {own - 2}"
+            )
+    if start + length > LONGEST + own:
         raise InputError(
-            f"clip '{clip.name}' has frames 0 to {len(clip) - 1}; --start {start} and --length {length} ask for "
-            f"{start} to {start + length - 1}. At most --length {max(len(clip) - start, 0)} fits there "
-            "(at least 2 are needed)"
+            f"clip '{clip.name}': --start {start} and --length {length} ask for motion up to frame "
+            f"{start + length - 1}; at most {LONGEST} frames are sampled in one piece, beginning in the clip's own "
+            f"{own}. Choose a smaller --start or --length"
+        )
+    if clip.loop and own < start + length:
+        notice(f"clip '{clip.name}' has {own} frames and loops: it is repeated to reach frame {start + length - 1}")
+        clip = loop(clip, start + length)
+    if len(clip) < start + length:
+        raise InputError(
+            f"clip '{clip.name}' has frames 0 to {own - 1}; --start {start} and --length {length} ask for "
+            f"{start} to {start + length - 1}. "
+            + (
+                f"At most --length {own - start} fits there"
+                if own - start >= 2
+                else f"--start can be at most {own - 2}"
+            )
         )
     part = slice(start - 1, start + length)
     return windows_from_poses(
@@ -144,10 +178,14 @@ def clip_window(clip: MotionClip, body: BodyModel, start: int, length: int) -> M
 
 
 def draw(
-    denoiser: Denoiser, windows: MotionWindows, body: BodyModel, config: SampleConfig, stitching: Stitching
+    denoiser: Denoiser,
+    windows: MotionWindows,
+    body: BodyModel,
+    config: SampleConfig,
+    transitions: Transitions,
+    stitching: Stitching,
 ) -> PredictedMotion:
     """``config.samples`` motions ``(1, S, T, …)`` for one piece of motion of any length, a function of the seed."""
-    transitions = config.sampler.transitions(CosineSchedule.make(denoiser.config.max_t))
     keys = NoiseKeys(
         config.seed,
         0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -13,6 +12,7 @@ from mgrpo.body.placement import PlacedBody, place_on_root
 from mgrpo.body.skeleton import MIRROR_BODY, MIRROR_HANDS
 from mgrpo.data.clip import MIN_FRAMES, MotionClip
 from mgrpo.data.floor import anchor_weights, body_offsets, floor_anchor
+from mgrpo.data.rate import require_fps
 from mgrpo.errors import InputError
 from mgrpo.geometry import quat_multiply, quat_to_rotmat, se3_multiply, yaw_rotation
 
@@ -134,10 +134,9 @@ def resample(clip: MotionClip, fps: float) -> MotionClip:
     per round).
 
     Raises:
-        InputError: a rate that is not positive, or too low to leave two frames.
+        InputError: a rate outside of :data:`mgrpo.data.rate.FPS_RANGE`, or too low to leave two frames.
     """
-    if not (math.isfinite(fps) and fps > 0):
-        raise InputError(f"resample(): fps must be positive, got {fps}")
+    require_fps(fps, "resample(): fps")
     if fps == clip.fps:
         return clip
     frames = len(clip)

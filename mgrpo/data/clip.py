@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mgrpo.body.model import NUM_BETAS
 from mgrpo.body.skeleton import BODY_JOINT_NAMES, HAND_JOINT_NAMES
-from mgrpo.errors import InputError
+from mgrpo.data.rate import require_fps
+from mgrpo.errors import InputError, in_file
 from mgrpo.npz import read_npz, write_npz
 
 MIN_FRAMES = 2
@@ -54,12 +55,7 @@ class MotionClip:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise InputError(f"a clip needs a name (a non-empty text), got {self.name!r}")
-        fps = float(self.fps)
-        if not (np.isfinite(fps) and fps > 0):
-            raise InputError(
-                f"clip '{self.name}': fps must be a positive number of frames per second, got {self.fps!r}"
-            )
-        object.__setattr__(self, "fps", fps)
+        object.__setattr__(self, "fps", require_fps(float(self.fps), f"clip '{self.name}': fps"))
         object.__setattr__(self, "loop", bool(self.loop))
         frames = int(self.T_world_root.shape[0]) if getattr(self.T_world_root, "ndim", 0) else 0
         shapes: dict[str, tuple[int, ...]] = {
@@ -175,16 +171,17 @@ def load_clip(path: str | Path) -> MotionClip:
         raise InputError(
             f"{path}: clip format version {version:g}; this mgrpo reads version {_VERSION}, so update mgrpo"
         )
-    return MotionClip(
-        name=str(arrays["name"]),
-        fps=_number(path, "fps", arrays["fps"]),
-        T_world_root=as_float_tensor(path, "T_world_root", arrays["T_world_root"]),
-        body_quats=as_float_tensor(path, "body_quats", arrays["body_quats"]),
-        betas=as_float_tensor(path, "betas", arrays["betas"]),
-        contacts=as_float_tensor(path, "contacts", arrays["contacts"]),
-        hand_quats=as_float_tensor(path, "hand_quats", arrays["hand_quats"]) if "hand_quats" in arrays else None,
-        loop=bool(_number(path, "loop", arrays.get("loop", np.array(False)))),
-    )
+    with in_file(path):
+        return MotionClip(
+            name=str(arrays["name"]),
+            fps=_number(path, "fps", arrays["fps"]),
+            T_world_root=as_float_tensor(path, "T_world_root", arrays["T_world_root"]),
+            body_quats=as_float_tensor(path, "body_quats", arrays["body_quats"]),
+            betas=as_float_tensor(path, "betas", arrays["betas"]),
+            contacts=as_float_tensor(path, "contacts", arrays["contacts"]),
+            hand_quats=as_float_tensor(path, "hand_quats", arrays["hand_quats"]) if "hand_quats" in arrays else None,
+            loop=bool(_number(path, "loop", arrays.get("loop", np.array(False)))),
+        )
 
 
 def _number(path: str | Path, key: str, array: np.ndarray) -> float:

@@ -22,7 +22,7 @@ from mgrpo.data.hdf5_file import SUFFIXES, Hdf5File, SequenceInfo, is_hdf5, read
 from mgrpo.data.hdf5_layout import FIELDS, HANDS, columns, fields_of, row_width
 from mgrpo.data.indexing import ItemIndex, Slice
 from mgrpo.data.windows import MotionWindows
-from mgrpo.errors import InputError
+from mgrpo.errors import InputError, in_file
 from mgrpo.geometry import quat_to_rotmat
 
 FPS = 30.0
@@ -230,12 +230,16 @@ class Hdf5Motion:
         """A whole sequence as a clip. Its first frame loses what the head did just before, which a clip doesn't hold.
         Raises InputError as :meth:`rows`, and for fewer than two frames."""
         entry = self.sequences[sequence]
+        path = self.files[entry.file].path
         if entry.frames < MIN_FRAMES:
-            raise InputError(f"sequence {entry.name} has {entry.frames} frame(s); a clip needs at least {MIN_FRAMES}")
+            raise InputError(
+                f"{path}: sequence {entry.name} has {entry.frames} frame(s); a clip needs at least {MIN_FRAMES}"
+            )
         item = self.item(Slice(sequence, 0, entry.frames), entry.frames)
         fields = ("T_world_root", "body_quats", "contacts", *(("hand_quats",) if entry.info.hands else ()))
         tensors = {field: torch.from_numpy(np.array(item[field])) for field in fields}
-        return MotionClip(name=entry.name, fps=FPS, betas=torch.from_numpy(item["betas"][0].copy()), **tensors)
+        with in_file(path):
+            return MotionClip(name=entry.name, fps=FPS, betas=torch.from_numpy(item["betas"][0].copy()), **tensors)
 
     def check_body(self, body: BodyModel, sequences: int = 8) -> None:
         """Refuse a body that is not the one that the files were made with: on another skeleton the joints would not

@@ -21,7 +21,8 @@ from mgrpo.data.clip import CLIP_KEYS, MIN_FRAMES, QUATERNION_TOLERANCE, MotionC
 from mgrpo.data.contacts import contact_labels, joint_speeds
 from mgrpo.data.floor import densest_height
 from mgrpo.data.hdf5_dataset import hdf5_files, load_hdf5_clips
-from mgrpo.errors import InputError
+from mgrpo.data.rate import require_fps
+from mgrpo.errors import InputError, in_file
 from mgrpo.geometry import quat_conjugate, quat_multiply, quat_normalize, quat_to_rotmat
 from mgrpo.kernels import forward_kinematics
 from mgrpo.npz import npz_keys, read_npz
@@ -107,9 +108,7 @@ def load_motion(path: str | Path, body: BodyModel) -> list[MotionClip]:
     if hdf5_files(path):
         return load_hdf5_clips(path, body)
     if not path.is_dir():
-        clips = _load_file(path, body)
-        check_unique_names(clips)
-        return clips
+        return _load_file(path, body)
     files = sorted(file for file in path.rglob("*.npz") if file.is_file())
     if not files:
         kinds = sorted({file.suffix or "(none)" for file in path.rglob("*") if file.is_file()})
@@ -133,16 +132,18 @@ def load_motion(path: str | Path, body: BodyModel) -> list[MotionClip]:
             for file, clips in groups
         ]
     clips = [clip for _, group in groups for clip in group]
-    check_unique_names(clips)
+    with in_file(path):
+        check_unique_names(clips)
     return clips
 
 
 def _load_file(path: Path, body: BodyModel) -> list[MotionClip]:
     keys = set(npz_keys(path, "motion file"))
-    if keys.issuperset(PACK_KEYS):
-        return fit_pack(read_pack(path), body)
-    if keys.issuperset(CLIP_KEYS):
-        return [resample(load_clip(path), TARGET_FPS)]
+    with in_file(path):
+        if keys.issuperset(PACK_KEYS):
+            return fit_pack(read_pack(path), body)
+        if keys.issuperset(CLIP_KEYS):
+            return [resample(load_clip(path), TARGET_FPS)]
     layouts = {"pack": PACK_KEYS, "clip": CLIP_KEYS}
     nearest = max(layouts, key=lambda kind: len(keys.intersection(layouts[kind])))
     missing = [key for key in layouts[nearest] if key not in keys]
@@ -189,9 +190,7 @@ def read_pack(path: str | Path) -> MotionPack:
     if len(set(names)) != count:
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{path}: two clips are called '{twice}'; names must differ")
-    fps = float(arrays["fps"])
-    if not (np.isfinite(fps) and fps > 0):
-        raise InputError(f"{path}: fps must be a positive number of frames per second, got {fps}")
+    fps = require_fps(float(arrays["fps"]), f"{path}: fps")
     order = (ROOT_NAME, *BODY_JOINT_NAMES)
     if "joint_names" in arrays and tuple(str(name) for name in arrays["joint_names"]) != order:
         raise InputError(

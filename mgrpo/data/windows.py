@@ -22,6 +22,7 @@ from mgrpo.data.floor import FloorAnchor, anchor_weights, body_offsets, floor_an
 from mgrpo.errors import InputError
 from mgrpo.geometry import quat_to_rotmat, se3_inverse, se3_multiply
 from mgrpo.kernels import STREAM_DATA, philox_normal, philox_uniform
+from mgrpo.options import option, require
 
 _NUM_BODY, _NUM_HANDS = len(BODY_JOINT_NAMES), len(HAND_JOINT_NAMES)
 
@@ -265,14 +266,11 @@ class AugmentConfig:
     base model). auto: clips for HDF5 files, frames for other motion."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mirror_prob <= 1:
-            raise InputError(f"mirror_prob must be in [0, 1], got {self.mirror_prob}")
-        if not (0 <= self.betas_std < float("inf")):
-            raise InputError(f"betas_std must be at least 0, got {self.betas_std}")
-        if not 0 <= self.speed < 1:
-            raise InputError(f"speed must be in [0, 1), got {self.speed}")
+        require(self, "mirror_prob", at_least=0, at_most=1)
+        require(self, "betas_std", at_least=0)
+        require(self, "speed", at_least=0, below=1)
         if self.weighting not in ("auto", "frames", "clips"):
-            raise InputError(f"weighting must be 'auto', 'frames' or 'clips', got '{self.weighting}'")
+            raise InputError(f"{option(self, 'weighting')} must be auto, frames or clips, got '{self.weighting}'")
 
 
 class WindowSampler:

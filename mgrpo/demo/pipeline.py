@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -27,8 +26,10 @@ from mgrpo.grpo.update import PolicyLossConfig
 from mgrpo.grpo.window import StepWindowConfig
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
+from mgrpo.options import require
 from mgrpo.report import write_report
 from mgrpo.report.data import Stage
+from mgrpo.storage import atomic_write_json
 from mgrpo.train.checkpoints import find_checkpoint, load_model
 from mgrpo.train.device import resolve_device
 from mgrpo.train.grpo import train_grpo
@@ -38,7 +39,6 @@ from mgrpo.train.perceptual import PERCEPTUAL_TRAINING_PRESETS, PerceptualTraini
 from mgrpo.train.prior import PriorConfig, train_prior
 from mgrpo.train.progress import Progress, notice
 from mgrpo.train.seeding import require_seed
-from mgrpo.train.start import require_at_least_one
 
 _SAMPLER = SamplerConfig(steps=10)
 """A third of EgoAllo's steps: on motion this small it is as accurate, and three times as many groups fit into the
@@ -114,7 +114,7 @@ class DemoConfig:
     """Throw away what an earlier start left in the output folder and begin anew."""
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "evaluation_seeds", "diversity_draws")
+        require(self, "evaluation_seeds", "diversity_draws", at_least=1)
         require_seed(self.seed)
         if self.evaluation_samples < 2:
             raise InputError(
@@ -175,9 +175,7 @@ class StageClock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-            partial = self.path.with_name(f".{self.path.name}.partial")
-            partial.write_text(json.dumps(self.seconds, indent=1), encoding="utf-8")
-            os.replace(partial, self.path)
+            atomic_write_json(self.path, self.seconds)
 
 
 def run_demo(config: DemoConfig, *, command: list[str] | None = None) -> Path:

@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from mgrpo.demo.diversity import DiversityAt
 from mgrpo.eval.evaluate import EvaluationResult, compare
 from mgrpo.eval.metrics import METRICS
 from mgrpo.eval.statistics import over_windows_and_seeds
+from mgrpo.eval.tables import interval_note
 from mgrpo.models.motion import PredictedMotion
 from mgrpo.report.data import (
     Bar,
@@ -32,8 +33,8 @@ from mgrpo.report.data import (
     ReportData,
     RunInfo,
     Stage,
-    student_t_975,
 )
+from mgrpo.report.numbers import short
 from mgrpo.rewards import REWARDS
 from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.provenance import provenance
@@ -49,6 +50,7 @@ _REWARD_LABELS = {
     "rotation": "joint rotation",
     "velocity": "joint velocity",
 }
+_STAGE_LABELS = {"perceptual": "perceptual model", "grpo": "GRPO"}
 _HEADLINE = ("mpjpe_mm", "pa_mpjpe_mm", "mpjve_mm_s")
 
 
@@ -78,12 +80,12 @@ def demo_report(found: DemoResults) -> ReportData:
         read_metrics(found.folders[name] / "metrics.jsonl") for name in ("prior", "perceptual", "grpo")
     )
     prior, post = found.results
-    accuracy = prior_accuracy(prior)
+    accuracy, rows = prior_accuracy(prior), metric_rows(prior, post)
     windows, config = len(found.windows), found.config
     return ReportData(
         run=_run_info(found),
-        stages=found.stages,
-        metrics=metric_rows(prior, post),
+        stages=tuple(replace(stage, name=_STAGE_LABELS.get(stage.name, stage.name)) for stage in found.stages),
+        metrics=rows,
         rewards=reward_curves(grpo_log, config.grpo.rewards.active()),
         prior_training=(_prior_panel(prior_log),),
         perceptual_training=_perceptual_panels(perceptual_log),
@@ -96,11 +98,19 @@ def demo_report(found: DemoResults) -> ReportData:
             f"{', '.join(found.clip_names['held_out'])} (and their mirror images) "
             f"that no stage has trained on; {config.evaluation_seeds} noise seeds with {config.evaluation_samples} "
             "samples each; the same sampler "
-            f"({config.grpo.sampler.kernel}, {config.grpo.sampler.steps} steps) and the same noise for both models. "
-            "Windows of one clip overlap, "
-            "so the standard errors are on the small side."
+            f"({config.grpo.sampler.kernel}, {config.grpo.sampler.steps} steps) and the same noise for both models."
         ),
+        interval_note=_interval_note(prior, rows),
     )
+
+
+def _interval_note(prior: EvaluationResult, rows: Sequence[MetricRow]) -> str:
+    """What the intervals of the rows' differences are: those of the tables beside the report."""
+    said = interval_note(prior, "Intervals of differences")
+    if not any(math.isfinite(row.difference.ci_low) for row in rows):
+        # one clip: PairedDifference falls back on the standard error
+        said += " The intervals shown are 1.96 standard errors over windows and seeds to either side."
+    return said
 
 
 def prior_accuracy(prior: EvaluationResult) -> Estimate | None:
@@ -110,7 +120,11 @@ def prior_accuracy(prior: EvaluationResult) -> Estimate | None:
 
 
 def metric_rows(prior: EvaluationResult, post: EvaluationResult) -> tuple[MetricRow, ...]:
-    """A row for every measure that both models have, with the paired difference (post-trained minus prior)."""
+    """A row for every measure that both models have, with the paired difference (post-trained minus prior).
+
+    Means, errors and intervals are those of the tables (:mod:`mgrpo.eval.tables`): page, pictures, terminal and JSON
+    come to the same verdicts.
+    """
     before, after = prior.statistics(), post.statistics()
     means, truth, gaps = prior.mean_of_samples_statistics(), prior.ground_truth_statistics(), compare(prior, post)
     rows = []
@@ -118,7 +132,6 @@ def metric_rows(prior: EvaluationResult, post: EvaluationResult) -> tuple[Metric
         if name not in before or name not in after or name not in gaps:
             continue
         scale, gap = info.scale, gaps[name]
-        reach = student_t_975(gap.windows - 1) * gap.standard_error
 
         def estimate(found: Mapping[str, Any], name: str = name, scale: float = scale) -> Estimate | None:
             statistic = found.get(name)
@@ -133,7 +146,10 @@ def metric_rows(prior: EvaluationResult, post: EvaluationResult) -> tuple[Metric
                 prior=estimate(before),
                 post_trained=estimate(after),
                 difference=PairedDifference(
-                    scale * gap.mean, scale * gap.standard_error, scale * (gap.mean - reach), scale * (gap.mean + reach)
+                    scale * gap.mean,
+                    scale * gap.standard_error,
+                    scale * gap.interval_low,
+                    scale * gap.interval_high,
                 ),
                 family=info.family,
                 prior_mean_of_samples=estimate(means),
@@ -148,7 +164,7 @@ def metric_rows(prior: EvaluationResult, post: EvaluationResult) -> tuple[Metric
 
 def reward_curves(log: Sequence[Mapping[str, Any]], weights: Mapping[str, float]) -> tuple[Curve, ...]:
     """Total reward, then each reward, over iterations; the band is the spread inside groups."""
-    curves = [Curve.from_rows(log, "reward", "total", spread="reward_std", color="post_trained")]
+    curves = [Curve.from_rows(log, "reward", "total reward", spread="reward_std", color="post_trained")]
     for name in REWARDS:
         if name in weights:
             label = _REWARD_LABELS.get(name, name.replace("_", " "))
@@ -165,7 +181,8 @@ def _prior_panel(log: Sequence[Mapping[str, Any]]) -> Panel:
             Curve.from_rows(log, "loss", "training", color="muted"),
             Curve.from_rows(log, "validation_loss", "validation clips", color="prior"),
         ),
-        note="Weighted squared error of the predicted clean motion. Training windows are drawn anew at every step.",
+        unit="weighted squared error",
+        note="Of the predicted clean motion. Training windows are drawn anew at every step.",
         log=True,
     )
 
@@ -178,6 +195,7 @@ def _perceptual_panels(log: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
                 Curve.from_rows(log, "loss", "training", color="muted"),
                 Curve.from_rows(log, "validation/loss", "validation clips"),
             ),
+            unit="nats",
             note="How surely the recording is told from the prior's samples; lower is surer.",
         ),
         Panel(
@@ -186,7 +204,8 @@ def _perceptual_panels(log: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
                 Curve.from_rows(log, "accuracy", "training", color="muted"),
                 Curve.from_rows(log, "validation/accuracy", "validation clips"),
             ),
-            note="Share of pairs in which the recording scores higher; guessing gives one half.",
+            unit="share of pairs",
+            note="Pairs in which the recording scores higher; guessing gives one half.",
             low=0.0,
             high=1.0,
             reference=0.5,
@@ -201,7 +220,7 @@ def health_panels(log: Sequence[Mapping[str, Any]], config: DemoConfig) -> tuple
     panels = [
         Panel(
             "Dead groups",
-            (curve(log, "frac_reward_zero_std", "share of group and reward pairs"),),
+            (curve(log, "frac_reward_zero_std", "share of groups, over rewards"),),
             low=0.0,
             high=1.0,
             key="dead_groups",
@@ -215,28 +234,32 @@ def health_panels(log: Sequence[Mapping[str, Any]], config: DemoConfig) -> tuple
         ),
         Panel(
             "Advantage",
-            (curve(log, "advantage/abs_mean", "mean size"),),
+            (curve(log, "advantage/abs_mean", "mean absolute value"),),
             note="Summed over rewards, after normalisation in the group.",
         ),
         Panel(
             "Gradient norm",
-            (curve(log, "grad_norm", "before clipping"),),
+            (curve(log, "grad_norm", "norm before clipping"),),
             reference=config.grpo.gradient_clip,
-            reference_label="clip",
+            reference_label="clipping",
+            note="Of all weights together.",
         ),
         Panel(
-            "Ratio before the update",
-            (curve(log, "ratio/first_log_max", "largest |log ratio|"),),
-            note="Must be zero: rollout and update compute the same policy.",
+            "Starting log-ratio",
+            (curve(log, "ratio/first_log_max", "largest absolute value"),),
+            low=0.0,
+            reference=config.grpo.loss.clip_range,
+            reference_label="clip range",
+            note="New against old policy before the first step of an update: zero, as both are still the same.",
         ),
         Panel(
-            "Held-back clips",
+            "Error on validation clips",
             (
                 curve(log, "validation/mpjpe_mm", "MPJPE"),
-                curve(log, "validation/pa_mpjpe_mm", "PA-MPJPE", color="prior"),
+                curve(log, "validation/pa_mpjpe_mm", "PA-MPJPE", color="muted"),
             ),
             unit="mm",
-            note="On the validation clips, clean head path, fixed noise; no gradient comes from here.",
+            note="Clean head path, fixed noise; no gradient comes from here.",
         ),
     ]
     return tuple(panel for panel in panels if any(len(line.y) for line in panel.curves))
@@ -270,7 +293,17 @@ def diversity_bars(diversity: Sequence[DiversityAt]) -> tuple[BarGroup, ...]:
             )
         whose = "each member its own noise" if per_member else "the group shares the noise"
         if bars:
-            groups.append(BarGroup(f"{info.label.rstrip('*')}, {whose}", info.unit, tuple(bars), note=info.doc))
+            name = info.label.rstrip("*")
+            groups.append(
+                BarGroup(
+                    f"{name}, {whose}",
+                    info.unit,
+                    tuple(bars),
+                    note=f"{info.doc}.",
+                    quantity=name,
+                    x_label="amplitude of the Perlin noise",
+                )
+            )
     return tuple(groups)
 
 
@@ -355,7 +388,7 @@ def _run_info(found: DemoResults) -> RunInfo:
                 "preset": config.prior.preset,
                 "optimiser steps": str(config.prior.iterations),
                 "batch": f"{config.prior.batch_size} windows",
-                "learning rate": f"{config.prior.learning_rate:g}",
+                "learning rate": short(config.prior.learning_rate),
             },
             "perceptual": {
                 "preset": config.perceptual.preset,
@@ -369,7 +402,7 @@ def _run_info(found: DemoResults) -> RunInfo:
                 f"{config.grpo.sampler.steps} steps",
                 "Perlin noise": f"{config.grpo.perlin.alpha:g} m",
                 "rewards": ", ".join(name.replace("_", " ") for name in config.grpo.rewards.active()),
-                "learning rate": f"{config.grpo.learning_rate:g}",
+                "learning rate": short(config.grpo.learning_rate),
             },
         },
     )

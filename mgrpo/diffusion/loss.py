@@ -15,6 +15,7 @@ from mgrpo.geometry import se3_apply, se3_inverse
 from mgrpo.kernels import STREAM_TRAIN, philox_normal, philox_uniform
 from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.state import NUM_BETAS, StateLayout, pack_windows
+from mgrpo.options import option, require
 
 if TYPE_CHECKING:
     from mgrpo.data.windows import MotionWindows
@@ -42,12 +43,14 @@ class LossWeights:
     levels."""
 
     def __post_init__(self) -> None:
-        for name in ("betas", "body_rotmats", "contacts", "hand_rotmats"):
-            value = getattr(self, name)
-            if not 0.0 <= value < float("inf"):
-                raise InputError(f"LossWeights.{name} must be finite and not negative, got {value}")
+        terms = ("betas", "body_rotmats", "contacts", "hand_rotmats")
+        require(self, *terms, at_least=0)
+        if not any(getattr(self, name) for name in terms):
+            raise InputError(
+                f"{', '.join(option(self, name) for name in terms)}: every weight is 0; give at least one term a weight"
+            )
         if self.level not in ("egoallo", "constant"):
-            raise InputError(f"LossWeights.level must be 'egoallo' or 'constant', got {self.level!r}")
+            raise InputError(f"{option(self, 'level')} must be 'egoallo' or 'constant', got {self.level!r}")
 
 
 class DenoisingLoss(NamedTuple):

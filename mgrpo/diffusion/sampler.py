@@ -147,6 +147,33 @@ class SampleResult:
     """Prediction that entered each recorded step's mean ``(B, G, T, D)``: projected if the sampler projects."""
 
 
+@dataclass(frozen=True, eq=False)
+class StepOptions:
+    """What every way of sampling does in each step, see :func:`sample`."""
+
+    layout: StateLayout | None
+    """The state's layout; may be None where nothing is projected."""
+    project_rotations: bool = True
+    """Whether predicted body rotations are replaced by the nearest rotations."""
+    fix_det: bool = True
+    """Whether projected matrices are made proper."""
+    record: Record = "none"
+    """Of which steps the path is kept."""
+    record_last: int = 3
+    """Number of steps kept by ``record="last"``."""
+    noise: Tensor | None = None
+    """Recorded noise ``(S + 1, B, G, T, D)`` to use instead of drawing."""
+    guidance: Guidance | None = None
+    """Hook that corrects predictions."""
+    shared_prefix: bool = False
+    """Keep one state per condition, ``(B, 1, T, D)``, as long as its members are equal: up to the prediction of the
+    first step that draws noise, if they share x_T. The samples are the same up to rounding."""
+
+    def __post_init__(self) -> None:
+        if self.project_rotations and self.layout is None:
+            raise InputError("StepOptions: give the state's layout; without one there are no rotations to project")
+
+
 @torch.no_grad()
 def sample(
     policy: GroupPredictor,
@@ -212,13 +239,7 @@ def sample(
         conditions=batch,
         shape=(frames, layout.dim),
         dtype=torch.float64 if cond.dtype == torch.float64 else torch.float32,
-        layout=layout,
-        project_rotations=project_rotations,
-        fix_det=fix_det,
-        record=record,
-        record_last=record_last,
-        noise=noise,
-        guidance=guidance,
+        steps=StepOptions(layout, project_rotations, fix_det, record, record_last, noise, guidance),
         callback=callback,
     )
 
@@ -250,15 +271,8 @@ def reverse_process(
     conditions: int,
     shape: tuple[int, int],
     dtype: torch.dtype,
-    layout: StateLayout | None,
-    project_rotations: bool,
-    fix_det: bool = True,
-    record: Record = "none",
-    record_last: int = 3,
-    noise: Tensor | None = None,
-    guidance: Guidance | None = None,
+    steps: StepOptions,
     callback: Callable[[int, int], None] | None = None,
-    shared_prefix: bool = False,
 ) -> SampleResult:
     """The loop over the steps that every way of predicting shares.
 
@@ -271,22 +285,20 @@ def reverse_process(
         conditions: B.
         shape: (T, D).
         dtype: of the states, float32 or float64.
-        layout, project_rotations, fix_det, record, record_last, noise, guidance, callback: as in :func:`sample`;
-            ``layout`` may be None where nothing is projected.
-        shared_prefix: keep one state per condition, ``(B, 1, T, D)``, as long as its members are equal: up to the
-            prediction of the first step that draws noise, if they share x_T. Without noise at any step all members end
-            as one. The samples are the same up to rounding.
+        steps: what is done in every step.
+        callback: as in :func:`sample`.
 
     At most four tensors of the states' size are alive besides what ``predict`` needs and what is recorded.
 
     Raises:
         InputError: arguments that don't fit each other.
     """
-    steps = len(transitions)
+    count = len(transitions)
+    noise, guidance = steps.noise, steps.guidance
     if noise is not None:
-        if noise.ndim != 5 or noise.shape[:2] != (steps + 1, conditions) or noise.shape[3:] != shape:
+        if noise.ndim != 5 or noise.shape[:2] != (count + 1, conditions) or noise.shape[3:] != shape:
             raise InputError(
-                f"{caller}(): noise must have shape {(steps + 1, conditions, 'G', *shape)} (x_T, then one draw per "
+                f"{caller}(): noise must have shape {(count + 1, conditions, 'G', *shape)} (x_T, then one draw per "
                 f"step), got {tuple(noise.shape)}"
             )
     elif keys is None:
@@ -295,18 +307,16 @@ def reverse_process(
         raise InputError(
             f"{caller}(): there are {conditions} conditions, but keys.condition holds {len(keys.condition)}"
         )
-    if project_rotations and layout is None:
-        raise InputError(f"{caller}(): give the state's layout; without one there are no rotations to project")
-    recorded = _recorded_steps(caller, record, record_last, steps)
+    recorded = _recorded_steps(caller, steps.record, steps.record_last, count)
 
     if noise is not None:
         x = noise[0].to(dtype)
     else:
         assert keys is not None
         x = initial_noise(keys, shape).to(dtype)
-        if shared_prefix and keys.share_initial:
+        if steps.shared_prefix and keys.share_initial:
             x = x[:, :1]
-    members = x.shape[1] if keys is None else keys.members
+    members = x.shape[1] if noise is not None or keys is None else keys.members
     recorded_x: list[Tensor] = []
     recorded_x0: list[Tensor] = []
     for k, (level, A, B, s) in enumerate(transitions.scalars):
@@ -318,40 +328,42 @@ def reverse_process(
             drawn = keys.step_key(k)
         if guidance is not None:
             # The hook sees rotations, so they are projected before it and not again in the step.
-            if project_rotations:
-                assert layout is not None
-                x0_pred = project_state(layout, x0_pred, fix_det=fix_det)
+            x0_pred = _projected(x0_pred, steps) if steps.project_rotations else x0_pred
             x0_pred = _guided(caller, guidance, x0_pred, k)
-        if s > 0.0 and x.shape[1] < members:  # from here on the members differ
-            if k in recorded:
-                recorded_x.append(x)
-            x, x0_pred = (part.expand(-1, members, -1, -1) for part in (x, x0_pred))
-        elif k in recorded:
+        if k in recorded:
             recorded_x.append(x)
-        x_prev, x0_pred = _step(x, x0_pred, A, B, s, drawn, layout, project_rotations and guidance is None, fix_det)
+        if s > 0.0 and x.shape[1] < members:  # from here on the members differ
+            x, x0_pred = (part.expand(-1, members, -1, -1) for part in (x, x0_pred))
+        project = steps.project_rotations and guidance is None
+        x_prev, x0_pred = _step(x, x0_pred, A, B, s, drawn, steps, project)
         if k in recorded:
             recorded_x0.append(x0_pred)
         x = x_prev
         del x0_pred, x_prev, drawn  # long sequences: nothing of this step stays alive in the next one's network calls
         if callback is not None:
-            callback(k + 1, steps)
+            callback(k + 1, count)
     if guidance is not None:
-        x = _guided(caller, guidance, x, steps)
+        x = _guided(caller, guidance, x, count)
     x = x.expand(-1, members, -1, -1)
     return SampleResult(x0=x, steps=tuple(sorted(recorded)), x_t=recorded_x, x0_pred=recorded_x0)
 
 
-def _recorded_steps(caller: str, record: Record, last: int, steps: int) -> frozenset[int]:
+def _recorded_steps(caller: str, record: Record, last: int, count: int) -> frozenset[int]:
     """Indices of the steps to record. Raises InputError for what isn't one of the choices."""
     if isinstance(record, str):
         if record not in ("none", "all", "last"):
             raise InputError(f"{caller}(): record must be 'none', 'all', 'last' or indices of steps, got {record!r}")
         if record == "last" and last < 1:
             raise InputError(f"{caller}(): record_last must be at least 1, got {last}")
-        return frozenset(range({"none": steps, "all": 0, "last": max(steps - last, 0)}[record], steps))
-    if any(not 0 <= k < steps for k in record):
-        raise InputError(f"{caller}(): record must hold indices of the {steps} steps, got {sorted(record)}")
+        return frozenset(range({"none": count, "all": 0, "last": max(count - last, 0)}[record], count))
+    if any(not 0 <= k < count for k in record):
+        raise InputError(f"{caller}(): record must hold indices of the {count} steps, got {sorted(record)}")
     return frozenset(record)
+
+
+def _projected(states: Tensor, steps: StepOptions) -> Tensor:
+    assert steps.layout is not None
+    return project_state(steps.layout, states, fix_det=steps.fix_det)
 
 
 def _guided(caller: str, guidance: Guidance, states: Tensor, done: int) -> Tensor:
@@ -370,22 +382,20 @@ def _step(
     B: float,
     s: float,
     noise: Tensor | NoiseKey,
-    layout: StateLayout | None,
-    project_rotations: bool,
-    fix_det: bool,
+    steps: StepOptions,
+    project: bool,
 ) -> tuple[Tensor, Tensor]:
     """The next state and the prediction that entered it, both ``(B, G, T, D)``: projection, noise and sum in one pass
     over memory, the noise drawn from its key."""
     if A == 0.0 and s == 0.0:  # the last step returns the prediction
-        if project_rotations:
-            assert layout is not None
-            x0_pred = project_state(layout, x0_pred, fix_det=fix_det)
+        if project:
+            x0_pred = _projected(x0_pred, steps)
         return x0_pred if B == 1.0 else B * x0_pred, x0_pred
     noise = noise if s > 0.0 else None
-    if not project_rotations:
+    if not project:
         return sde_step(x_t.flatten(0, 1), x0_pred.flatten(0, 1), A, B, s, noise).view(x_t.shape), x0_pred
-    assert layout is not None
-    body = layout.slices["body_rotmats"]
+    assert steps.layout is not None
+    body = steps.layout.slices["body_rotmats"]
     step = projected_sde_step(
         x_t.flatten(0, 1),
         x0_pred.flatten(0, 1),
@@ -395,6 +405,6 @@ def _step(
         noise,
         first_channel=body.start,
         matrices=(body.stop - body.start) // 9,
-        fix_det=fix_det,
+        fix_det=steps.fix_det,
     )
     return step.x_prev.view(x_t.shape), step.x0_pred.view(x_t.shape)

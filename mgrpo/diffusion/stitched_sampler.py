@@ -20,6 +20,7 @@ from mgrpo.diffusion.sampler import (
     NoiseKeys,
     Record,
     SampleResult,
+    StepOptions,
     policy_layout,
     reverse_process,
 )
@@ -283,14 +284,7 @@ def sample_stitched(
         conditions=batch,
         shape=(frames, layout.dim),
         dtype=torch.float64 if T_world_cpf.dtype == torch.float64 else torch.float32,
-        layout=layout,
-        project_rotations=project_rotations,
-        fix_det=fix_det,
-        record=record,
-        record_last=record_last,
-        noise=noise,
-        guidance=guidance,
-        callback=None,
+        steps=StepOptions(layout, project_rotations, fix_det, record, record_last, noise, guidance),
     )
 
 

@@ -27,6 +27,15 @@ STEP_WEIGHTINGS: tuple[str, ...] = ("none", "inv_snr", "noise")
 _EGOALLO_DAMPING = 0.1
 
 
+class NoiseTooLargeError(InputError):
+    """A step would draw more noise than the level holds that it reaches."""
+
+
+def largest_eta(kernel: Kernel) -> float:
+    """The largest noise parameter that a kernel's formula takes; infinite where it is not bounded."""
+    return 1.0 if kernel in ("ddim", "cps") else math.inf
+
+
 @dataclass(frozen=True, eq=False)
 class Transitions:
     """The S reverse steps of a sampler, first step (highest level) first. Scalars are float64 tensors on the CPU."""
@@ -102,11 +111,12 @@ def make_transitions(
     Every kernel ends with s = 0, A = 0, B = 1: the last step returns the prediction.
 
     Raises:
-        InputError: unknown kernel, or eta, steps, s_min or noisy_steps out of range.
+        InputError: unknown kernel, or eta, steps, s_min or noisy_steps out of range (:class:`NoiseTooLargeError` where
+            eta does not go with the steps).
     """
     if kernel not in KERNELS:
         raise InputError(f"make_transitions(): kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
-    limit = 1.0 if kernel in ("ddim", "cps") else math.inf
+    limit = largest_eta(kernel)
     if not (0.0 <= eta <= limit and math.isfinite(eta)):
         wanted = "lie in [0, 1]" if limit == 1.0 else "be finite and not negative"
         raise InputError(f"make_transitions(): eta of kernel {kernel!r} must {wanted}, got {eta}")
@@ -134,10 +144,10 @@ def make_transitions(
         radicand = b_prev**2 - s**2
         if bool((radicand < 0).any()):
             worst = int((radicand < 0).nonzero()[0, 0])
-            raise InputError(
-                f"make_transitions(): eta {eta} is too large for kernel 'egoallo' with {steps} steps: the one from "
-                f"level {int(t[worst])} to {int(t_prev[worst])} would have std {float(s[worst]):.4f}, more than "
-                f"the noise {float(b_prev[worst]):.4f} of the level it reaches; use a smaller eta or more steps"
+            raise NoiseTooLargeError(
+                f"eta {eta} is too large for kernel 'egoallo' with {steps} steps: the one from level "
+                f"{int(t[worst])} to {int(t_prev[worst])} would have std {float(s[worst]):.4f}, more than the "
+                f"noise {float(b_prev[worst]):.4f} of the level it reaches; use a smaller eta or more steps"
             )
         A = radicand.sqrt() / (b**2 + _EGOALLO_DAMPING).sqrt()
     else:
@@ -145,7 +155,7 @@ def make_transitions(
             s = eta * (b_prev / b) * (1.0 - abar / abar_prev).sqrt()
         elif kernel == "dance":
             # exp(-2 eta² h) with exp(-h) = (a b') / (a' b); zero at the last step, where b' = 0.
-            s = b_prev * (1.0 - (a * b_prev / (a_prev * b)) ** (2.0 * eta**2)).clamp_min(0.0).sqrt()
+            s = b_prev * (1.0 - (a * b_prev / (a_prev * b)) ** (2.0 * eta * eta)).clamp_min(0.0).sqrt()
         elif kernel == "cps":
             s = b_prev * math.sin(eta * math.pi / 2.0)
         else:

@@ -288,10 +288,13 @@ def _sample_measures(
     if perceptual is not None:
         true_score = truth["score"].to(motion.joints22.device)[:, None]
         score = score_samples(perceptual, motion, windows)
+        # a sample that isn't a motion has no error and no score: a comparison with NaN would say that it passed
+        score = torch.where(measures["mpjpe_mm"].isnan(), torch.nan, score)
+        gap = true_score - score
         measures |= {
             "score": score,
-            "score_gap": true_score - score,
-            "accuracy": (true_score > score).to(score.dtype),
+            "score_gap": gap,
+            "accuracy": torch.where(gap.isnan(), torch.nan, (gap > 0).to(score.dtype)),
         }
     return {name: value.double().cpu() for name, value in measures.items()}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from mgrpo import kernels
 from mgrpo.body import BodyModel, resolve_body
 from mgrpo.body.skeleton import FOOT_CONTACT_HEIGHTS_M
+from mgrpo.data.rate import require_fps
 from mgrpo.errors import InputError
 
 from .alignment import ALIGNMENTS, Align
@@ -130,8 +131,8 @@ def compare_files(
     kind = align
     if kind not in ALIGNMENTS:
         raise InputError(f"an alignment is one of {', '.join(ALIGNMENTS)}, got {kind!r}")
-    if fps is not None and not 0 < fps < 1e6:
-        raise InputError(f"the frame rate must be a positive number, got {fps}")
+    if fps is not None:
+        require_fps(fps, "the frame rate")
     model = resolve_body(body, with_mesh=False) if isinstance(body, str) else body
     preds = _named(pred)
     sides = [
@@ -164,11 +165,12 @@ def compare_files(
             notes.add(name, (f"read as {motions[label].format}", *motions[label].notes))
             try:
                 both = pair(motions[label], truths[truth], fps=fps, trim=trim)
+                measured = _measures(both, rows, kind)
             except InputError as error:
                 raise InputError(f"{name}, clip '{label}': {error}") from error
             notes.add(name, both.notes)
-            clips.append(_measures(both, rows, kind))
-            reasons |= _reasons(both, rows)
+            clips.append(_numbers(measured))
+            reasons |= _unscored(measured, both) | _reasons(both, rows)
             if per_frame:
                 frames.append(frame_errors(both, rows, kind, prediction=name, clip=label))
             if progress is not None:
@@ -242,9 +244,46 @@ def _measures(both: Pair, rows: tuple[int, ...], kind: Align) -> dict[str, Tenso
         "truth fs_egoallo_m": fs_egoallo_m(truth_joints, mask),
         "truth gnd": gnd(truth_joints, mask),
     }
-    # A ratio to a truth that does not move is no number.
-    found = {name: value.double().cpu() for name, value in found.items()}
+    return {name: value.double().cpu() for name, value in found.items()}
+
+
+def _numbers(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The measures of a clip, NaN where one is no number; :func:`_unscored` says why."""
     return {name: torch.where(value.isfinite(), value, torch.nan) for name, value in found.items()}
+
+
+_SPANS = {"mpjve_mm_s": 2, "jitter_m_s3": 4, "jitter_ratio": 4, "fs_mm_per_contact_frame": 2}
+"""Frames in a row that a measure needs."""
+
+
+def _unscored(found: Mapping[str, Tensor], both: Pair) -> dict[str, str]:
+    """Why a measure of a clip is no number, where it could have been one."""
+    reasons = {}
+    frames = torch.ones(len(both.truth), dtype=torch.bool) if both.mask is None else both.mask
+    run = max(len(part) for part in "".join("x" if real else " " for real in frames.tolist()).split(" "))
+    for name, value in found.items():
+        measure = name.removeprefix("truth ")
+        if bool(value.isfinite().all()):
+            continue
+        if run < _SPANS.get(measure, 1):
+            reasons[measure] = f"the clip is too short, it needs {_SPANS[measure]} frames in a row"
+        elif measure == "jitter_ratio" and bool((found["truth jitter_m_s3"] == 0).all()):
+            reasons[measure] = "the truth does not move"
+        elif measure == "fs_mm_per_contact_frame" and bool(value[~value.isfinite()].isnan().all()) and _moderate(both):
+            reasons[measure] = "no foot touches the floor in two frames in a row"
+        else:
+            reasons[measure] = f"the numbers overflow (positions up to {_largest(both):.3g} m); is a unit wrong?"
+    return reasons
+
+
+def _largest(both: Pair) -> float:
+    """Largest coordinate of either motion, metres."""
+    return max(float(one.joints.abs().max()) for one in (both.pred, both.truth))
+
+
+def _moderate(both: Pair) -> bool:
+    """Whether positions are far from where their products overflow."""
+    return _largest(both) < 1e100
 
 
 def _operator(

@@ -7,7 +7,8 @@ hold (where the two differ the name says so). :data:`METRICS` lists every measur
 Shapes and conventions: joints are ``(…, T, 22, 3)`` world positions in metres, pelvis first, z up, floor at z = 0;
 local rotations are ``(…, T, 21, 3, 3)``; leading axes of prediction, target and mask broadcast; the result keeps the
 leading axes. ``mask (…, T)`` is True on real frames; frames outside take no part at all, even where they hold NaN. A
-measure over no frames (a clip that is too short, or never on the ground) is NaN: it cannot be scored. A unit stands at
+measure over no frames (a clip that is too short, or never on the ground) is NaN: it cannot be scored; so is every
+measure of a motion with NaN or infinity inside the mask. A unit stands at
 the end of each name; ``fps`` is in Hz.
 """
 
@@ -271,12 +272,29 @@ def _check_feet(joints: Tensor) -> None:
         raise InputError(f"Foot measures need the 22 joints with the pelvis first, got {joints.shape[-2]} joints.")
 
 
+def unless_broken(value: Tensor, mask: Tensor | None, *motions: Tensor | None, frames_axis: int = -3) -> Tensor:
+    """``value (…)``, NaN where a motion holds NaN or infinity in a frame inside the mask ``(…, T)``.
+
+    A comparison with NaN is false, so that a broken motion would count as one whose feet never slide. The time axis of
+    each motion is ``frames_axis``, what comes before it broadcasts with ``value``; None stands for a motion that is not
+    there.
+    """
+    for motion in motions:
+        if motion is None:
+            continue
+        whole = motion.isfinite().flatten(frames_axis + 1).all(-1)
+        if mask is not None:
+            whole = whole | ~mask
+        value = torch.where(whole.all(-1), value, torch.nan)
+    return value
+
+
 def mpjpe_mm(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean per-joint position error in mm (paper equation 17): world frame, no alignment. ``(…, T, J, 3)`` twice ->
     ``(…)``."""
     _check_joints(pred, "pred")
     _check_pair(pred, target, 3)
-    return formulas.mpjpe_mm(pred, target, _checked(mask, pred.shape[-3]))
+    return unless_broken(formulas.mpjpe_mm(pred, target, _checked(mask, pred.shape[-3])), mask, pred, target)
 
 
 def pa_mpjpe_mm(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, with_scale: bool = True) -> Tensor:
@@ -284,7 +302,9 @@ def pa_mpjpe_mm(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, wit
     and (unless ``with_scale`` is False) a scale, then compared with it. ``(…, T, J, 3)`` twice -> ``(…)``."""
     _check_joints(pred, "pred")
     _check_pair(pred, target, 3)
-    return formulas.pa_mpjpe_mm(pred, target, _checked(mask, pred.shape[-3]), with_scale)
+    return unless_broken(
+        formulas.pa_mpjpe_mm(pred, target, _checked(mask, pred.shape[-3]), with_scale), mask, pred, target
+    )
 
 
 def pa_mpjpe_egoallo_mm(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -296,7 +316,7 @@ def pa_mpjpe_egoallo_mm(pred: Tensor, target: Tensor, mask: Tensor | None = None
     """
     _check_joints(pred, "pred")
     _check_pair(pred, target, 3)
-    return formulas.pa_mpjpe_egoallo_mm(pred, target, _checked(mask, pred.shape[-3]))
+    return unless_broken(formulas.pa_mpjpe_egoallo_mm(pred, target, _checked(mask, pred.shape[-3])), mask, pred, target)
 
 
 def mpjve_mm_s(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, fps: float = 30.0) -> Tensor:
@@ -304,13 +324,15 @@ def mpjve_mm_s(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, fps:
     twice -> ``(…)``."""
     _check_joints(pred, "pred")
     _check_pair(pred, target, 3)
-    return formulas.mpjve_mm_s(pred, target, _checked(mask, pred.shape[-3]), fps)
+    return unless_broken(formulas.mpjve_mm_s(pred, target, _checked(mask, pred.shape[-3]), fps), mask, pred, target)
 
 
 def mpjre_geodesic_deg(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean geodesic angle in degrees (paper equation 19) of local rotations ``(…, T, 21, 3, 3)`` twice -> ``(…)``."""
     _check_pair(pred, target, 4)
-    return formulas.mpjre_geodesic_deg(pred, target, _checked(mask, pred.shape[-4]))
+    return unless_broken(
+        formulas.mpjre_geodesic_deg(pred, target, _checked(mask, pred.shape[-4])), mask, pred, target, frames_axis=-4
+    )
 
 
 def mpjre_paper_deg(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, short_way: bool = True) -> Tensor:
@@ -323,7 +345,13 @@ def mpjre_paper_deg(pred: Tensor, target: Tensor, mask: Tensor | None = None, *,
     beyond 120 degrees.
     """
     _check_pair(pred, target, 4)
-    return formulas.mpjre_paper_deg(pred, target, _checked(mask, pred.shape[-4]), short_way)
+    return unless_broken(
+        formulas.mpjre_paper_deg(pred, target, _checked(mask, pred.shape[-4]), short_way),
+        mask,
+        pred,
+        target,
+        frames_axis=-4,
+    )
 
 
 def head_position_mm(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -331,7 +359,9 @@ def head_position_mm(pred: Tensor, target: Tensor, mask: Tensor | None = None) -
     ``(…)``."""
     _check_feet(pred)
     _check_pair(pred, target, 3)
-    return formulas.head_position_mm(pred, target, _checked(mask, pred.shape[-3]), HEAD_22)
+    return unless_broken(
+        formulas.head_position_mm(pred, target, _checked(mask, pred.shape[-3]), HEAD_22), mask, pred, target
+    )
 
 
 def head_angle_deg(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -339,7 +369,7 @@ def head_angle_deg(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> 
     ``(…)``."""
     _check_pair(pred, target, 4)
     pred, target = pred[..., HEAD_22, :, :], target[..., HEAD_22, :, :]
-    return formulas.head_angle_deg(pred, target, _checked(mask, pred.shape[-3]))
+    return unless_broken(formulas.head_angle_deg(pred, target, _checked(mask, pred.shape[-3])), mask, pred, target)
 
 
 def head_rotation_frobenius(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -347,14 +377,16 @@ def head_rotation_frobenius(pred: Tensor, target: Tensor, mask: Tensor | None = 
     ``(…)``."""
     _check_pair(pred, target, 4)
     pred, target = pred[..., HEAD_22, :, :], target[..., HEAD_22, :, :]
-    return formulas.head_rotation_frobenius(pred, target, _checked(mask, pred.shape[-3]))
+    return unless_broken(
+        formulas.head_rotation_frobenius(pred, target, _checked(mask, pred.shape[-3])), mask, pred, target
+    )
 
 
 def jitter_m_s3(joints: Tensor, mask: Tensor | None = None, *, fps: float = 30.0) -> Tensor:
     """Mean norm of the jerk in m/s³: third forward difference times fps³. ``(…, T, J, 3)`` -> ``(…)``; needs four
     frames."""
     _check_joints(joints, "joints")
-    return formulas.jitter_m_s3(joints, _checked(mask, joints.shape[-3]), fps)
+    return unless_broken(formulas.jitter_m_s3(joints, _checked(mask, joints.shape[-3]), fps), mask, joints)
 
 
 def jitter_ratio(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, fps: float = 30.0) -> Tensor:
@@ -368,14 +400,14 @@ def gp_sum_m(joints: Tensor, mask: Tensor | None = None) -> Tensor:
     """Ground penetration as published, in metres: depth of the deepest joint below z = 0, summed over frames. ``(…, T,
     J, 3)`` -> ``(…)``."""
     _check_joints(joints, "joints")
-    return formulas.gp_sum_m(joints, _checked(mask, joints.shape[-3]))
+    return unless_broken(formulas.gp_sum_m(joints, _checked(mask, joints.shape[-3])), mask, joints)
 
 
 def gp_mean_mm(joints: Tensor, mask: Tensor | None = None) -> Tensor:
     """Ground penetration in mm: depth of the deepest joint below z = 0, mean over frames. ``(…, T, J, 3)`` ->
     ``(…)``."""
     _check_joints(joints, "joints")
-    return formulas.gp_mean_mm(joints, _checked(mask, joints.shape[-3]))
+    return unless_broken(formulas.gp_mean_mm(joints, _checked(mask, joints.shape[-3])), mask, joints)
 
 
 def fs_egoallo_m(
@@ -400,7 +432,7 @@ def fs_egoallo_m(
         lowest = formulas.lowest_m(joints, mask).amin(-1, keepdim=True)
     elif floor == "world":
         lowest = joints.new_zeros(())
-    return formulas.fs_egoallo_m(joints, mask, FEET_22, FOOT_CONTACT_HEIGHTS_M, lowest)
+    return unless_broken(formulas.fs_egoallo_m(joints, mask, FEET_22, FOOT_CONTACT_HEIGHTS_M, lowest), mask, joints)
 
 
 def fs_mm_per_contact_frame(joints: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -411,14 +443,20 @@ def fs_mm_per_contact_frame(joints: Tensor, mask: Tensor | None = None) -> Tenso
     ``(…, T, 22, 3)`` -> ``(…)``.
     """
     _check_feet(joints)
-    return formulas.fs_mm_per_contact_frame(joints, _checked(mask, joints.shape[-3]), FEET_22, FOOT_CONTACT_HEIGHTS_M)
+    return unless_broken(
+        formulas.fs_mm_per_contact_frame(joints, _checked(mask, joints.shape[-3]), FEET_22, FOOT_CONTACT_HEIGHTS_M),
+        mask,
+        joints,
+    )
 
 
 def gnd(joints: Tensor, mask: Tensor | None = None) -> Tensor:
     """EgoAllo's GND: 1.0 for a clip in which any foot joint is ever below its contact height over z = 0, else 0.0. ->
     ``(…)``."""
     _check_feet(joints)
-    return formulas.gnd(joints, _checked(mask, joints.shape[-3]), FEET_22, FOOT_CONTACT_HEIGHTS_M)
+    return unless_broken(
+        formulas.gnd(joints, _checked(mask, joints.shape[-3]), FEET_22, FOOT_CONTACT_HEIGHTS_M), mask, joints
+    )
 
 
 def diversity_l2(motions: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -441,7 +479,7 @@ def diversity_l2(motions: Tensor, mask: Tensor | None = None) -> Tensor:
     total = flat.new_zeros(flat.shape[:-2])
     for i in range(samples - 1):
         total = total + (flat[..., i + 1 :, :] - flat[..., i : i + 1, :]).norm(dim=-1).sum(-1)
-    return total / (samples * (samples - 1) / 2)
+    return torch.where(total.isfinite(), total / (samples * (samples - 1) / 2), torch.nan)
 
 
 def diversity_joint_std_mm(joints: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -451,7 +489,8 @@ def diversity_joint_std_mm(joints: Tensor, mask: Tensor | None = None) -> Tensor
     if joints.shape[-4] < 2:
         return joints.new_full(joints.shape[:-4], torch.nan)
     spread = joints.var(dim=-4, correction=1).sum(-1).sqrt()
-    return 1000.0 * formulas.mean_over_frames(spread.mean(-1), _checked(mask, joints.shape[-3]))
+    found = 1000.0 * formulas.mean_over_frames(spread.mean(-1), _checked(mask, joints.shape[-3]))
+    return torch.where(found.isfinite(), found, torch.nan)
 
 
 def motion_metrics(pred: Motion, target: TargetMotion, *, fps: float = 30.0) -> dict[str, Tensor]:
@@ -480,7 +519,15 @@ def motion_metrics(pred: Motion, target: TargetMotion, *, fps: float = 30.0) -> 
         feet=FEET_22,
         foot_heights=FOOT_CONTACT_HEIGHTS_M,
     )
-    return found._asdict()
+    # One rule for all of them: a sample that isn't a motion has no score, by whatever part of it a measure looks at.
+    motions = (joints, target.joints[:, None])
+    turns = (rotmats, target.body_rotmats[:, None], world, target.R_world_joint[:, None])
+    return {
+        name: unless_broken(
+            unless_broken(value, target.mask[:, None], *motions), target.mask[:, None], *turns, frames_axis=-4
+        )
+        for name, value in found._asdict().items()
+    }
 
 
 def group_diversity(joints: Tensor, mask: Tensor) -> dict[str, Tensor]:

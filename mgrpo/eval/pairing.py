@@ -17,6 +17,9 @@ from .formats import MotionTracks
 
 Trim = Literal["off", "auto", "times", "numbers", "start"]
 
+MOST_FRAMES = 4_000_000
+"""Most frames that a motion is brought to; a day and a half at 30 per second."""
+
 _SAME_RATE = 1e-3
 
 
@@ -53,8 +56,8 @@ def pair(pred: MotionTracks, truth: MotionTracks, *, fps: float | None = None, t
             shorter; ``auto``: the first of these that the files allow.
 
     Raises:
-        InputError: a truth of several samples, lengths that differ without ``trim``, nothing in common, or a motion
-            with gaps that would have to be resampled.
+        InputError: a truth of several samples, lengths that differ without ``trim``, nothing in common, a motion with
+            gaps that would have to be resampled, more than :data:`MOST_FRAMES` frames.
     """
     if truth.samples != 1:
         raise InputError(f"the truth must be one motion, got {truth.samples} samples")
@@ -96,6 +99,14 @@ def pair(pred: MotionTracks, truth: MotionTracks, *, fps: float | None = None, t
     return Pair(pred, truth, None, tuple(notes))
 
 
+def _refuse_too_many(count: int, what: str) -> None:
+    if count > MOST_FRAMES:
+        raise InputError(
+            f"{what}, would be {count:,} frames, more than {MOST_FRAMES:,}; is a rate or a time stamp wrong? --fps, "
+            "--pred-fps and --gt-fps say the rates"
+        )
+
+
 def _same_rate(pred: MotionTracks, truth: MotionTracks) -> bool:
     return abs(pred.fps - truth.fps) <= _SAME_RATE * truth.fps
 
@@ -128,6 +139,7 @@ def _by_times(pred: MotionTracks, truth: MotionTracks, fps: float) -> Pair:
             f"({truth.times[0]:.3f} to {truth.times[-1]:.3f} s) have nothing in common; are they of one clock? --trim "
             "start ignores them"
         )
+    _refuse_too_many(count, f"{(end - start):.4g} s at {fps:g} frames per second")
     grid = start + np.arange(count) / fps
     parts = [_at(one, np.interp(grid, one.times, np.arange(len(one))), fps) for one in (pred, truth)]
     return Pair(*parts, None, (f"compared at the times that both cover: {count} frames, {(end - start):.2f} s",))
@@ -192,6 +204,7 @@ def resampled(tracks: MotionTracks, fps: float, notes: list[str] | None = None) 
     if abs(tracks.fps - fps) <= _SAME_RATE * fps:
         return replace(tracks, fps=fps)
     count = int((len(tracks) - 1) * fps / tracks.fps + 1e-6) + 1
+    _refuse_too_many(count, f"{len(tracks)} frames at {tracks.fps:g} per second, brought to {fps:g}")
     if notes is not None:
         notes.append(f"{tracks.format or 'motion'}: {tracks.fps:g} to {fps:g} frames per second")
     return _at(tracks, np.arange(count) * (tracks.fps / fps), fps)

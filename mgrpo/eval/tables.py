@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -11,12 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from mgrpo.data.split import recording_of
-from mgrpo.errors import InputError, MgrpoError
+from mgrpo.errors import InputError
+from mgrpo.storage import atomic_write, make_folder
+from mgrpo.terminal import plain
 
 from .bootstrap import FEW_CLUSTERS, RESAMPLES
 from .cells import (
@@ -122,7 +125,7 @@ def result_table(
         rows.append(Row(f"{result.name} - {first.name}", "difference", _cells(differences, chosen)))
     rows = [row for row in rows if row.cells]
     columns = tuple(METRICS[name] for name in chosen)
-    said = _notes(first, columns, len(results) > 1) if notes is None else tuple(notes)
+    said = (*_notes(first, columns, len(results) > 1), *broken_notes(results)) if notes is None else tuple(notes)
     return ResultTable(title or "Evaluation", columns, tuple(rows), said)
 
 
@@ -143,12 +146,26 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def interval_note(result: EvaluationResult) -> str:
-    """What the brackets in differences mean, with a warning where there are too few clips for them."""
+def broken_notes(results: Sequence[EvaluationResult]) -> tuple[str, ...]:
+    """A sentence for each model with samples that hold NaN or infinity: its means are over the others alone."""
+    found = []
+    for result in results:
+        broken = result.values["mpjpe_mm"].isnan() if "mpjpe_mm" in result.values else torch.zeros(0)
+        if count := int(broken.sum()):
+            found.append(
+                f"{result.name}: {count} of {_plural(broken.numel(), 'sample')} held NaN or infinity and could not be "
+                "scored; its numbers are of the others alone."
+            )
+    return tuple(found)
+
+
+def interval_note(result: EvaluationResult, subject: str = "[ , ]") -> str:
+    """What the intervals of differences (``subject``: how the reader meets them) mean, with a warning where there are
+    too few clips for them."""
     clips = len({recording_of(name) for name in result.window_names})
     if clips < 2:
         return "With one clip there is no interval over clips."
-    note = f"[ , ]: 95 % bootstrap interval (BCa) over {_plural(clips, 'clip')}, {RESAMPLES} draws of whole clips."
+    note = f"{subject}: 95 % bootstrap interval (BCa) over {_plural(clips, 'clip')}, {RESAMPLES} draws of whole clips."
     return note + (" So few clips make it too narrow." if clips < FEW_CLUSTERS else "")
 
 
@@ -173,29 +190,49 @@ def _notes(result: EvaluationResult, columns: Sequence[MetricInfo], compared: bo
     return tuple(notes)
 
 
-def to_rich(table: ResultTable) -> Table:
+def to_rich(
+    table: ResultTable,
+    rows: Sequence[int] | None = None,
+    *,
+    title: bool = True,
+    notes: bool = True,
+    tight: bool = False,
+    ascii_only: bool = False,
+) -> Table:
     """The table for :class:`rich.console.Console`: best model bold, significant differences coloured, measures down,
-    models across.
+    models across; of ``rows`` only those given by index. ``tight``: as narrow as numbers and words allow.
+    ``ascii_only``: spelled for a terminal that has no other characters, so that columns stay aligned there.
 
     A difference is coloured green or red where its interval leaves out zero (without an interval: where it is more than
     two standard errors from zero).
     """
     shown = Table(
-        title=table.title,
-        caption="\n".join(table.notes),
+        title=table.title if title else None,
+        caption="\n".join(table.notes) if notes else None,
         caption_justify="left",
         header_style="bold",
         title_justify="left",
     )
-    shown.add_column("")
-    for row in table.rows:
-        shown.add_column(row.name, justify="right", style="dim" if row.kind in ("truth", "mean") else "")
-    for info in table.columns:
+    chosen = range(len(table.rows)) if rows is None else rows
+    spell = plain if ascii_only else str
+    labels = [spell(info.heading + {"lower": " ↓", "higher": " ↑", "none": ""}[info.better]) for info in table.columns]
+    shown.add_column("", no_wrap=not tight, min_width=_longest_word(*labels))
+    for row in (table.rows[index] for index in chosen):
+        # left to itself, rich breaks and cuts numbers where the terminal is narrow
+        cells = [
+            spell(format_cell(row.cells.get(info.name), info, signed=row.kind == "difference"))
+            for info in table.columns
+        ]
+        width = max([_longest_word(row.name), *map(len, cells)])
+        style = "dim" if row.kind in ("truth", "mean") else ""
+        shown.add_column(row.name, justify="right", style=style, min_width=width, width=width if tight else None)
+    for info, label in zip(table.columns, labels):
         best = table.best(info.name)
-        line = [Text(info.heading + {"lower": " ↓", "higher": " ↑", "none": ""}[info.better])]
-        for index, row in enumerate(table.rows):
+        line = [Text(label)]
+        for index in chosen:
+            row = table.rows[index]
             cell = row.cells.get(info.name)
-            text = Text(format_cell(cell, info, signed=row.kind == "difference"))
+            text = Text(spell(format_cell(cell, info, signed=row.kind == "difference")))
             if index == best:
                 text.stylize("bold")
             if row.kind == "difference" and (style := difference_style(cell, info)):
@@ -203,6 +240,10 @@ def to_rich(table: ResultTable) -> Table:
             line.append(text)
         shown.add_row(*line)
     return shown
+
+
+def _longest_word(*texts: str) -> int:
+    return max((len(word) for text in texts for word in text.split()), default=0)
 
 
 def difference_style(cell: Cell | None, info: MetricInfo) -> str:
@@ -213,8 +254,38 @@ def difference_style(cell: Cell | None, info: MetricInfo) -> str:
 
 
 def print_table(table: ResultTable, console: Console | None = None) -> None:
-    """Print to the terminal (standard output unless a console is given)."""
-    (console or Console()).print(to_rich(table))
+    """Print to the terminal (standard output unless a console is given); where it is too narrow for all columns, tables
+    of some of them below each other, so that no number is cut.
+
+    Where nobody watches (no standard stream is a terminal, ``COLUMNS`` isn't set), the table takes the width it needs.
+    """
+    if console is None:
+        console = Console()
+        if "COLUMNS" not in os.environ and not any(map(os.isatty, (0, 1, 2))):
+            console.width = max(console.width, _width(table, console))
+    parts = _parts_that_fit(table, console)
+    for number, part in enumerate(parts):
+        first, last = number == 0, number == len(parts) - 1
+        tight = _width(table, console, part) > console.width
+        console.print(to_rich(table, part, title=first, notes=last, tight=tight, ascii_only=console.options.ascii_only))
+
+
+def _width(table: ResultTable, console: Console, rows: Sequence[int] | None = None, *, tight: bool = False) -> int:
+    """Width of a table of some rows, measured with room to spare: a measurement never exceeds the width that it is
+    given."""
+    shown = to_rich(table, rows, title=False, notes=False, tight=tight, ascii_only=console.options.ascii_only)
+    return Measurement.get(console, console.options.update(max_width=10_000), shown).maximum
+
+
+def _parts_that_fit(table: ResultTable, console: Console) -> list[list[int]]:
+    """The rows of a table, cut where the columns printed for them would exceed the console's width; at least one row in
+    each part."""
+    parts: list[list[int]] = [[]]
+    for index in range(len(table.rows)):
+        if parts[-1] and _width(table, console, [*parts[-1], index], tight=True) > console.width:
+            parts.append([])
+        parts[-1].append(index)
+    return parts
 
 
 def to_markdown(table: ResultTable) -> str:
@@ -364,7 +435,7 @@ def write_tables(
 
     Each file appears whole or not at all. ``texts`` replaces the table of ``family`` by one that was laid out
     elsewhere, by kind: markdown, latex, csv; ``extra`` is added to the JSON. Returns the paths by kind: markdown,
-    latex, csv, json, windows. Raises MgrpoError when the disk refuses.
+    latex, csv, json, windows. Raises StorageError when the disk refuses.
     """
     folder = Path(folder).expanduser()
     if texts is None:
@@ -378,21 +449,8 @@ def write_tables(
         "windows": ("evaluation_windows.csv", per_window_csv(results)),
     }
     paths = {}
+    make_folder(folder)
     for kind, (name, text) in contents.items():
         paths[kind] = folder / name
-        _write_whole(folder / name, text)
+        atomic_write(folder / name, text)
     return paths
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise MgrpoError(
-            f"could not write {path}: {error.strerror or error}. Free some space there, or choose another folder."
-        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from mgrpo.data import MotionWindows
 from mgrpo.geometry import se3_inverse, se3_multiply
 from mgrpo.kernels import perlin_noise
+from mgrpo.kernels.perlin import MAX_OCTAVES
+from mgrpo.options import option, require
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,14 @@ class PerlinConfig:
     reading)."""
 
     def __post_init__(self) -> None:
-        if self.alpha < 0:
-            raise ValueError(f"PerlinConfig.alpha must be 0 or more metres, got {self.alpha}")
-        if not self.lattice >= 1:
-            raise ValueError(f"PerlinConfig.lattice must be at least 1 frame, got {self.lattice}")
-        if self.octaves < 1:
-            raise ValueError(f"PerlinConfig.octaves must be at least 1, got {self.octaves}")
+        require(self, "alpha", at_least=0, unit="metres")
+        require(self, "lattice", at_least=1, unit="frame")
+        require(self, "octaves", at_least=1, at_most=MAX_OCTAVES)
+
+    def unused_options(self) -> Mapping[str, str]:
+        """See :class:`mgrpo.options.HasUnusedOptions`."""
+        reason = f"with {option(self, 'alpha')} 0, which adds no noise"
+        return {} if self.alpha else dict.fromkeys(("lattice", "octaves", "per_member"), reason)
 
 
 def perturbed_head(

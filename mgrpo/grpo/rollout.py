@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgrpo.diffusion.sampler import NoiseKeys, policy_layout, reverse_process
+from mgrpo.diffusion.sampler import NoiseKeys, StepOptions, policy_layout, reverse_process
 from mgrpo.diffusion.transition import Transitions
 from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.state import StateLayout
@@ -120,10 +120,7 @@ def roll_out(
         conditions=len(keys.condition),
         shape=shape,
         dtype=dtype,
-        layout=layout,
-        project_rotations=project_rotations,
-        record=tuple(steps),
-        shared_prefix=True,
+        steps=StepOptions(layout, project_rotations=project_rotations, record=tuple(steps), shared_prefix=True),
     )
     recorded = {
         k: RecordedStep(x_t, x0_pred, predictions.get(k))

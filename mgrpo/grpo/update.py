@@ -15,6 +15,7 @@ from mgrpo.diffusion.transition import Transitions, step_weights
 from mgrpo.errors import MgrpoError
 from mgrpo.kernels import grpo_loss, sde_kl, sde_log_ratio
 from mgrpo.models.state import StateLayout, project_state
+from mgrpo.options import require
 
 from .policy import Policy, at_level, call
 from .rollout import Rollout
@@ -40,12 +41,9 @@ class PolicyLossConfig:
     """Weight of the KL divergence to the frozen prior, in closed form (paper: 0)."""
 
     def __post_init__(self) -> None:
-        if not self.clip_range > 0:
-            raise ValueError(f"PolicyLossConfig.clip_range must be positive, got {self.clip_range}")
-        if not 0 < self.timestep_fraction <= 1:
-            raise ValueError(f"PolicyLossConfig.timestep_fraction must be in (0, 1], got {self.timestep_fraction}")
-        if self.kl_coef < 0:
-            raise ValueError(f"PolicyLossConfig.kl_coef must be 0 or more, got {self.kl_coef}")
+        require(self, "clip_range", above=0)
+        require(self, "timestep_fraction", above=0, at_most=1)
+        require(self, "kl_coef", at_least=0)
 
 
 class RatioCheckError(MgrpoError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mgrpo.errors import InputError
+from mgrpo.options import option, require
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,12 @@ class StepWindowConfig:
     sampled as one up to the window, which saves network calls (Flow-GRPO-Fast, MixGRPO)."""
 
     def __post_init__(self) -> None:
-        for name in ("size", "start", "move_every"):
-            if getattr(self, name) < 0:
-                raise InputError(f"--window.{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
-        if not self.size:
-            for name in ("start", "move_every", "quiet_outside"):
-                if getattr(self, name):
-                    raise InputError(
-                        f"--window.{name.replace('_', '-')} needs a window: give its number of steps with --window.size"
-                    )
+        require(self, "size", "start", "move_every", at_least=0)
+
+    def unused_options(self) -> Mapping[str, str]:
+        """See :class:`mgrpo.options.HasUnusedOptions`."""
+        reason = f"without a window: give its number of steps with {option(self, 'size')}"
+        return {} if self.size else dict.fromkeys(("start", "move_every", "quiet_outside"), reason)
 
     def steps(self, trainable: tuple[int, ...], iteration: int) -> tuple[int, ...]:
         """The steps inside the window in ``iteration``, of the sampler's ``trainable`` ones.
@@ -44,8 +43,8 @@ class StepWindowConfig:
         last = len(trainable) - self.size
         if self.start > last:
             raise InputError(
-                f"--window.size {self.size} from --window.start {self.start} does not fit into the sampler's "
-                f"{len(trainable)} stochastic steps"
+                f"{option(self, 'size')} {self.size} from {option(self, 'start')} {self.start} does not fit into the "
+                f"sampler's {len(trainable)} stochastic steps"
             )
         places = last - self.start + 1
         first = self.start + (iteration // self.move_every % places if self.move_every else 0)

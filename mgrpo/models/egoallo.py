@@ -27,7 +27,8 @@ from torch import Tensor
 from mgrpo.errors import InputError
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig, RotaryEmbedding
 from mgrpo.models.weights import PICKLES, check_weights_file, listed, load_network, plain_names
-from mgrpo.storage import atomic_write_folder, make_folder, read_bytes, tensors_to_bytes
+from mgrpo.storage import atomic_write_folder, make_folder, read_bytes
+from mgrpo.tensor_files import tensors_to_bytes
 
 CONFIG_NAME = "model_config.yaml"
 WEIGHTS_NAME = "model.safetensors"

@@ -21,7 +21,8 @@ from mgrpo import __version__
 from mgrpo.config_record import CLASS_KEY, from_plain, to_plain
 from mgrpo.errors import InputError
 from mgrpo.models.weights import load_network
-from mgrpo.storage import atomic_write_folder, json_text, make_folder, read_bytes, read_json, tensors_to_bytes
+from mgrpo.storage import atomic_write_folder, json_text, make_folder, read_bytes, read_json
+from mgrpo.tensor_files import tensors_to_bytes
 
 if TYPE_CHECKING:
     from torch import nn

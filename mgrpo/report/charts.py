@@ -14,12 +14,20 @@ from html import escape
 from itertools import pairwise
 
 from mgrpo.report.data import BarGroup, Curve, MetricRow, Panel
-from mgrpo.report.numbers import fixed, log_ticks, nice_ticks, running_mean, short, with_error
+from mgrpo.report.numbers import MINUS, fixed, log_ticks, nice_ticks, running_mean, short, with_error
 
 _MOST_POINTS = 1000
 """More numbers than this are averaged in equal stretches before drawing."""
 
+SMOOTHING = "Pale: each iteration; line: running mean over a twentieth of them."
+"""What noisy curves show, for captions."""
+
 Point = tuple[float, float]
+
+
+def reward_panels(curves: Sequence[Curve]) -> list[Panel]:
+    """One panel for each reward, so that each keeps its own scale."""
+    return [Panel(curve.label, (curve,), unit="mean reward") for curve in curves]
 
 
 @dataclass(frozen=True)
@@ -102,11 +110,16 @@ def _series(curve: Curve, smoothing: bool) -> _Series:
         return [sum(part) / len(part) if part else math.nan for part in parts]
 
     x, y, spread = average(curve.x), average(curve.y), average(curve.spread)
-    window = 2 * (len(y) // 40) + 1
+    window = smoothing_width(len(y))
     noisy = smoothing and window >= 3
     if not noisy:
         return _Series(curve, x, y, y, spread, False, stretch)
     return _Series(curve, x, y, running_mean(y, window), running_mean(spread, window), True, stretch)
+
+
+def smoothing_width(count: int) -> int:
+    """Entries that the running mean of a curve of ``count`` numbers is over: about a twentieth, 1 for short curves."""
+    return 2 * (count // 40) + 1
 
 
 def _path(points: Sequence[Point]) -> str:
@@ -142,12 +155,18 @@ def _band(upper: Sequence[Point], lower: Sequence[Point]) -> str:
     return "".join(parts)
 
 
-def _tick_labels(ticks: Sequence[float]) -> list[str]:
+def tick_labels(ticks: Sequence[float]) -> list[str]:
     """Tick texts with the same number of decimals, as few as tell the ticks apart."""
     if len(ticks) > 1 and all(1e-4 <= abs(tick) < 1e5 or tick == 0 for tick in ticks):
         for decimals in range(6):
             if all(abs(float(f"{tick:.{decimals}f}") - tick) <= 1e-9 + 1e-6 * abs(tick) for tick in ticks):
                 return [fixed(tick, decimals) for tick in ticks]
+    if all(math.isfinite(tick) for tick in ticks) and any(0 < abs(tick) < 1e-4 for tick in ticks):
+        # all of them alike: not 5e-5 below 0.0001
+        digits = next(
+            (n for n in range(3) if all(abs(float(f"{tick:.{n}e}") - tick) <= 1e-6 * abs(tick) for tick in ticks)), 2
+        )
+        return [f"{tick:.{digits}e}".replace("e-0", "e-").replace("-", MINUS) if tick else "0" for tick in ticks]
     return [short(tick) for tick in ticks]
 
 
@@ -156,14 +175,14 @@ def _y_ticks(axes: _Axes) -> str:
     ticks = log_ticks(axes.y_low, axes.y_high) if axes.log else nice_ticks(axes.y_low, axes.y_high, 4)
     return "".join(
         axes.rule(tick, "grid") + _text(axes.left - 8, axes.y(tick) + 3.6, text, "end")
-        for tick, text in zip(ticks, _tick_labels(ticks))
+        for tick, text in zip(ticks, tick_labels(ticks))
     )
 
 
 def _x_ticks(axes: _Axes, label: str) -> str:
     """Numbers under the plot and what they count."""
     ticks = nice_ticks(axes.x_low, axes.x_high, 4)
-    texts = [_text(axes.x(tick), axes.height - 24, text) for tick, text in zip(ticks, _tick_labels(ticks))]
+    texts = [_text(axes.x(tick), axes.height - 24, text) for tick, text in zip(ticks, tick_labels(ticks))]
     return "".join(texts) + _text(axes.left + axes.plot_width / 2, axes.height - 6, label)
 
 
@@ -191,11 +210,20 @@ def _empty_chart(title: str, unit: str, note: str) -> str:
     return f'<figure class="chart chart-empty">{_heading(title, unit)}{text}{_note(note)}</figure>'
 
 
+def axis_label(panel: Panel) -> str:
+    """What a panel's y axis counts, with the unit: a lone curve's name, where it adds to the title."""
+    lone = panel.curves[0].label if len(panel.curves) == 1 else ""
+    if lone.lower() == panel.title.lower():
+        lone = ""
+    return f"{lone}, {panel.unit}" if lone and panel.unit else lone or panel.unit
+
+
 def y_range(panel: Panel) -> tuple[float, float, bool]:
     """Ends of a panel's y axis and whether it is logarithmic: all numbers and bands inside, a little room, the panel's
     own ends kept. The panel must hold a finite number.
 
-    The reference is inside too, unless it lies so far away that the curves would become flat lines.
+    The reference is inside too, unless it lies so far away that the curves would become flat lines; a constant is flat
+    in any case, and a reference gives it its scale.
     """
     pairs = [(m, s) for curve in panel.curves for m, s in zip(curve.y, curve.spread or (0.0,) * len(curve.y))]
     values = [m for m, _ in pairs if math.isfinite(m)]
@@ -206,7 +234,8 @@ def y_range(panel: Panel) -> tuple[float, float, bool]:
     keep_high = math.isfinite(panel.high)
     low = panel.low if keep_low else min(values)
     high = panel.high if keep_high else max(values)
-    if math.isfinite(panel.reference) and _is_near(panel.reference, low, high, log):
+    constant = max(values) == min(values) and not (log and panel.reference <= 0)
+    if math.isfinite(panel.reference) and (constant or _is_near(panel.reference, low, high, log)):
         low, high = low if keep_low else min(low, panel.reference), high if keep_high else max(high, panel.reference)
     if high <= low:
         pad = abs(low) * 0.05 or 0.5
@@ -216,6 +245,16 @@ def y_range(panel: Panel) -> tuple[float, float, bool]:
         return low if keep_low else low / room, high if keep_high else high * room, log
     room = 0.06 * (high - low)
     return low if keep_low else low - room, high if keep_high else high + room, log
+
+
+def outside(panel: Panel) -> str:
+    """A sentence about a panel's reference where the y axis doesn't reach it; else empty."""
+    if not panel.reference_label or not any(math.isfinite(y) for curve in panel.curves for y in curve.y):
+        return ""
+    low, high, _ = y_range(panel)
+    if not math.isfinite(panel.reference) or low <= panel.reference <= high:
+        return ""
+    return f"{panel.reference_label} at {short(panel.reference)}, outside the picture."
 
 
 def _is_near(reference: float, low: float, high: float, log: bool) -> bool:
@@ -230,8 +269,17 @@ def _is_near(reference: float, low: float, high: float, log: bool) -> bool:
     return max(low - reference, reference - high) <= 3 * span
 
 
+_FEW_POINTS = 12
+"""Curves with at most this many numbers show each as a dot: the line between them was not measured."""
+
+
+def shows_points(curve: Curve) -> bool:
+    """Whether a curve has so few numbers that each gets a dot."""
+    return sum(math.isfinite(value) for value in curve.y) <= _FEW_POINTS
+
+
 def _drawn(series: _Series, axes: _Axes, dash: int) -> str:
-    """Band, pale raw curve and line of a series."""
+    """Band, pale raw curve and line of a series, with dots where there are few numbers."""
     body = ""
     if series.spread:
         triples = list(zip(series.x, series.smooth, series.spread))
@@ -241,7 +289,14 @@ def _drawn(series: _Series, axes: _Axes, dash: int) -> str:
     if series.noisy:
         body += f'<path class="raw" d="{_path([(axes.x(x), axes.y(y)) for x, y in zip(series.x, series.y)])}"/>'
     line = _path([(axes.x(x), axes.y(y)) for x, y in zip(series.x, series.smooth)])
-    return f'<g class="series c-{series.color} dash-{dash}">{body}<path class="line" d="{line}"/></g>'
+    dots = ""
+    if shows_points(series.curve):
+        dots = "".join(
+            f'<circle class="dot" cx="{axes.x(x):.1f}" cy="{y:.1f}" r="2.6"/>'
+            for x, value in zip(series.x, series.smooth)
+            if math.isfinite(y := axes.y(value))
+        )
+    return f'<g class="series c-{series.color} dash-{dash}">{body}<path class="line" d="{line}"/>{dots}</g>'
 
 
 def _end_names(series: Sequence[_Series], axes: _Axes) -> str:
@@ -323,7 +378,7 @@ def line_chart(panel: Panel, *, width: float = 350, height: float = 200, chart_i
     series = [_series(curve, smoothing=len(panel.curves) <= 6) for curve in panel.curves]
     drawable = [(x, y) for s in series for x, y in zip(s.x, s.y) if math.isfinite(x) and math.isfinite(y)]
     if not drawable:
-        return _empty_chart(panel.title, panel.unit, panel.note)
+        return _empty_chart(panel.title, axis_label(panel), panel.note)
     x_low, x_high = min(x for x, _ in drawable), max(x for x, _ in drawable)
     if x_high <= x_low:
         x_low, x_high = x_low - 0.5, x_high + 0.5
@@ -341,14 +396,13 @@ def line_chart(panel: Panel, *, width: float = 350, height: float = 200, chart_i
     reference = ""
     if y_low <= panel.reference <= y_high:
         reference = _reference(axes, panel)
-    elif math.isfinite(panel.reference) and panel.reference_label:
-        note += f" Outside the picture: {panel.reference_label} at {short(panel.reference)}."
+    note += f" {outside(panel)[:1].upper()}{outside(panel)[1:]}"
     clip = (
-        f'<clipPath id="{chart_id}-clip"><rect x="{axes.left:g}" y="{axes.top - 3:g}" width="{axes.plot_width:g}" '
-        f'height="{axes.plot_height + 6:g}"/></clipPath>'
+        f'<clipPath id="{chart_id}-clip"><rect x="{axes.left - 3:g}" y="{axes.top - 3:g}" '
+        f'width="{axes.plot_width + 6:g}" height="{axes.plot_height + 6:g}"/></clipPath>'
     )
     return (
-        f'<figure class="chart">{_heading(panel.title, panel.unit)}'
+        f'<figure class="chart">{_heading(panel.title, axis_label(panel))}'
         f'<svg class="plot" viewBox="0 0 {width:g} {height:g}" role="img" tabindex="0" '
         f'aria-label="{escape(_spoken(panel), quote=True)}" data-chart="{_readout(panel, series, axes)}">'
         f"<defs>{clip}</defs>{_y_ticks(axes)}{_x_ticks(axes, panel.x_label)}{reference}"
@@ -371,22 +425,52 @@ def _bar(axes: _Axes, center: float, width: float, mean: float, se: float, stren
     return f'{shape}<path class="whisker" d="{stem}{ends}"/>' + _text(center, upper - 6, short(mean), kind="value")
 
 
-def bar_chart(group: BarGroup, *, width: float = 480, height: float = 240) -> str:
-    """Upright bars with whiskers of one standard error and their numbers above."""
-    tops = [bar.mean + (bar.se if math.isfinite(bar.se) else 0) for bar in group.bars if math.isfinite(bar.mean)]
-    if not tops:
+def bars_top(group: BarGroup, groups: Sequence[BarGroup] = ()) -> float:
+    """Where the whiskers of a group end at most, NaN without numbers: over all ``groups`` of its quantity and unit, so
+    that bars which invite comparison stand on one scale."""
+    alike = [
+        other for other in groups if group.quantity and (other.quantity, other.unit) == (group.quantity, group.unit)
+    ]
+    tops = [
+        bar.mean + (bar.se if math.isfinite(bar.se) else 0)
+        for other in [group, *alike]
+        for bar in other.bars
+        if math.isfinite(bar.mean)
+    ]
+    return max(tops) if any(math.isfinite(bar.mean) for bar in group.bars) else math.nan
+
+
+def whisker_note(groups: Sequence[BarGroup]) -> str:
+    """What the whiskers of bars mean."""
+    text = "Whiskers: one standard error."
+    if any(math.isfinite(bar.rise) for group in groups for bar in group.bars):
+        text += (
+            " Bars of one panel share their windows and the sampler's noise: their differences are surer than the "
+            "whiskers suggest."
+        )
+    return text
+
+
+def bar_chart(group: BarGroup, groups: Sequence[BarGroup] = (), *, width: float = 480, height: float = 250) -> str:
+    """Upright bars with whiskers of one standard error and their numbers above; the axis of the quantity is shared with
+    ``groups`` (:func:`bars_top`)."""
+    top = bars_top(group, groups)
+    if not math.isfinite(top):
         return _empty_chart(group.title, group.unit, group.note)
-    axes = _Axes(width, height, 50, 12, 22, 30, y_high=max(max(tops) * 1.06, 1e-12))
+    below = 44 if group.x_label else 30
+    axes = _Axes(width, height, 50, 12, 22, below, y_high=max(top * 1.06, 1e-12))
     slot = axes.plot_width / len(group.bars)
     parts, spoken = [], []
     for index, bar in enumerate(group.bars):
         center = axes.left + slot * (index + 0.5)
-        parts.append(_text(center, height - 10, bar.label, kind="tick strong"))
+        parts.append(_text(center, height - below + 20, bar.label, kind="tick strong"))
         if math.isfinite(bar.mean):
             strength = 0.4 + 0.6 * (index + 1) / len(group.bars)
             parts.append(_bar(axes, center, min(58.0, slot * 0.55), bar.mean, bar.se, strength))
             error = f" ± {short(bar.se)}" if math.isfinite(bar.se) else ""
             spoken.append(f"{bar.label}: {short(bar.mean)}{error}")
+    if group.x_label:
+        parts.append(_text(axes.left + axes.plot_width / 2, height - 6, group.x_label))
     unit = f" ({group.unit})" if group.unit else ""
     label = escape(f"Bar chart: {group.title}{unit}. {'; '.join(spoken)}.", quote=True)
     return (
@@ -397,9 +481,10 @@ def bar_chart(group: BarGroup, *, width: float = 480, height: float = 240) -> st
 
 
 def change_percent(row: MetricRow) -> tuple[float, float, float]:
-    """The paired difference and its interval in percent of the prior's mean; NaN where the prior's mean is zero."""
+    """The paired difference and its interval in percent of the prior's mean; NaN where the row shows that mean as zero
+    (percent of what is rounding error says nothing)."""
     base = abs(row.prior.mean)
-    if not math.isfinite(base) or base == 0:
+    if not math.isfinite(base) or base < 0.5 * 10.0**-row.decimals:
         return math.nan, math.nan, math.nan
     low, high = row.difference.interval
     return 100 * row.difference.mean / base, 100 * low / base, 100 * high / base
@@ -425,7 +510,7 @@ def change_glyph(row: MetricRow, scale: float, verdict: str) -> str:
     middle, low, high = change_percent(row)
     if not math.isfinite(middle):
         return ""
-    width, height = 150.0, 20.0
+    width, height = 130.0, 20.0
 
     def place(value: float) -> str:
         return f"{width / 2 + max(-1.0, min(1.0, value / scale)) * (width / 2 - 8):.1f}"

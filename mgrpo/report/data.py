@@ -262,6 +262,10 @@ class BarGroup:
     unit: str
     bars: tuple[Bar, ...]
     note: str = ""
+    quantity: str = ""
+    """What the bars measure, a few words for the axis; groups of one quantity share the axis."""
+    x_label: str = ""
+    """What tells the bars apart, with its unit."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bars", tuple(self.bars))
@@ -333,6 +337,9 @@ class ReportData:
     """Sentences of the caller's own, shown after those computed from the numbers."""
     evaluation_note: str = ""
     """What was evaluated: how many windows, clips, seeds, samples; which sampler."""
+    interval_note: str = ""
+    """What the intervals of the paired differences are: a sentence or two under the table and the picture of the
+    results."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -437,7 +444,7 @@ def _bar_group(tree: Mapping[str, Any]) -> BarGroup:
         Bar(bar["label"], *(_number(bar[name]) for name in ("mean", "se", "value", "rise", "rise_se")))
         for bar in tree["bars"]
     )
-    return BarGroup(tree["title"], tree["unit"], bars, tree["note"])
+    return BarGroup(tree["title"], tree["unit"], bars, tree["note"], tree.get("quantity", ""), tree.get("x_label", ""))
 
 
 def _track(tree: Any) -> SkeletonTrack | None:
@@ -496,4 +503,5 @@ def _report_from(tree: Mapping[str, Any]) -> ReportData:
         motions=tuple(map(_motion, tree["motions"])),
         findings=tuple(Finding(finding["tone"], finding["text"]) for finding in tree["findings"]),
         evaluation_note=tree["evaluation_note"],
+        interval_note=tree.get("interval_note", ""),
     )

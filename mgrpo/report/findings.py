@@ -39,10 +39,8 @@ def verdict(row: MetricRow) -> Verdict:
 
 
 def with_unit(text: str, unit: str) -> str:
-    """A number with its unit, a percent sign without a space."""
-    if not unit:
-        return text
-    return f"{text}{unit}" if unit == "%" else f"{text} {unit}"
+    """A number with its unit."""
+    return f"{text} {unit}" if unit else text
 
 
 def _rounds_to_zero(row: MetricRow) -> bool:
@@ -55,12 +53,18 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
+def interval_text(row: MetricRow) -> str:
+    """The 95 % interval of the paired difference, such as "[−29.8, −24.6]"; empty where there is none."""
+    low, high = row.difference.interval
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    return f"[{signed(low, row.decimals)}, {signed(high, row.decimals)}]"
+
+
 def difference_text(row: MetricRow) -> str:
-    """The paired difference with its standard error, such as "−27.2 ± 1.3 mm"."""
-    text = signed(row.difference.mean, row.decimals)
-    if math.isfinite(row.difference.se):
-        text += f" ± {fixed(row.difference.se, row.decimals)}"
-    return with_unit(text, row.unit)
+    """The paired difference with its 95 % interval, such as "−27.2 [−29.8, −24.6] mm"."""
+    text = f"{signed(row.difference.mean, row.decimals)} {interval_text(row)}"
+    return with_unit(text.rstrip(), row.unit)
 
 
 def metric_sentence(row: MetricRow) -> Finding:
@@ -69,9 +73,7 @@ def metric_sentence(row: MetricRow) -> Finding:
     found = verdict(row)
     moved = f"from {before} to {after} (paired difference {difference_text(row)})"
     if found == "missing":
-        return Finding(
-            "neutral", f"{row.label} can't be compared: no paired difference with a standard error was recorded."
-        )
+        return Finding("neutral", f"{row.label} can't be compared: no paired difference with an interval was recorded.")
     if found in ("unclear", "same"):
         reason = "the difference rounds to zero" if _rounds_to_zero(row) else "the 95 % interval includes zero"
         return Finding("neutral", f"{row.label} shows no clear change: it went {moved}; {reason}.")
@@ -159,8 +161,8 @@ class RewardChange:
     @property
     def difference_text(self) -> str:
         """The difference with its standard error."""
-        error = f" ± {fixed(self.se, self.decimals + 1)}" if math.isfinite(self.se) else ""
-        return signed(self.difference, self.decimals + 1) + error
+        error = f" ± {fixed(self.se, self.decimals)}" if math.isfinite(self.se) else ""
+        return signed(self.difference, self.decimals) + error
 
 
 def reward_change(curve: Curve) -> RewardChange:

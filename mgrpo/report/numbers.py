@@ -88,7 +88,11 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def running_mean(values: list[float], width: int) -> list[float]:
-    """Centred mean over ``width`` entries (fewer at the ends); NaN entries count as absent, and stay NaN."""
+    """Mean over ``width`` entries around each one; NaN entries count as absent, and stay NaN.
+
+    At the ends the mean is over those of them that exist, half of ``width`` at least: narrowed to stay centred, the
+    curve would end on a single number, which reads as a sudden turn.
+    """
     half = width // 2
     sums, counts = [0.0], [0]
     for value in values:
@@ -97,8 +101,7 @@ def running_mean(values: list[float], width: int) -> list[float]:
         counts.append(counts[-1] + good)
     smooth = []
     for index, value in enumerate(values):
-        reach = min(half, index, len(values) - 1 - index)
-        low, high = index - reach, index + reach + 1
+        low, high = max(0, index - half), min(len(values), index + half + 1)
         count = counts[high] - counts[low]
         smooth.append((sums[high] - sums[low]) / count if count and math.isfinite(value) else math.nan)
     return smooth

@@ -5,18 +5,30 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from importlib import resources
 from string import Template
 from typing import Any
 
-from mgrpo.report.charts import bar_chart, change_glyph, change_percent, change_scale, line_chart
+from mgrpo.report.charts import (
+    SMOOTHING,
+    bar_chart,
+    change_glyph,
+    change_percent,
+    change_scale,
+    line_chart,
+    reward_panels,
+    whisker_note,
+)
 from mgrpo.report.data import Estimate, MetricRow, Panel, ReportData
 from mgrpo.report.findings import (
     compute_findings,
     difference_text,
     headline_sentence,
+    interval_text,
     reward_change,
     verdict,
 )
@@ -50,6 +62,19 @@ def _script_json(value: Any) -> str:
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text
+
+
+def _unbroken(text: str) -> str:
+    """A text whose errors and intervals stay on the line of their number."""
+    return re.sub(r"(?<=\[)[^\[\]]*(?=\])", lambda found: found[0].replace(" ", "\u00a0"), text).replace(
+        " ± ", "\u00a0±\u00a0"
+    )
+
+
+def _readable_date(date: str) -> str:
+    """An ISO date to the minute, with UTC spelled out: 2026-01-02 03:04 UTC."""
+    utc = " UTC" if date.endswith(("+00:00", "Z")) else ""
+    return date.replace("T", " ")[:16] + utc
 
 
 def _paragraph(text: str, kind: str = "intro") -> str:
@@ -132,7 +157,7 @@ def _findings(data: ReportData) -> str:
     items = "".join(
         f'<li class="{_TONES.get(finding.tone, "neutral")}"><span class="mark" '
         f'aria-hidden="true">{_MARKS.get(finding.tone, "–")}</span>'
-        f"<span>{escape(finding.text)}</span></li>"
+        f"<span>{_unbroken(escape(finding.text))}</span></li>"
         for finding in compute_findings(data)
     )
     return f'<ul class="findings">{items}</ul>' if items else ""
@@ -176,7 +201,7 @@ def _table(rows: Sequence[MetricRow], caption: str) -> str:
             ("metric", "Metric"),
             ("prior", "Prior"),
             ("post", "Post-trained"),
-            ("difference", "Paired difference"),
+            ("difference", "Difference [95 %]"),
             ("middle", f"Change, axis ±{scale:g} %"),
             ("verdict", ""),
         )
@@ -188,15 +213,8 @@ def _table(rows: Sequence[MetricRow], caption: str) -> str:
         difference = "–"
         if math.isfinite(row.difference.mean):
             difference = signed(row.difference.mean, row.decimals)
-            if math.isfinite(row.difference.se):
-                difference += f' <span class="se">± {fixed(row.difference.se, row.decimals)}</span>'
-        low, high = row.difference.interval
-        hint = (
-            f"95 % interval {signed(low, row.decimals)} to {signed(high, row.decimals)}"
-            if math.isfinite(low) and math.isfinite(high)
-            else ""
-        )
-        text = f"{signed(percent, 1)} %" if math.isfinite(percent) else ""
+            difference += f' <span class="se">{interval_text(row)}</span>' if interval_text(row) else ""
+        text = f"<b>{signed(percent, 1)} %</b> " if math.isfinite(percent) else ""
         notes = ""
         if row.ground_truth is not None:
             notes += f'<span class="also">recording itself: {_estimate(row.ground_truth, row.decimals)}</span>'
@@ -207,9 +225,9 @@ def _table(rows: Sequence[MetricRow], caption: str) -> str:
             f'<th scope="row">{_metric_name(row)}{notes}</th>',
             f"<td>{_estimate(row.prior, row.decimals)}</td>",
             f"<td>{_estimate(row.post_trained, row.decimals)}</td>",
-            f'<td title="{escape(hint, quote=True)}">{difference}</td>',
+            f"<td>{difference}</td>",
             f'<td class="middle {found}">{change_glyph(row, scale, found)}</td>',
-            f'<td class="verdict {found}"><span>{text} {_VERDICTS[found]}</span></td>',
+            f'<td class="verdict {found}">{text}<span>{_VERDICTS[found]}</span></td>',
         ]
         body.append(f'<tr data-metric="{escape(row.key, quote=True)}">{"".join(cells)}</tr>')
     return (
@@ -230,9 +248,9 @@ def _results(data: ReportData) -> str:
             f"evaluation</summary>{_table(paper, 'Results, metrics as published')}</details>"
         )
     parts.append(
-        '<p class="under">± is one standard error. The dot is the paired change in percent of the prior, the line '
-        "its 95 % interval; "
-        "a metric counts as changed only if that excludes zero. One training run: the errors cover windows and "
+        '<p class="under">± is one standard error. The difference is post-trained minus prior, window by window, in '
+        "brackets its 95 % interval; dot and line are the same two in percent of the prior, an arrowhead where the "
+        f"change lies beyond the axis. {escape(data.interval_note)} One training run: the errors cover windows and "
         "sampling, not the luck of training.</p>"
     )
     if any(row.prior_mean_of_samples is not None and row.headline for row in data.metrics):
@@ -252,16 +270,14 @@ def _charts(panels: Sequence[Panel], prefix: str, kind: str = "") -> str:
 
 
 def _rewards(data: ReportData) -> str:
-    total, *others = data.rewards
-    panel = Panel(
-        total.label, (total,), note="Pale: each iteration; line: running mean; band: standard deviation inside groups."
-    )
+    panel, *others = reward_panels(data.rewards)
+    panel = replace(panel, note=f"{SMOOTHING} Band: standard deviation inside groups.")
     # one drawing for wide screens and one for phones, so that its letters have a readable size on both
     feature = line_chart(panel, width=1060, height=260, chart_id="reward-total").replace(
         'class="chart', 'class="chart feature wide-only', 1
     )
     feature += line_chart(panel, chart_id="reward-total-small").replace('class="chart', 'class="chart narrow-only', 1)
-    rest = "".join(line_chart(Panel(curve.label, (curve,)), chart_id=f"reward-{i}") for i, curve in enumerate(others))
+    rest = "".join(line_chart(other, chart_id=f"reward-{i}") for i, other in enumerate(others))
     return f'<div class="charts">{feature}{rest}</div>'
 
 
@@ -292,13 +308,13 @@ def _timings(data: ReportData) -> str:
             f'class="meter" style="width:{100 * share:.1f}%"></span></td>'
             f"<td>{seconds(stage.seconds)}</td></tr>"
         )
-    rows.append(f'<tr><th scope="row">Together</th><td></td><td><b>{seconds(total)}</b></td></tr>')
+    rows.append(f'<tr><th scope="row">Together</th><td class="share"></td><td><b>{seconds(total)}</b></td></tr>')
     return f'<div class="table-box card stages"><table><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _reproduce(data: ReportData) -> str:
     run = data.run
-    state: dict[str, str] = {"Seed": str(run.seed), "Date": run.date}
+    state: dict[str, str] = {"Seed": str(run.seed), "Date": _readable_date(run.date)}
     if run.git_commit:
         state["Commit"] = run.git_commit[:12] + (" with local changes" if run.git_dirty else "")
     groups = [("Run", state), ("Machine", run.machine), ("Versions", run.versions)]
@@ -343,7 +359,11 @@ def render_page(data: ReportData, *, filmstrip: bytes | None = None) -> str:
         )
     findings = _findings(data)
     if findings:
-        add("findings", "Findings", "What the numbers say", findings)
+        intro = (
+            "A metric counts as changed only if the 95 % interval of its paired difference excludes zero. "
+            + data.interval_note
+        )
+        add("findings", "Findings", "What the numbers say", findings, intro.strip() if data.metrics else "")
     if data.metrics:
         add("results", "Results", "Prior against post-trained", _results(data), data.evaluation_note)
     add("run", "Method", "What was run", _what_was_run(data))
@@ -361,8 +381,11 @@ def render_page(data: ReportData, *, filmstrip: bytes | None = None) -> str:
             "diversity",
             "Diversity",
             "Diversity with and without Perlin noise",
-            '<div class="charts wide">' + "".join(bar_chart(group) for group in data.diversity) + "</div>",
-            "GRPO learns from differences inside a group. Smooth noise on the head’s path is meant to widen them.",
+            '<div class="charts wide">'
+            + "".join(bar_chart(group, data.diversity) for group in data.diversity)
+            + "</div>",
+            "GRPO learns from differences inside a group. Smooth noise on the head’s path is meant to widen them. "
+            + whisker_note(data.diversity),
         )
     if data.health:
         add(
@@ -389,7 +412,7 @@ def render_page(data: ReportData, *, filmstrip: bytes | None = None) -> str:
     commit = f", commit {run.git_commit[:12]}{' with local changes' if run.git_dirty else ''}" if run.git_commit else ""
     return Template(_asset("page.html")).substitute(
         title=escape(run.title),
-        date=escape(run.date.replace("T", " ")[:16]),
+        date=escape(_readable_date(run.date)),
         light=LIGHT.css_variables(),
         dark=DARK.css_variables(),
         css=_asset("page.css"),
@@ -397,7 +420,7 @@ def render_page(data: ReportData, *, filmstrip: bytes | None = None) -> str:
         key_figures=_key_figures(data),
         navigation="".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name, _ in sections),
         sections="\n".join(body for _, _, body in sections),
-        provenance=escape(f"{run.title}, seed {run.seed}, {run.date}{commit}."),
+        provenance=escape(f"{run.title}, seed {run.seed}, {_readable_date(run.date)}{commit}."),
         motion=_script_json(pack_clips(data.motions)),
         script=_asset("page.js"),
     )

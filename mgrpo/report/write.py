@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from mgrpo.report.data import ReportData
 from mgrpo.report.figures import save_figures
 from mgrpo.report.findings import compute_findings
 from mgrpo.report.page import render_page
+from mgrpo.storage import replacing
 from mgrpo.viz.animation import have_mp4_encoder, write_animation
 from mgrpo.viz.filmstrip import render_filmstrip
 
@@ -41,16 +41,9 @@ class ReportFiles:
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is whole or not there: to a neighbour first, then renamed."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write a file so that it is whole or not there; an OSError is passed on."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_report(data: ReportData, out_dir: Path, *, progress: Callable[[str], None] | None = None) -> ReportFiles:

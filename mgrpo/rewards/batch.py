@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from mgrpo.options import require
+
 if TYPE_CHECKING:
     from mgrpo.data.windows import MotionWindows
     from mgrpo.models.motion import PredictedMotion
@@ -38,9 +40,7 @@ class RewardScales:
     """Slope of the head position reward, per metre."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise ValueError(f"RewardScales.{name} must be positive, got {value}")
+        require(self, *vars(self), above=0)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ step_00000100/
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -29,12 +29,17 @@ from mgrpo.storage import (
     checksum,
     json_text,
     read_json,
-    read_tensors,
-    tensors_to_bytes,
     visible_folder,
 )
+from mgrpo.tensor_files import read_tensors, tensors_to_bytes
 
 from .optimizer_state import restore_optimizer_state, split_optimizer_state
+
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+FURTHER_FILE = "tensors.safetensors"
+CHECKPOINT_TENSORS = (MODEL_FILE, OPTIMIZER_FILE, FURTHER_FILE)
+"""Files of tensors in a checkpoint's folder."""
 
 CHECKPOINT_FORMAT = 1
 """Number written into `state.json`; a reader refuses a larger one."""
@@ -138,13 +143,13 @@ def write_checkpoint(
     record: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint folder in one step (see the module's text). Raises `StorageError` when the disk refuses."""
-    files = {"model.safetensors": tensors_to_bytes(model.state_dict())}
+    files = {MODEL_FILE: tensors_to_bytes(model.state_dict())}
     plain_optimizer = None
     if optimizer is not None:
         optimizer_tensors, plain_optimizer = split_optimizer_state(optimizer, model)
-        files["optimizer.safetensors"] = tensors_to_bytes(optimizer_tensors)
+        files[OPTIMIZER_FILE] = tensors_to_bytes(optimizer_tensors)
     if tensors:
-        files["tensors.safetensors"] = tensors_to_bytes(tensors)
+        files[FURTHER_FILE] = tensors_to_bytes(tensors)
     checksums = {name: checksum(data) for name, data in files.items()}
     files["config.json"] = json_text({"model": type(model).__name__, "config": to_plain(model_config)}).encode()
     content = {
@@ -160,8 +165,10 @@ def write_checkpoint(
     atomic_write_folder(path, files)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the checkpoint folder `path`, checking every file.
+def read_checkpoint(path: Path, *, only: Collection[str] = CHECKPOINT_TENSORS) -> Checkpoint:
+    """Read the checkpoint folder `path`, checking every file that is read.
+
+    `only`: the files of tensors to read, of `CHECKPOINT_TENSORS`; what the others hold is absent from the result.
 
     Raises `InputError` when it is absent, incomplete, damaged, or written by a newer version.
     """
@@ -180,16 +187,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "Install a newer mgrpo."
         )
     loaded: dict[str, dict[str, Tensor]] = {}
-    for name in ("model.safetensors", "optimizer.safetensors", "tensors.safetensors"):
-        if name in content["sha256"] or name == "model.safetensors":
+    for name in only:
+        if name in content["sha256"] or name == MODEL_FILE:
             loaded[name] = read_tensors(path / name, f"{what}: {name}", content["sha256"].get(name))
     return Checkpoint(
         path=path,
         step=int(content["step"]),
-        model_tensors=loaded["model.safetensors"],
-        tensors=loaded.get("tensors.safetensors", {}),
-        optimizer_tensors=loaded.get("optimizer.safetensors", {}),
-        optimizer=content.get("optimizer"),
+        model_tensors=loaded.get(MODEL_FILE, {}),
+        tensors=loaded.get(FURTHER_FILE, {}),
+        optimizer_tensors=loaded.get(OPTIMIZER_FILE, {}),
+        optimizer=content.get("optimizer") if OPTIMIZER_FILE in only else None,
         state=content["state"],
         config=config,
         metric=content.get("metric"),
@@ -204,7 +211,7 @@ def find_checkpoint(path: str | Path, *, prefer: str = "best") -> Path:
     "last", else the other), or `<run folder>/best` or `/last`. Raises `InputError` saying what was found instead.
     """
     given = Path(path).expanduser()
-    if given.name == "model.safetensors" and given.is_file():
+    if given.name == MODEL_FILE and given.is_file():
         return given.parent
     if (visible_folder(given) / "state.json").is_file():
         return given
@@ -300,7 +307,8 @@ def load_model(
     `mgrpo.models.egoallo`), or a folder that `save_pretrained` wrote; the latter two have no optimiser state.
     `use_ema`: take the averaged weights that were saved beside the weights. Raises `InputError` when the checkpoint is
     of another kind of model, of another configuration than `expected_config` (each differing field is listed), has no
-    averaged weights, or is damaged.
+    averaged weights, or is damaged. The checkpoint that comes with the model holds no optimiser state, and further
+    tensors with `use_ema` only: other files are not read.
     """
     given = Path(path).expanduser()
     if given.is_file():
@@ -314,7 +322,9 @@ def load_model(
         config = cast(Any, model).config
         _refuse_other_config(checkpoint, expected_config)
         return model, config, checkpoint
-    checkpoint = read_checkpoint(find_checkpoint(path, prefer=prefer))
+    # What only training needs may be damaged or large: a model is its weights.
+    needed = (MODEL_FILE, FURTHER_FILE) if use_ema else (MODEL_FILE,)
+    checkpoint = read_checkpoint(find_checkpoint(path, prefer=prefer), only=needed)
     _refuse_other_model(checkpoint.config["model"], model_class, f"checkpoint {checkpoint.path}")
     config = checkpoint.model_config(config_class)
     _refuse_other_config(checkpoint, expected_config)

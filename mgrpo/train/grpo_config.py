@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,13 +12,15 @@ from mgrpo.errors import InputError
 from mgrpo.grpo.perturbation import PerlinConfig
 from mgrpo.grpo.update import PolicyLossConfig
 from mgrpo.grpo.window import StepWindowConfig
+from mgrpo.options import MOST_COUNT, MOST_MEMBERS, option, require
 from mgrpo.rewards import REWARDS, RewardScales
 
-from .learning_rate import require_learning_rate
 from .motion_data import MotionDataConfig
 from .precision import Precision
-from .seeding import require_seed
-from .start import require_at_least_one
+from .start import require_sound, unused_without_resume
+
+_SLOPES = {"ground_penetration": "penetration", "head_position": "head"}
+"""Names of slopes that differ from those of their rewards."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class RewardWeights:
     """Jerk that differs from the recording's."""
     head_position: float = 0.0
     """Head joint."""
+
+    def __post_init__(self) -> None:
+        require(self, *REWARDS)
 
     def active(self) -> dict[str, float]:
         """The rewards in use, in the order of the REWARDS table."""
@@ -68,6 +74,16 @@ class AdvantageConfig:
     clamp: float = 5.0
     """Largest absolute advantage after the sum."""
 
+    def __post_init__(self) -> None:
+        require(self, "eps", "std_floor_ratio", "dead_ratio", "dead_abs", at_least=0)
+        require(self, "clamp", above=0)
+
+    def unused_options(self) -> Mapping[str, str]:
+        """See :class:`mgrpo.options.HasUnusedOptions`."""
+        scheme = f"with {option(self, 'scheme')} {self.scheme}"
+        unused = {"center_only": ("eps", "std_floor_ratio"), "batch_std": ("std_floor_ratio",)}
+        return dict.fromkeys(unused.get(self.scheme, ()), scheme)
+
 
 @dataclass(frozen=True)
 class ExecutionConfig:
@@ -93,10 +109,7 @@ class ExecutionConfig:
     can be divided evenly."""
 
     def __post_init__(self) -> None:
-        for name in ("micro_conditions", "prefetch"):
-            value = getattr(self, name)
-            if value < 0:
-                raise InputError(f"--execution.{name.replace('_', '-')} must not be negative, got {value}")
+        require(self, "micro_conditions", "prefetch", at_least=0)
         if self.precision == "fp16-scaled":
             raise InputError(
                 "--execution.precision fp16-scaled is not offered here: a loss scale that changes between iterations "
@@ -161,18 +174,15 @@ class PostTrainingConfig:
     forgotten."""
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "iterations", "conditions", "optimizer_steps", "checkpoint_every")
-        require_seed(self.seed)
-        require_learning_rate(self.learning_rate)
-        for name in ("warmup", "weight_decay", "validate_every", "patience"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
-        if not self.gradient_clip > 0:
-            raise InputError(f"--gradient-clip must be positive, got {self.gradient_clip}")
+        require_sound(self)
+        require(self, "conditions", "optimizer_steps", at_least=1, at_most=MOST_COUNT)
+        require(self, "patience", at_least=0)
+        require(self, "ema", at_least=0, below=1)
         if self.group_size < 2:
             raise InputError(
                 f"--group-size must be at least 2 (a group of one has no spread to learn from), got {self.group_size}"
             )
+        require(self, "group_size", at_most=MOST_MEMBERS)
         if self.optimizer_steps > self.conditions:
             raise InputError(
                 f"--optimizer-steps ({self.optimizer_steps}) can't exceed --conditions ({self.conditions}): each step "
@@ -185,8 +195,10 @@ class PostTrainingConfig:
             )
         if self.patience and not self.validate_every:
             raise InputError("--patience needs evaluations to count: give --validate-every")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"--ema must be in [0, 1), got {self.ema}")
+
+    def unused_options(self) -> Mapping[str, str]:
+        """See :class:`mgrpo.options.HasUnusedOptions`."""
+        return unused_without_resume(self)
 
 
 @dataclass(frozen=True)
@@ -216,12 +228,38 @@ class GrpoConfig(PostTrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self, "train_windows", at_least=0)
+        if self.sampler.is_deterministic:
+            raise InputError(
+                f"{option(self, 'sampler.kernel')} {self.sampler.kernel}, {option(self, 'sampler.eta')} "
+                f"{self.sampler.eta:g}, {option(self, 'sampler.steps')} {self.sampler.steps}: no step draws noise, so "
+                "there is no action to train; choose another kernel, a larger eta, or more steps"
+            )
+        self.window.steps(tuple(range(self.sampler.steps - 1)), 0)  # the last step returns the prediction
         if self.train_windows and self.train_windows % self.conditions:
             raise InputError(
                 f"--train-windows ({self.train_windows}) must be a multiple of --conditions ({self.conditions}), or 0"
             )
         if not self.rewards.active():
-            raise InputError("--rewards: every weight is 0; give at least one reward a weight")
+            raise InputError(f"{option(self, 'rewards')}: every weight is 0; give at least one reward a weight")
+        if self.rewards.visual and self.perceptual is None:
+            raise InputError(
+                "--perceptual: the visual reward has a weight but no perceptual model is given; train one, or set "
+                "--rewards.visual 0"
+            )
+
+    def unused_options(self) -> Mapping[str, str]:
+        """See :class:`mgrpo.options.HasUnusedOptions`."""
+        shaped = {f"scales.{_SLOPES.get(name, name)}": name for name in REWARDS}
+        shaped |= {"perceptual": "visual", "rotation_error": "rotation", "alignment": "aligned_position"}
+        return {
+            **super().unused_options(),
+            **{
+                name: f"while the reward has no weight ({option(self, f'rewards.{reward}')} 0)"
+                for name, reward in shaped.items()
+                if not getattr(self.rewards, reward)
+            },
+        }
 
 
 _PAPER = GrpoConfig(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from mgrpo.data.amass_names import splits_of, subsets_named
 from mgrpo.data.hdf5_dataset import Hdf5Motion, hdf5_files, open_hdf5
+from mgrpo.data.hdf5_file import Hdf5File, read_file_list
 from mgrpo.data.split import NameSplit, split_names, split_names_by_fraction
 from mgrpo.errors import InputError
 
@@ -32,13 +33,18 @@ class Hdf5Parts(NamedTuple):
 
 def open_with_progress(path: str, file_list: str, cache_mb: float) -> Hdf5Motion:
     """Open HDF5 files as :func:`mgrpo.data.open_hdf5`, showing how far that is, and check all datasets' structure."""
+    files = hdf5_files(path)
+    for file in files:
+        Hdf5File(file).close()  # what is missing is said before anything is shown
+    if file_list not in ("", "none"):
+        read_file_list(file_list)
     with Progress("sequences", unit="sequence") as progress:
 
         def show(done: int, total: int) -> None:
             progress.total = total
             progress.update()
 
-        motion = open_hdf5(hdf5_files(path), file_list=file_list or None, cache_mb=cache_mb, progress=show)
+        motion = open_hdf5(files, file_list=file_list or None, cache_mb=cache_mb, progress=show)
     with Progress("structure", len(motion), "sequence") as progress:
         motion.check(lambda done, total: progress.update())
     return motion

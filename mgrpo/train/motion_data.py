@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,6 +29,7 @@ from mgrpo.data import (
 from mgrpo.data.hdf5_dataset import CACHE_MB, hdf5_files, strided_slices
 from mgrpo.data.indexing import SHORT_SHARE, SliceStrategy, check_strategy
 from mgrpo.errors import InputError
+from mgrpo.options import option, require
 
 from .hdf5_parts import open_with_progress, split_hdf5
 
@@ -87,15 +89,21 @@ class MotionDataConfig:
     """HDF5: refuse a body that the file was not made with."""
 
     def __post_init__(self) -> None:
-        if self.fixed_windows < 0:
-            raise InputError(f"--data.fixed-windows must be 0 or more, got {self.fixed_windows}")
-        if not self.cache_mb >= 0:
-            raise InputError(f"--data.cache-mb must be 0 or more MiB, got {self.cache_mb}")
-        check_strategy(self.slices, self.length, self.short_share)
-        if self.length < 4:
-            raise InputError(f"--data.length must be at least 4 frames (jerk needs four), got {self.length}")
-        if self.stride < 0:
-            raise InputError(f"--data.stride must be 0 or more frames, got {self.stride}")
+        require(self, "fixed_windows", at_least=0)
+        require(self, "cache_mb", at_least=0, unit="MiB")
+        require(self, "length", at_least=4, unit="frames (jerk needs four)")
+        require(self, "stride", at_least=0, unit="frames")
+        require(self, "short_share", at_least=0, at_most=1)
+        try:
+            check_strategy(self.slices, self.length, self.short_share)
+        except InputError as error:
+            raise InputError(f"{option(self, 'slices')}, {option(self, 'length')}: {error}") from error
+
+    def unused_options(self) -> Mapping[str, str]:
+        """See :class:`mgrpo.options.HasUnusedOptions`."""
+        if self.slices == "random_variable_len":
+            return {}
+        return {"short_share": f"with {option(self, 'slices')} {self.slices}, which takes no shorter windows"}
 
 
 @dataclass(frozen=True)
@@ -187,14 +195,14 @@ def _refuse_hdf5_options(config: MotionDataConfig) -> None:
 def _load_hdf5(config: MotionDataConfig, body: BodyModel, seed: int) -> MotionData:
     """:func:`load_motion_data` for HDF5 files: only the fixed windows are put into memory."""
     augment = config.augment
-    for option, set_to in (
+    for name, set_to in (
         ("mirror-prob", augment.mirror_prob),
         ("betas-std", augment.betas_std),
         ("speed", augment.speed),
     ):
         if set_to:
             raise InputError(
-                f"--data.augment.{option} {set_to:g}: motion from HDF5 files is not varied, because the stored pose of "
+                f"--data.augment.{name} {set_to:g}: motion from HDF5 files is not varied, because the stored pose of "
                 "the head would no longer fit (mirrored copies are in the file); set it to 0"
             )
     if config.evaluate_mirrored:

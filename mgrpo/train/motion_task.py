@@ -13,7 +13,6 @@ from mgrpo.data import MotionWindows, WindowSource
 from mgrpo.diffusion.sampler import NoiseKeys
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.diffusion.transition import Transitions
-from mgrpo.errors import InputError
 from mgrpo.eval.evaluate import evaluate
 from mgrpo.eval.metrics import group_diversity
 from mgrpo.grpo.perturbation import perturbed_head
@@ -23,10 +22,9 @@ from mgrpo.grpo.task import Scored, Seen
 from mgrpo.models.conditioning import make_cond
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import decode_motion
-from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
+from mgrpo.models.perceptual import PerceptualModel
 from mgrpo.rewards import RewardBatch, score_groups
 
-from .checkpoints import load_model
 from .grpo_config import GrpoConfig
 from .motion_data import MotionData
 
@@ -35,8 +33,15 @@ class MotionTask:
     """A :class:`mgrpo.grpo.task.Task`: windows of motion, seen through the perturbed head trajectory and scored with
     the clean one."""
 
-    def __init__(self, config: GrpoConfig, data: MotionData, policy: Denoiser, device: torch.device) -> None:
-        """Raises InputError when the visual reward has a weight but no model."""
+    def __init__(
+        self,
+        config: GrpoConfig,
+        data: MotionData,
+        policy: Denoiser,
+        perceptual: PerceptualModel | None,
+        device: torch.device,
+    ) -> None:
+        """``perceptual`` is needed while the visual reward has a weight."""
         self.config = config
         self.reward_weights: Mapping[str, float] = config.rewards.active()
         self.layout = policy.layout
@@ -45,15 +50,7 @@ class MotionTask:
         self.per_member = config.perlin.per_member and config.perlin.alpha > 0
         self.body: BodyModel = data.body.to(device)
         self._schedule = CosineSchedule.make(policy.config.max_t)
-        self.perceptual: PerceptualModel | None = None
-        if "visual" in self.reward_weights:
-            if config.perceptual is None:
-                raise InputError(
-                    "--perceptual: the visual reward has a weight but no perceptual model is given; train one, or set "
-                    "--rewards.visual 0"
-                )
-            model = load_model(config.perceptual, PerceptualModel, PerceptualConfig)[0]
-            self.perceptual = model.to(device).requires_grad_(False)
+        self.perceptual = perceptual
         self._source: WindowSource = data.post_training
         self._pool = self._source.batch(0, config.train_windows) if config.train_windows else None
         self._validation = data.validation.to(device)

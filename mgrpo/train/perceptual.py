@@ -9,6 +9,7 @@ Everything random is a function of (seed, generation or iteration), so a resumed
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,17 +29,18 @@ from mgrpo.eval.evaluate import score_samples, score_windows
 from mgrpo.models.conditioning import make_cond
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import PredictedMotion, decode_motion
-from mgrpo.models.perceptual import PerceptualModel, info_nce, perceptual_preset
+from mgrpo.models.perceptual import PERCEPTUAL_PRESETS, PerceptualModel, info_nce, perceptual_preset
 from mgrpo.models.state import StateLayout, pack_windows
+from mgrpo.options import MOST_MEMBERS, option, require
 
 from .checkpoints import load_model
 from .device import resolve_device
 from .interrupt import graceful_interrupt
-from .learning_rate import learning_rate_at, require_learning_rate, set_learning_rate
+from .learning_rate import learning_rate_at, set_learning_rate
 from .motion_data import MotionDataConfig, load_motion_data
 from .progress import Progress
-from .seeding import iteration_generator, require_seed, stream_seed
-from .start import open_run, require_at_least_one, restore_last
+from .seeding import iteration_generator, stream_seed
+from .start import open_run, require_sound, restore_last, unused_without_resume
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,13 @@ class PerceptualTrainingConfig:
     forgotten."""
 
     def __post_init__(self) -> None:
-        require_at_least_one(
-            self, "iterations", "clips", "negatives_per_clip", "last_steps", "samples_per_clip", "validation_samples",
-            "optimizer_steps_per_generation", "checkpoint_every",
-        )  # fmt: skip
-        require_seed(self.seed)
-        require_learning_rate(self.learning_rate)
-        for name in ("gradient_clip", "gaussian_sigma"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
+        require_sound(self)
+        if self.preset not in PERCEPTUAL_PRESETS:
+            raise InputError(f"--preset must be one of {', '.join(PERCEPTUAL_PRESETS)}, got {self.preset!r}")
+        require(self, "clips", "negatives_per_clip", "last_steps", "optimizer_steps_per_generation", at_least=1)
+        require(self, "samples_per_clip", "validation_samples", at_least=1, at_most=MOST_MEMBERS)
+        require(self, "clips_per_generation", at_least=0)
+        require(self, "gaussian_sigma", above=0)
         if self.negatives == "samples" and self.negatives_per_clip > self.samples_per_clip * self.last_steps:
             raise InputError(
                 f"--negatives-per-clip ({self.negatives_per_clip}) can't exceed --samples-per-clip x --last-steps "
@@ -126,6 +126,21 @@ class PerceptualTrainingConfig:
             raise InputError(
                 f"--clips-per-generation ({self.clips_per_generation}) must be at least --clips ({self.clips}), or 0"
             )
+
+    def unused_options(self) -> Mapping[str, str]:
+        """See :class:`mgrpo.options.HasUnusedOptions`."""
+        unused = unused_without_resume(self)
+        negatives = f"with {option(self, 'negatives')} {self.negatives}"
+        if self.negatives == "samples":
+            unused["gaussian_sigma"] = negatives
+        else:
+            unused |= dict.fromkeys(("last_steps", "samples_per_clip"), negatives)
+        if not self.validate_every:
+            never = f"{option(self, 'validate_every')} 0"
+            unused["validation_samples"] = f"with {never}"
+            if self.negatives == "gaussian":
+                unused["sampler"] = f"{negatives} and {never}"
+        return unused
 
     @property
     def generation_size(self) -> int:
@@ -365,12 +380,12 @@ def train_perceptual(config: PerceptualTrainingConfig, *, command: list[str] | N
     model_config = perceptual_preset(config.preset)
     prior = load_model(config.prior, Denoiser, DenoiserConfig, use_ema=config.use_ema)[0]
     prior = prior.to(device).requires_grad_(False)
+    transitions = config.sampler.transitions(CosineSchedule.make(prior.config.max_t))
     data = load_motion_data(config.data, seed=config.seed)
     body = data.body.to(device)
     torch.manual_seed(stream_seed(config.seed, 0, "perceptual weights"))
     model = PerceptualModel(model_config).to(device)
     layout = StateLayout(include_hands=prior.config.include_hands)
-    transitions = config.sampler.transitions(CosineSchedule.make(prior.config.max_t))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
     run = open_run(config, command)
@@ -379,7 +394,7 @@ def train_perceptual(config: PerceptualTrainingConfig, *, command: list[str] | N
 
     with run, graceful_interrupt(run) as stop, Progress("perceptual", config.iterations, start=start) as progress:
         fixed: PredictedMotion | None = None
-        if config.validate_every:
+        if config.validate_every and start < config.iterations:
             keys = noise_keys(config, "perceptual validation", 0, validation, config.validation_samples)
             fixed = decode_motion(
                 layout,

@@ -202,10 +202,12 @@ class PostTraining:
         rollout = sampled.rollouts[0]
         forgotten = {k: replace(step, prediction=None) for k, step in rollout.steps.items()}
         advantages = torch.zeros(rollout.x0.shape[:2], device=rollout.x0.device)
+        counted = dict(self.prepared.calls)
         statistics = accumulate_gradients(
             self.prepared, replace(rollout, steps=forgotten), advantages, self.config.loss, steps=sampled.steps,
             denominator=1.0,
         )  # fmt: skip
+        self.prepared.calls = counted
         for parameter in self.trained:
             parameter.grad = None
         check_ratio_is_one(statistics, self.config.loss)

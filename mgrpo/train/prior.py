@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,19 +25,20 @@ from mgrpo.diffusion.loss import (
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError
 from mgrpo.models.denoiser import DENOISER_PRESETS, Denoiser
+from mgrpo.options import option, require
 
 from .average import WeightAverage
 from .compiled import compile_errors, compile_network
 from .distributed import Processes, open_processes
 from .interrupt import graceful_interrupt
-from .learning_rate import learning_rate_at, require_learning_rate, set_learning_rate
+from .learning_rate import learning_rate_at, set_learning_rate
 from .motion_data import MotionDataConfig, load_motion_data
 from .precision import NetworkPrecision, Precision
 from .prefetch import batches
 from .progress import Progress
 from .run_dir import RunDir
-from .seeding import require_seed, stream_seed
-from .start import open_run, require_at_least_one
+from .seeding import stream_seed
+from .start import open_run, require_sound, unused_without_resume
 
 
 @dataclass(frozen=True)
@@ -99,18 +100,13 @@ class PriorConfig:
     forgotten."""
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "iterations", "batch_size", "accumulate", "checkpoint_every")
+        require_sound(self)
+        require(self, "batch_size", "accumulate", at_least=1)
+        require(self, "prefetch", "keep_every", at_least=0)
+        require(self, "condition_dropout", at_least=0, at_most=1)
+        require(self, "ema", at_least=0, below=1)
         if self.preset not in DENOISER_PRESETS:
             raise InputError(f"--preset must be one of {', '.join(DENOISER_PRESETS)}, got {self.preset!r}")
-        require_seed(self.seed)
-        require_learning_rate(self.learning_rate)
-        if not self.gradient_clip > 0:
-            raise InputError(f"--gradient-clip must be positive, got {self.gradient_clip}")
-        for name in ("warmup", "weight_decay", "prefetch", "validate_every", "keep_every"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"--ema must be in [0, 1), got {self.ema}")
         if self.keep_every % self.checkpoint_every:
             raise InputError(
                 f"--keep-every ({self.keep_every}) must be a multiple of --checkpoint-every ({self.checkpoint_every}), "
@@ -121,6 +117,15 @@ class PriorConfig:
                 f"--batch-size ({self.batch_size}) must be a multiple of --accumulate ({self.accumulate}): every part "
                 "of a batch must have the same number of windows"
             )
+
+    def unused_options(self) -> Mapping[str, str]:
+        """See :class:`mgrpo.options.HasUnusedOptions`."""
+        unused = unused_without_resume(self)
+        if not self.warmup:
+            unused["warmup_from_zero"] = f"with {option(self, 'warmup')} 0"
+        if not DENOISER_PRESETS[self.preset].include_hands:
+            unused["loss.hand_rotmats"] = f"with {option(self, 'preset')} {self.preset}, whose network has no hands"
+        return unused
 
 
 PRIOR_PRESETS: dict[str, PriorConfig] = {

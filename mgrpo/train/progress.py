@@ -332,6 +332,7 @@ def _rich_progress() -> RichProgress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, TextColumn
     from rich.progress import Progress as RichProgress
+    from rich.table import Column
     from rich.text import Text
 
     class Values(ProgressColumn):
@@ -354,9 +355,10 @@ def _rich_progress() -> RichProgress:
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        Values(),
-        Times(),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
+        # one line whatever the width: a narrow terminal cuts the numbers' end instead of stacking their words
+        Values(table_column=Column(no_wrap=True)),
+        Times(table_column=Column(no_wrap=True)),
         console=console,
         refresh_per_second=8,
         # a redirected standard output must stay clean: only take it over when it shares the terminal

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from mgrpo.config_record import differences, to_plain, to_yaml
 from mgrpo.errors import InputError
 from mgrpo.storage import (
+    FileLock,
     StorageError,
     atomic_write,
     atomic_write_json,
@@ -36,7 +36,6 @@ from mgrpo.storage import (
     read_json,
     remove_folder,
     remove_leftovers,
-    storage_error,
 )
 
 from .checkpoints import (
@@ -51,11 +50,6 @@ from .metric_log import MetricLog, cut_metrics
 from .progress import notice
 from .provenance import provenance
 
-try:
-    import fcntl
-except ImportError:  # no file locks of this kind on Windows: two processes in one folder are not noticed there
-    fcntl = None  # type: ignore[assignment]
-
 LOCK_NAME = ".lock"
 ALWAYS_FREE = (
     "output",
@@ -68,6 +62,9 @@ ALWAYS_FREE = (
     "data.prefetch",
 )
 """Settings that say where a run is kept and carried out, not what it computes; they may differ on resume."""
+
+_RESUME_FROM = ("--resume-from", "--resume_from")
+"""Spellings of the option that names where to go on."""
 
 _OWN_FILES = (
     "config.yaml",
@@ -83,7 +80,7 @@ _OWN_FILES = (
 class RunDir:
     """A run folder held by this process. Use it as a context manager, or call `close`."""
 
-    def __init__(self, path: Path, lock: int | None, command: list[str] | None, keep_every: int | None) -> None:
+    def __init__(self, path: Path, lock: FileLock, command: list[str] | None, keep_every: int | None) -> None:
         """Not for direct use: see `RunDir.create`."""
         self.path = path
         """The folder."""
@@ -107,6 +104,7 @@ class RunDir:
         resume: bool | str | Path = False,
         may_change: Iterable[str] = (),
         keep_every: int | None = None,
+        iterations: int | None = None,
         tensorboard: bool = True,
     ) -> RunDir:
         """Create the folder, or take up an existing one, and lock it.
@@ -122,10 +120,12 @@ class RunDir:
             may_change: dotted names of settings that may differ on resume (a name covers what is below it), besides
                 `ALWAYS_FREE`.
             keep_every: also keep every checkpoint whose step is a multiple of this; None keeps best and last only.
+            iterations: how long the run shall be; a checkpoint beyond that is refused before anything is changed.
             tensorboard: mirror the metrics to TensorBoard where it is installed.
 
         Raises:
-            InputError: folder in use or not empty, settings that differ, a checkpoint that is missing or damaged.
+            InputError: folder in use or not empty, settings that differ, a checkpoint that is missing, damaged or
+                beyond ``iterations``.
             StorageError: the disk refuses.
         """
         folder = Path(path).expanduser()
@@ -135,13 +135,20 @@ class RunDir:
         _refuse_foreign(folder, resuming=bool(resume))  # before the lock file is put there; again under the lock
         run = cls(folder, _lock_folder(folder), command, keep_every)
         try:
-            run._open(config, resume, tuple(may_change), tensorboard)
+            run._open(config, resume, tuple(may_change), iterations, tensorboard)
         except BaseException:
             run.close()
             raise
         return run
 
-    def _open(self, config: Any, resume: bool | str | Path, may_change: tuple[str, ...], tensorboard: bool) -> None:
+    def _open(
+        self,
+        config: Any,
+        resume: bool | str | Path,
+        may_change: tuple[str, ...],
+        iterations: int | None,
+        tensorboard: bool,
+    ) -> None:
         plain = to_plain(config)
         self._training = type(config).__name__
         _refuse_foreign(self.path, resuming=bool(resume))
@@ -152,6 +159,18 @@ class RunDir:
         if resume and stored.is_file():
             _require_same_settings(stored, plain, (*ALWAYS_FREE, *may_change))
             checkpoint = self._resume_point(resume)
+            if checkpoint is not None and iterations is not None and checkpoint.step > iterations:
+                raise InputError(
+                    f"run folder {self.path}: {checkpoint.step} iterations are done already, more than the "
+                    f"--iterations {iterations} asked for. Ask for {checkpoint.step} or more, or go back with "
+                    "--resume-from to an earlier checkpoint."
+                )
+        elif resume and (saved := step_folders(self.checkpoints)):
+            raise InputError(
+                f"run folder {self.path}: can't resume, it holds checkpoints ({_steps(saved)}) but no "
+                "config.resolved.yaml that says what they were trained with. Restore that file, or choose another "
+                "folder for a new run."
+            )
         elif resume and resume is not True:
             raise InputError(
                 f"run folder {self.path}: there is no run to resume from {resume!r}. Leave that option out."
@@ -361,16 +380,20 @@ class RunDir:
         words[0] = Path(words[0]).name
         if words[0] == "__main__.py":
             words[:1] = ["python", "-m", "mgrpo"]
-        return shlex.join(words if "--resume" in words else [*words, "--resume"])
+        # The point that this start went back to is behind it now.
+        kept = [
+            word
+            for word, before in zip(words, ["", *words])
+            if word.partition("=")[0] not in _RESUME_FROM and before not in _RESUME_FROM
+        ]
+        return shlex.join(kept if "--resume" in kept else [*kept, "--resume"])
 
     def close(self) -> None:
         """Close the logs and free the folder for other processes. Safe to call twice."""
         if self._log is not None:
             self._log.close()
             self._log = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
     def __enter__(self) -> RunDir:
         return self
@@ -381,34 +404,23 @@ class RunDir:
         self.close()
 
 
-def _lock_folder(folder: Path) -> int | None:
+def run_folder_of(path: Path) -> Path | None:
+    """The run folder that ``path`` is, or whose checkpoints or logs it lies among; None elsewhere, also for another
+    folder inside of a run's."""
+    path = path.expanduser().absolute()
+    for folder in (path, *path.parents):
+        if (folder / "config.resolved.yaml").is_file():
+            inside = path.relative_to(folder).parts
+            return folder if not inside or inside[0] in _OWN_FILES else None
+    return None
+
+
+def _lock_folder(folder: Path) -> FileLock:
     """Take the folder's lock, or raise `InputError` naming the process that has it."""
-    path = folder / LOCK_NAME
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise storage_error("write in the run folder", folder, error) from error
-    if fcntl is None:
-        return descriptor
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
-        raise InputError(
-            f"run folder {folder} is in use by another process (pid {owner}). Wait for it to end, or choose "
-            "another folder."
-        ) from None
-    except OSError as error:
-        notice(f"run folder {folder}: its file system has no locks ({error.strerror}); don't start two processes in it")
-        return descriptor
-    try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    except OSError as error:
-        os.close(descriptor)
-        raise storage_error("write in the run folder", folder, error) from error
-    return descriptor
+    lock = FileLock(folder / LOCK_NAME, f"run folder {folder}", "Wait for it to end, or choose another folder.")
+    if lock.missing is not None:
+        notice(f"run folder {folder}: {lock.missing}; don't start two processes in it")
+    return lock
 
 
 def _refuse_foreign(folder: Path, *, resuming: bool) -> None:

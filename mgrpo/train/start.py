@@ -8,25 +8,41 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from mgrpo.errors import InputError
+from mgrpo.options import MOST_COUNT, option, require
 
+from .learning_rate import require_learning_rate
+from .progress import notice
 from .run_dir import RunDir
+from .seeding import require_seed
 
 
 class LoopConfig(Protocol):
     """What the configuration of every loop has."""
 
     output: Any
+    iterations: int
+    learning_rate: float
+    seed: int
+    device: str
     resume: bool
     resume_from: str
     schedule: str
 
 
-def require_at_least_one(config: object, *fields: str) -> None:
-    """Raise InputError for the first of the integer ``fields`` that is below 1, in the words of the command line."""
-    for name in fields:
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+def require_sound(config: LoopConfig) -> None:
+    """Raise InputError for what no loop can use, among the options that all loops have."""
+    require(config, "iterations", at_least=1, at_most=MOST_COUNT)
+    require(config, "checkpoint_every", at_least=1)
+    require(config, "warmup", "weight_decay", "validate_every", at_least=0)
+    require(config, "gradient_clip", above=0, infinite=True)
+    require_learning_rate(config.learning_rate)
+    require_seed(config.seed)
+
+
+def unused_without_resume(config: LoopConfig) -> dict[str, str]:
+    """The options of every loop that say something about resuming alone, see
+    :class:`mgrpo.options.HasUnusedOptions`."""
+    return {} if config.resume else {"resume_from": f"without {option(config, 'resume')}"}
 
 
 def open_run(
@@ -42,14 +58,19 @@ def open_run(
     the loop's own ``may_change``. ``keep_every`` and what is raised: :meth:`RunDir.create`.
     """
     may_change = (*may_change, "validate_every", *(("iterations",) if config.schedule == "constant" else ()))
-    return RunDir.create(
+    run = RunDir.create(
         config.output,
         config,
         command=command,
         resume=config.resume and (config.resume_from == "last" or config.resume_from),
         may_change=may_change,
         keep_every=keep_every,
+        iterations=config.iterations,
     )
+    if run.start_step == config.iterations:
+        longer = f"; a larger {option(config, 'iterations')} would go on" if config.schedule == "constant" else ""
+        notice(f"{run.path}: all {config.iterations} iterations are done, nothing is left to do{longer}")
+    return run
 
 
 def restore_last(run: RunDir, config: LoopConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from mgrpo.storage import replacing
 from mgrpo.viz.camera import frame_clip
 from mgrpo.viz.comparison import ROLE_LABELS, ROLES, MotionComparison
 from mgrpo.viz.mannequin import mannequin_for
@@ -52,10 +53,11 @@ def render_frames(
             picture.paste(panel, (left, head))
             draw.rectangle((left + 18, 16, left + 23, 50), fill=rgb(palette.of(role)))
             draw.text((left + 34, 14), ROLE_LABELS[role], fill=ink, font=title)
-            text = comparison.name if role == "ground_truth" else ""
+            text = f"clip {comparison.name}" if role == "ground_truth" else "grey: ground truth"
             if track.error_mm is not None and role != "ground_truth":
                 error = float(track.error_mm[frame])
-                text = f"error {error:.0f} mm" if np.isfinite(error) else "error not available"
+                shown = f"error {error:.0f} mm" if np.isfinite(error) else "error not available"
+                text = f"{shown}; {text}"
             draw.text((left + 34, 36), text, fill=muted, font=detail)
         bar = height - foot // 2
         draw.line((18, bar, width - 18, bar), fill=line, width=3)
@@ -70,12 +72,11 @@ REST_SECONDS = 0.4
 
 
 class _Mp4Writer:
-    """Feeds pictures to the ffmpeg of the imageio-ffmpeg wheel and puts the finished file in place in one move."""
+    """Feeds pictures to the ffmpeg of the imageio-ffmpeg wheel, which writes an mp4 file."""
 
     def __init__(self, path: Path, fps: float) -> None:
         self.path = path
         self.fps = fps
-        self._partial = path.with_name(f".{path.stem}.partial.mp4")
         self._writer: Generator[None, bytes, None] | None = None
 
     def add(self, picture: Image.Image) -> None:
@@ -84,33 +85,39 @@ class _Mp4Writer:
             import imageio_ffmpeg
 
             self._writer = imageio_ffmpeg.write_frames(
-                str(self._partial),
+                str(self.path),
                 picture.size,
                 fps=self.fps,
                 codec="libx264",
                 pix_fmt_out="yuv420p",
                 macro_block_size=2,
-                output_params=["-crf", "21", "-preset", "veryfast", "-threads", "1", "-movflags", "+faststart"],
+                output_params=[
+                    "-crf",
+                    "21",
+                    "-preset",
+                    "veryfast",
+                    "-threads",
+                    "1",
+                    "-movflags",
+                    "+faststart",
+                    "-f",
+                    "mp4",
+                ],
                 ffmpeg_log_level="error",
             )
             self._writer.send(None)
         self._writer.send(np.asarray(picture).tobytes())
 
-    def finish(self) -> None:
-        """Close the file and move it into place. OSError if the encoder wrote nothing."""
+    def close(self) -> None:
+        """Let the encoder finish the file, if it still runs."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        if not self._partial.is_file() or self._partial.stat().st_size == 0:
-            raise OSError(f"the video encoder wrote nothing to {self.path}")
-        os.replace(self._partial, self.path)
 
-    def abandon(self) -> None:
-        """Stop the encoder if it still runs and remove what it left."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        self._partial.unlink(missing_ok=True)
+    def check(self) -> None:
+        """Raise OSError if the encoder, which doesn't tell, wrote nothing."""
+        if not self.path.is_file() or self.path.stat().st_size == 0:
+            raise OSError(f"the video encoder wrote nothing to {self.path}")
 
 
 def _gif_table(palette: Palette) -> Image.Image:
@@ -135,10 +142,9 @@ def _save_gif(path: Path, pictures: Sequence[Image.Image], durations: Sequence[f
 
     GIF counts time in hundredths of a second.
     """
-    partial = path.with_name(f".{path.stem}.partial.gif")
-    try:
+    with replacing(path) as temporary:
         pictures[0].save(
-            partial,
+            temporary,
             format="GIF",
             save_all=True,
             append_images=list(pictures[1:]),
@@ -146,9 +152,6 @@ def _save_gif(path: Path, pictures: Sequence[Image.Image], durations: Sequence[f
             loop=0,
             optimize=False,
         )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def have_mp4_encoder() -> bool:
@@ -193,8 +196,11 @@ def write_animation(
     table = _gif_table(palette)
     gif_frames: list[Image.Image] = []
     gif_seconds: list[float] = []
-    writer = None if mp4 is None else _Mp4Writer(mp4, fps)
-    try:
+    with contextlib.ExitStack() as writing:
+        writer = None
+        if mp4 is not None:
+            writer = _Mp4Writer(writing.enter_context(replacing(mp4)), fps)
+            writing.callback(writer.close)
         for index, picture in enumerate(pictures):
             ends = index + 1 in last_of_clip
             if writer is not None:
@@ -211,9 +217,7 @@ def write_animation(
             if on_frame is not None:
                 on_frame(index + 1, total)
         if writer is not None:
-            writer.finish()
+            writer.close()
+            writer.check()
         if gif is not None:
             _save_gif(gif, gif_frames, gif_seconds)
-    finally:
-        if writer is not None:
-            writer.abandon()

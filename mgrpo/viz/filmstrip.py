@@ -33,7 +33,7 @@ def render_filmstrip(
     mannequin = mannequin_for(comparison.parents)
     tracks = comparison.tracks()
     chosen = key_frames(comparison, columns)
-    margin, label, head, below = 28, 150, 40, 22
+    margin, label, head, below = 28, 170, 40, 22
     row_height = cell_height + below
     width = margin * 2 + label + cell_width * len(chosen)
     height = margin * 2 + head + row_height * len(tracks)
@@ -58,14 +58,16 @@ def render_filmstrip(
     for row, (role, track) in enumerate(tracks.items()):
         top = margin + head + row * row_height
         color = rgb(palette.of(role))
-        draw.rectangle((margin, top + 18, margin + 6, top + 62), fill=color)
+        draw.rectangle((margin, top + 18, margin + 6, top + (62 if role == "ground_truth" else 80)), fill=color)
         draw.text((margin + 16, top + 16), ROLE_LABELS[role], fill=ink, font=font(19))
         note = "recorded motion"
         if role != "ground_truth":
             note = ""
             if track.error_mm is not None and np.isfinite(track.error_mm).any():
-                note = f"mean {np.nanmean(track.error_mm):.0f} mm"
+                note = f"mean error {np.nanmean(track.error_mm):.0f} mm"
         draw.text((margin + 16, top + 42), note, fill=muted, font=font(16))
+        if role != "ground_truth":
+            draw.text((margin + 16, top + 64), "grey: ground truth", fill=muted, font=font(16))
         for column, frame in enumerate(chosen):
             panel = draw_panel(
                 comparison,

@@ -16,6 +16,7 @@ import cuda_resources
 import emulation
 import nvcc
 import pytest
+import source_digests
 import torch
 from torch import Tensor
 
@@ -62,19 +63,61 @@ def test_every_source_has_its_glue_and_launchers() -> None:
 @needs_nvcc
 @pytest.mark.parametrize("source", SOURCES)
 def test_resources(source: Path) -> None:
-    rows = cuda_resources.rows_of(source)
+    """For every architecture where the table is about another source or compiler than these, else for one."""
+    rows = cuda_resources.rows_of(source, cuda_resources.architectures_to_check(source))
     assert rows, f"{source.name} has no kernel"
-    for row in rows:
+    version, table = cuda_resources.read_table()
+    same_compiler = version == cuda_resources.compiler_version()
+    known = [row for row in table if row["source"] == str(source.relative_to(ROOT))]
+    for row in rows + known * same_compiler:
         assert row["spill_bytes"] == "0", f"{row['kernel']} spills registers: give __launch_bounds__ fewer blocks"
-        assert max(int(row[name]) for name in cuda_resources.ARCHITECTURES) < 255, (
+        assert max(int(row[name]) for name in cuda_resources.ARCHITECTURES if name in row) < 255, (
             f"{row['kernel']} fills all registers"
         )
         assert int(row["shared_bytes"]) <= 48 << 10
-    version, table = cuda_resources.read_table()
-    if version != cuda_resources.compiler_version():
+    if not same_compiler:
         pytest.skip(f"the table is of nvcc {version}; the rest holds")
+    assert rows == [{name: row[name] for name in rows[0]} for row in known], HOW
+
+
+def test_a_source_that_the_table_does_not_know_is_compiled_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = cuda_resources.sources()[0]
+    compiler, digests, rows = source_digests.split(cuda_resources.TABLE.read_text())
+    monkeypatch.setattr(cuda_resources, "compiler_version", lambda: compiler.removeprefix("nvcc "))
+    monkeypatch.setattr(cuda_resources, "TABLE", tmp_path / "table.csv")
     name = str(source.relative_to(ROOT))
-    assert rows == [row for row in table if row["source"] == name], HOW
+    for about, known in (
+        ((compiler, {**digests, name: cuda_resources.digest(source)}), True),
+        ((compiler, {**digests, name: "another"}), False),
+        ((compiler, {}), False),
+        (("nvcc 1.0", {**digests, name: cuda_resources.digest(source)}), False),
+    ):
+        cuda_resources.TABLE.write_text(source_digests.head(*about) + rows)
+        assert source_digests.split(cuda_resources.TABLE.read_text()) == (*about, rows)
+        wanted = [cuda_resources.PROOF_ARCHITECTURE] if known else list(nvcc.ARCHITECTURES)
+        assert cuda_resources.architectures_to_check(source) == wanted
+
+
+def test_a_digest_is_of_the_code_and_its_headers(tmp_path: Path) -> None:
+    (tmp_path / "common").mkdir()
+    source, header = tmp_path / "a_cuda.cu", tmp_path / "common" / "b.h"
+    inner = header.with_name("c.h")
+    source.write_text('#include "common/b.h"\nint a;\n')
+    header.write_text('#include "c.h"\n')
+    inner.write_text("int c;\n")
+
+    def digest(*options: str) -> str:
+        return source_digests.digest(source_digests.with_headers(source), options)
+
+    first = digest()
+    assert source_digests.with_headers(source) == {source.resolve(), header.resolve(), inner.resolve()}
+    assert digest("-O1") != first
+    inner.write_text("// what it is\n\nint c;  \n")
+    assert digest() == first
+    inner.write_text("int d;\n")
+    assert digest() != first
 
 
 def test_the_table_names_no_other_source() -> None:

@@ -89,6 +89,11 @@ def test_an_explicit_choice_is_honoured_or_refused(made_up_op: str, way: str, mo
             call(name)
         message = str(caught.value)
         assert message.startswith("made_up(): ") and " cannot serve this call. " in message
+        origin = {"argument": f"backend='{name}'", "context": f"use_backend('{name}')"}.get(
+            way, f"MGRPO_BACKEND={name}"
+        )
+        assert f"{origin} cannot serve" in message
+        assert message.endswith("or none (backend=None, no use_backend, MGRPO_BACKEND unset) for the fastest that can")
         for part in ("reference: can serve it", "cpp: wants float64", "triton: not written", "cuda: no such machine"):
             assert part in message
     with pytest.raises(ValueError, match=r"must be one of reference, cpp, triton, cuda, got 'fast'"):

@@ -17,9 +17,11 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from mgrpo import kernels
 from mgrpo.kernels import (
+    BackendError,
     NoiseKey,
     RewardSkeleton,
     StateChannels,
@@ -63,10 +65,12 @@ def changed(function: Callable[..., object], usual: dict[str, object]) -> Callab
         return lambda: function(**{**usual, **changes})
 
     USUAL[function.__name__] = make()
+    ARGUMENTS[function] = usual
     return make
 
 
 USUAL: dict[str, Callable[[], object]] = {}
+ARGUMENTS: dict[Callable[..., object], dict[str, object]] = {}
 meta = torch.device("meta")
 points, state = zeros(5, 3), zeros(5, 7, 6)
 groups, recording = zeros(2, 3, 4, 22, 3), zeros(2, 4, 22, 3)
@@ -394,6 +398,47 @@ def test_snapshot_holds_nothing_else() -> None:
 def test_messages_have_the_house_form(name: str) -> None:
     message = json.loads(SNAPSHOT.read_text())[name]
     assert re.match(r"\w+: \w+\(\): .*(must .*, got |cannot serve this call)", message), message
+
+
+def calls_with_tensors() -> list[tuple[Callable[..., object], dict[str, object]]]:
+    """Every op with usual arguments."""
+    own = {
+        project_so3: {"matrices": eye},
+        forward_kinematics: {"rotations": J3, "t_parent_joint": offsets, "parents": [-1, 0, 1]},
+        procrustes_align: {"source": points, "target": points},
+    }
+    return [*own.items(), *ARGUMENTS.items()]
+
+
+@pytest.mark.parametrize(("function", "usual"), calls_with_tensors(), ids=lambda value: getattr(value, "__name__", ""))
+def test_tensors_that_are_no_arrays_are_refused(function: Callable[..., object], usual: dict[str, object]) -> None:
+    names = [name for name, value in usual.items() if isinstance(value, torch.Tensor)]
+    assert names
+    for name in names:
+        with pytest.raises(
+            TypeError, match=rf"\(\): {name} must be a dense tensor \(torch.strided\), got a sparse_coo"
+        ):
+            function(**{**usual, name: usual[name].to_sparse()})
+    if function is NoiseKey:  # it names numbers and draws none
+        return
+    empty = {name: value.to(meta) if isinstance(value, torch.Tensor) else value for name, value in usual.items()}
+    if function is motion_rewards:
+        empty["skeleton"] = RewardSkeleton(
+            *(part.to(meta) if isinstance(part, torch.Tensor) else part for part in body)
+        )
+    for backend in (None, "reference"):
+        with pytest.raises(
+            BackendError, match=r"\(\): .* can(not)? serve this call\. reference: needs tensors that hold"
+        ):
+            function(**empty, backend=backend)
+
+
+def test_fake_tensors_are_served() -> None:
+    with FakeTensorMode() as mode:
+        for device in ("cpu", "meta"):
+            matrices = torch.empty(4, 3, 3, device=device)
+            assert project_so3(matrices).shape == (4, 3, 3)
+        assert project_so3(mode.from_tensor(torch.eye(3))).shape == (3, 3)
 
 
 def test_negative_weights_are_found_in_debug_mode(monkeypatch: pytest.MonkeyPatch) -> None:

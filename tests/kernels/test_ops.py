@@ -184,18 +184,20 @@ def test_a_row_alone_equals_the_row_in_a_batch(spec: OpSpec, fused: str) -> None
             assert (leaf.grad is None and grad is None) or torch.equal(leaf.grad[0], grad[row])
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("spec", WITH_ROWS)
-def test_a_bad_row_touches_no_other(spec: OpSpec, backend: str, bad: float) -> None:
+def test_a_bad_row_touches_no_other(spec: OpSpec, backend: str) -> None:
     case, inputs = rows_of(spec)
     serves(spec, backend, inputs)
     clean, clean_grads = run(spec, case, inputs, backend)
-    others = torch.arange(len(inputs[0]), device=DEVICE) != 2
+    bad = {1: math.nan, 2: math.inf}
+    others = torch.tensor([row not in bad for row in range(len(inputs[0]))], device=DEVICE)
+    assert others.any()
     for position in range(len(inputs)):
         if not inputs[position].is_floating_point():
             continue
         spoilt = [x.clone() for x in inputs]
-        spoilt[position][2].view(-1)[0] = bad
+        for row, value in bad.items():
+            spoilt[position][row].view(-1)[0] = value
         results, grads = run(spec, case, spoilt, backend)
         for a, b in zip(results + grads, clean + clean_grads, strict=True):
             assert (a is None and b is None) or torch.equal(a[others], b[others])

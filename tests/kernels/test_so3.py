@@ -54,6 +54,24 @@ def test_projection_is_a_rotation_and_idempotent(tiny: torch.Generator, backend:
     torch.testing.assert_close(project_so3(R, backend=backend), R, rtol=0, atol=tolerance)
 
 
+def test_thread_count_changes_nothing(tiny: torch.Generator) -> None:
+    if "cpp" not in kernels.available_backends("project_so3"):
+        pytest.skip(kernels.explain_backend("project_so3"))
+    matrices = normal(tiny, 20_001, 3, 3, dtype=torch.float32).cpu()
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            leaf = matrices.clone().requires_grad_()
+            projected = project_so3(leaf, backend="cpp")
+            projected.backward(matrices)
+            found.append((projected.detach(), leaf.grad))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
 def test_projection_commutes_with_rotations(tiny: torch.Generator, backend: str) -> None:
     M = normal(tiny, 200, 3, 3)
     left, right = random_rotations(tiny, 200), random_rotations(tiny, 200)

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -20,11 +21,11 @@ import pytest
 import torch
 
 from benchmarks.amass_files import write_recording, write_smplh
+from mgrpo import storage
 from mgrpo.body import default_body, load_smplh
 from mgrpo.cli import main
 from mgrpo.commands import data_amass
 from mgrpo.commands.data_amass import AmassConfig
-from mgrpo.data.amass import parts as parts_module
 from mgrpo.data.amass import prepare as prepare_module
 from mgrpo.data.amass.parts import PartsFolder, parts_folder
 from mgrpo.data.amass.prepare import Outcome, make_plan, prepare_dataset
@@ -262,7 +263,7 @@ def test_one_bad_file_does_not_stop_the_others(
     (raw / "CMU/1/dangling_poses.npz").symlink_to(tmp_path / "nowhere")
     (raw / "CMU/1/line\nbreak_poses.npz").write_bytes((raw / "CMU/1/good_poses.npz").read_bytes())
     (raw / os.fsdecode(b"CMU/1/\xff_poses.npz")).write_bytes(b"")
-    assert run(raw, tmp_path / "a.hdf5", smplh, "--workers", "1") == 0
+    assert run(raw, tmp_path / "a.hdf5", smplh, "--workers", "1") == 1
     report = json.loads((tmp_path / "a.hdf5.report.json").read_text())
     reasons = {entry["name"]: entry["reason"] for entry in report["failed"]}
     assert len(reasons) == 5 and report["counts"]["clips"] == 2
@@ -276,6 +277,8 @@ def test_one_bad_file_does_not_stop_the_others(
         assert text in reasons[f"CMU/1/{name}_poses.npz"]
     captured = capsys.readouterr()
     assert "failed: " in captured.out and "left out: " in captured.err
+    assert "INCOMPLETE: 5 of 6 recordings could not be used" in captured.out.splitlines()[-1]
+    assert h5py.is_hdf5(tmp_path / "a.hdf5")
 
 
 def test_nothing_usable_is_an_error_that_leaves_no_file(
@@ -314,6 +317,8 @@ def test_options_that_make_no_sense(raw: Path, smplh: Path, tmp_path: Path, caps
         ([str(raw), out, "--gender-conversion", str(tmp_path / "no")], "no such folder"),
         ([str(raw), str(existing), "--betas", "as-is"], "exists already"),
         ([str(raw), str(tmp_path), "--betas", "as-is"], "is a folder"),
+        ([str(raw), str(tmp_path / "a.npz"), "--betas", "as-is"], "a.npz: the file to write must end in .hdf5 or .h5"),
+        ([str(raw), str(tmp_path / "a"), "--betas", "as-is", "--dry-run"], "must end in .hdf5 or .h5"),
         ([str(tmp_path / "no"), out, "--betas", "as-is"], "no such folder"),
     ):
         assert main(["data", "amass", *words]) == 2
@@ -325,18 +330,18 @@ def test_options_that_make_no_sense(raw: Path, smplh: Path, tmp_path: Path, caps
 
 def test_the_writer_refuses_what_the_format_does_not_have(tmp_path: Path) -> None:
     good = {name: np.zeros((1 if name == "betas" else 4, *shape), np.float32) for name, shape in DATASETS.items()}
-    out, temporary = tmp_path / "a.hdf5", tmp_path / "growing"
+    out = tmp_path / "a.hdf5"
     for changes, message in (
         ({"contacts": np.zeros((3, 21), np.float32)}, r"contacts must be float32 \(4, 21\)"),
         ({"contacts": np.zeros((4, 21))}, "contacts must be float32"),
         ({"more": np.zeros(3)}, "a group has the datasets"),
     ):
         with pytest.raises(InputError, match=message):
-            write_hdf5(out, [("a", {**good, **changes})], temporary=temporary)
+            write_hdf5(out, [("a", {**good, **changes})], grow_in=tmp_path)
     with pytest.raises(InputError, match="sorted order"):
-        write_hdf5(out, [("b", good), ("a", good)], temporary=temporary)
+        write_hdf5(out, [("b", good), ("a", good)], grow_in=tmp_path)
     assert not list(tmp_path.iterdir())
-    assert write_hdf5(out, [("a", good), ("b", good)], temporary=temporary) == ["a", "b"]
+    assert write_hdf5(out, [("a", good), ("b", good)], grow_in=tmp_path) == ["a", "b"]
     assert list_text(["b", "a"]) == "a\nb"
 
 
@@ -454,8 +459,8 @@ def test_a_worker_that_dies_is_explained(raw: Path, tmp_path: Path) -> None:
 
 def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
     with PartsFolder(tmp_path / "a.hdf5") as parts:
-        for left in (parts.temporary("hdf5"), parts.temporary("x.safetensors"), parts.path / "x.safetensors"):
-            left.write_bytes(b"half")
+        for left in (".tmp-7-a.hdf5", ".tmp-8-x.safetensors", "x.safetensors"):
+            (parts.path / left).write_bytes(b"half")
     with PartsFolder(tmp_path / "a.hdf5") as parts:
         assert sorted(path.name for path in parts.path.iterdir()) == [".lock", "x.safetensors"]
 
@@ -482,12 +487,12 @@ def test_a_full_disk_while_parts_are_written(
     out, calls = tmp_path / "amass.hdf5", []
 
     def full(descriptor: int) -> None:
-        calls.append(descriptor)
+        calls.extend([descriptor] * stat.S_ISREG(os.fstat(descriptor).st_mode))
         if len(calls) == 4:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts_module.os, "fsync", full)
+        patch.setattr(storage.os, "fsync", full)
         assert run(raw, out, smplh, "--workers", "1") == 2
     message = capsys.readouterr().err
     assert "the disk is full" in message and "goes on from" in message
@@ -518,7 +523,7 @@ for limit in (3_000, 500_000, 5_000_000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     clips = ((f"{number:03}", clip) for number in range(20))
     try:
-        write_hdf5(folder / "a.hdf5", clips, temporary=folder / "growing")
+        write_hdf5(folder / "a.hdf5", clips, grow_in=folder)
     except OSError as error:
         print(error.errno, list(folder.iterdir()))
 """

@@ -305,6 +305,19 @@ def test_the_command_writes_six_files_that_can_be_read(tmp_path: Path, capsys: p
     np.testing.assert_array_equal(found["female"].b, expected["female", "neutral"].b)
 
 
+def test_one_model_is_not_taken_for_two_bodies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = write_smplh(tmp_path / "one.npz"), write_smplh(tmp_path / "other.npz", size=1.1)
+    copy = tmp_path / "copy.npz"
+    copy.write_bytes(one.read_bytes())
+    for paths, said in (
+        ((one, one, one), "the female and the male model are the same"),
+        ((other, one, one), "the male and the neutral model are the same"),
+        ((one, other, copy), "the female and the neutral model are the same"),
+    ):
+        assert main(["data", "gender-conversion", *map(str, paths), str(tmp_path / "out")]) == 2
+        assert said in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "out").exists()
+
+
 def test_conversions_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no such folder; it should hold female_to_neutral.npz and male_to_neutral"):
         load_conversions(tmp_path / "nowhere")

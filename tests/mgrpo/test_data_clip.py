@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from mgrpo.data import MotionClip, load_clip, save_clip
+from mgrpo.body import default_body
+from mgrpo.data import MotionClip, load_clip, load_motion, save_clip
 from mgrpo.data.clip import check_unique_names
 from mgrpo.errors import InputError
 from mgrpo.npz import read_npz, write_npz
@@ -57,9 +58,9 @@ def test_values_become_float32() -> None:
 
 BAD_VALUES: list[tuple[dict[str, object], str]] = [
     ({"name": ""}, "needs a name"),
-    ({"fps": 0}, "fps must be a positive"),
-    ({"fps": -30.0}, "fps must be a positive"),
-    ({"fps": math.nan}, "fps must be a positive"),
+    ({"fps": 0}, "fps must be 0.1 to 10000"),
+    ({"fps": -30.0}, "fps must be 0.1 to 10000"),
+    ({"fps": math.nan}, "fps must be 0.1 to 10000"),
     ({"body_quats": identity_quats(4, 21)}, r"must have shape \(F, 21, 4\) with F = 5 .* got \(4, 21, 4\)"),
     ({"body_quats": identity_quats(5, 22)}, r"got \(5, 22, 4\)"),
     ({"hand_quats": identity_quats(5, 15)}, r"hand_quats must have shape \(F, 30, 4\)"),
@@ -83,6 +84,34 @@ def test_bad_values_are_explained(changes: dict[str, object], message: str) -> N
         clip_of(5, **changes)
     if changes.get("name") != "":
         assert "clip 'stand'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("body_quats", np.full((6, 21, 4), np.nan), "not finite"),
+        ("body_quats", np.full((6, 21, 4), 0.4), "unit quaternions"),
+        ("body_quats", np.ones((4, 21, 4)), "must have shape"),
+        ("contacts", np.full((6, 21), 2.0), "must lie in"),
+        ("fps", np.array(1e-300), "fps must be 0.1 to 10000"),
+        ("fps", np.array(5000.0), "leave fewer than 2 frames"),
+        ("name", np.array(""), "needs a name"),
+    ],
+)
+def test_what_is_wrong_in_a_file_names_the_file(tmp_path: Path, field: str, value: np.ndarray, message: str) -> None:
+    path = tmp_path / "walk.npz"
+    save_clip(path, clip_of(6))
+    with np.load(path) as good:
+        np.savez(path, **{**good, field: value})
+    readers = (
+        load_clip,
+        lambda file: load_motion(file, default_body()),
+        lambda file: load_motion(tmp_path, default_body()),
+    )
+    for reader in readers[1 if "fewer" in message else 0 :]:
+        with pytest.raises(InputError, match=message) as error:
+            reader(path)
+        assert str(error.value).startswith(f"{path}: ") and str(error.value).count(str(path)) == 1
 
 
 def test_root_quaternions_are_checked() -> None:

@@ -109,7 +109,7 @@ def test_it_goes_on_where_it_was_stopped(
     assert {"walk1.bvh", "cut.bvh"} <= set(seen) and len(seen) in (3, 2)
     assert report(out)["a/walk1.bvh"]["frames"] == 60 and (out / "mocap.npz").read_bytes() != first
     seen.clear()
-    assert run(folder, out, "--unit", "0.011", "--max-error-mm", "2") == 0
+    assert run(folder, out, "--unit", "0.011", "--max-error-mm", "2", "--overwrite") == 0
     assert len(seen) == 4
     capsys.readouterr()
 
@@ -129,13 +129,68 @@ def test_clips_on_a_body(folder: Path, tmp_path: Path) -> None:
     assert max(float(clip.contacts.sum()) for clip in clips) > 100
 
 
+def test_an_output_made_in_another_way_is_kept(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    assert run(folder, out) == 0
+    before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    folder.rename(other)
+    for source, words, told in (
+        (other, ["--unit", "0.011", "--max-error-mm", "2"], "options.unit: auto there, 0.011 now"),
+        (other, ["--floor", "keep"], "options.floor: auto there, keep now"),
+        (other, ["--format", "clips"], "format: pack there, clips now"),
+        (other, [], f"folder: {folder} there, {other} now"),
+    ):
+        assert run(source, out, *words) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "holds motion already" in said and "--overwrite" in said
+        assert told in said or (source == other and "folder:" in said)
+        assert {path: path.read_bytes() for path in before} == before
+    other.rename(folder)
+    assert run(folder, out, "--workers", "2") == 0  # how it is computed is no other way
+    (out / "mocap-report.json").unlink()
+    assert run(folder, out) == 2
+    assert "it has no mocap-report.json" in capsys.readouterr().err
+
+
+def test_overwriting_leaves_no_motion_of_before(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(folder, out) == 0
+    assert run(folder, out, "--format", "clips", "--overwrite") == 0
+    assert {path.name for path in out.iterdir()} == {"clips", "mocap-report.json", ".parts"}
+    mine = out / "clips" / "mine.npz"
+    mine.write_bytes((out / "clips" / "a" / "walk0.npz").read_bytes())
+    (folder / "a" / "walk1.bvh").unlink()
+    assert run(folder, out, "--format", "clips") == 0
+    there = {path.relative_to(out / "clips").as_posix() for path in out.rglob("*.npz")}
+    assert there == {"a/walk0.npz", "b/01_01.npz", "mine.npz"}  # only what it wrote itself is taken away
+    assert run(folder, out, "--overwrite") == 0
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.npz")} == {"mocap.npz", "clips/mine.npz"}
+    capsys.readouterr()
+
+
+def test_a_run_without_a_usable_file_keeps_what_is_there(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(folder, out) == 0
+    before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert run(folder, out, "--map", "bandai", "--overwrite") == 2
+    assert "none of the 4 files" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--body", "smplh"], "--body smplh says nothing about --format pack"),
         (["--unit", "feet"], "--unit must be auto"),
         (["--floor", "low"], "--floor must be auto"),
         (["--workers", "-1"], "--workers must be at least 0"),
-        (["--amc-fps", "0"], "--amc-fps must be between"),
+        (["--amc-fps", "0"], "--amc-fps must be 0.1 to 10000"),
         (["--max-error-mm", "-1"], "--max-error-mm must be positive"),
         (["--map", "none.json"], "none.json: can't be read"),
         (["--map", "bandai"], "none of the 4 files"),

@@ -274,7 +274,7 @@ BAD_PACKS: list[tuple[dict[str, object], str]] = [
     ({"lengths": np.array([89, 1])}, r"clip 'sway1' has 1 frame"),
     ({"lengths": np.array([90])}, r"lengths must have shape \(2,\)"),
     ({"names": np.array(["a", "a"])}, "two clips are called 'a'"),
-    ({"fps": np.array(0)}, "fps must be a positive"),
+    ({"fps": np.array(0)}, "fps must be 0.1 to 10000"),
     ({"fps": np.array("thirty")}, "fps must be numeric"),
     ({"joint_names": np.array([*ORDER[:20], "x", "y"])}, "joint_names must be pelvis, left_hip"),
     ({"rest_joints": np.zeros((2, 22, 3), np.float32)}, "leg bone shorter than 1 mm"),

@@ -338,8 +338,8 @@ def test_every_start_is_drawn(clips: list[MotionClip], body: BodyModel) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"mirror_prob": 1.5}, "mirror_prob"),
-        ({"betas_std": -1.0}, "betas_std"),
+        ({"mirror_prob": 1.5}, "--mirror-prob must be at most 1, got 1.5"),
+        ({"betas_std": -1.0}, "--betas-std must be at least 0, got -1.0"),
         ({"speed": 1.0}, "speed"),
         ({"weighting": "both"}, "weighting"),
     ],

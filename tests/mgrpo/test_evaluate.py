@@ -14,6 +14,7 @@ from mgrpo.body import BodyModel, default_body
 from mgrpo.data import MotionWindows, windows_from_poses
 from mgrpo.diffusion.transition import Transitions, make_transitions
 from mgrpo.errors import InputError
+from mgrpo.eval import evaluate as evaluate_module
 from mgrpo.eval.evaluate import EvaluationResult, compare, evaluate
 from mgrpo.eval.metrics import METRICS, mpjpe_mm
 from mgrpo.eval.statistics import over_windows_and_seeds, paired_difference
@@ -317,3 +318,19 @@ def test_paired_difference() -> None:
     assert difference.share_lower == 1 and difference.windows == 30
     with pytest.raises(InputError, match="same windows"):
         paired_difference(first, second[:-1])
+
+
+def test_a_broken_sample_has_not_convinced_the_perceptual_model(
+    body: BodyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the model says of NaN: the sample is left out, not counted as one that passed for real."""
+    windows = made_up_windows(body, 2)
+    layout = StateLayout(include_hands=False)
+    state = pack_windows(layout, windows)[:, None].repeat(1, 2, 1, 1)
+    motion = decode_motion(layout, state, windows.T_world_cpf[:, None], body)
+    motion.joints22[1, 0, 3, 5, 0] = math.nan
+    monkeypatch.setattr(evaluate_module, "score_samples", lambda *rest: torch.full((2, 2), 9.0))
+    found = evaluate_module._sample_measures(motion, windows, object(), {"score": torch.ones(2)}, 30.0)  # type: ignore[arg-type]
+    for name in ("score", "score_gap", "accuracy", "fs_egoallo_m", "mpjpe_mm"):
+        assert found[name].isnan().tolist() == [[False, False], [True, False]], name
+    assert found["accuracy"][0].tolist() == [0.0, 0.0]

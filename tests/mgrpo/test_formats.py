@@ -248,7 +248,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nan": (lambda p: _npz(p, joints=np.full((4, 22, 3), np.nan)), "not finite.*frame 0"),
     "object array": (lambda p: _npz(p, joints=np.array([{}], object)), "pickled Python objects"),
     "bad up": (lambda p: _npz(p, joints=np.zeros((4, 22, 3)), up="x"), "up must be"),
-    "bad rate": (lambda p: _npz(p, joints=np.ones((4, 22, 3)), fps=-1.0), "positive frame rate"),
+    "bad rate": (lambda p: _npz(p, joints=np.ones((4, 22, 3)), fps=-1.0), "the frame rate of the motion must be"),
     "falling numbers": (
         lambda p: _npz(p, joints=np.ones((2, 22, 3)), frame_nums=np.array([3, 2])), "that don't rise"
     ),

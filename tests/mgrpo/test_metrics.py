@@ -477,17 +477,42 @@ def test_masked_frames_do_not_count(name: str, padding: float) -> None:
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", PAIR_METRICS)
-def test_a_broken_motion_is_not_scored(name: str) -> None:
-    """NaN anywhere in a motion makes its own measure NaN and no other."""
-    function, field = PAIR_METRICS[name]
-    pred, truth = getattr(random_motion(1, 3), field), getattr(random_motion(2, 3), field)
-    expected = function(pred, truth)
-    pred = pred.clone()
-    pred[1, 4, metrics.HEAD_22] = float("nan")
-    found = function(pred, truth)
-    assert found[1].isnan()
-    torch.testing.assert_close(found[[0, 2]], expected[[0, 2]])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", [*PAIR_METRICS, *SINGLE_METRICS, "jitter_ratio"])
+def test_a_broken_motion_is_not_scored(name: str, value: float) -> None:
+    """NaN or infinity anywhere in a motion makes its own measure NaN and no other: never a foot that doesn't slide."""
+    if name in PAIR_METRICS:
+        function, field = PAIR_METRICS[name]
+    else:
+        function, field = getattr(metrics, name), "joints22"
+    others = () if name in SINGLE_METRICS else (getattr(random_motion(2, 3), field),)
+    whole = getattr(random_motion(1, 3), field)
+    expected = function(whole, *others)
+    assert expected.isfinite().all()
+    heads_only = name.startswith("head_")
+    for row in (metrics.HEAD_22,) if heads_only else (0, metrics.HEAD_22, metrics.FEET_22[2]):
+        for axis in range(3):
+            pred = whole.clone()
+            pred[1, 4, row, axis] = value
+            found = function(pred, *others)
+            assert found[1].isnan(), (row, axis)
+            torch.testing.assert_close(found[[0, 2]], expected[[0, 2]])
+            if others:
+                assert function(others[0], pred)[1].isnan()
+            mask = torch.ones(3, FRAMES, dtype=torch.bool)
+            mask[1, 4] = False
+            assert function(pred, *others, mask).isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_sample_has_no_measure_at_all(value: float) -> None:
+    truth, motion = random_motion(2, 2), random_motion(1, 2, 3)
+    motion.joints22[1, 2, 4, metrics.FEET_22[0], 0] = value
+    motion.R_world_joint22[0, 1, 3, 7, 1, 1] = value
+    for found in metrics.motion_metrics(motion, as_target(truth)).values():
+        assert found.isnan().tolist() == [[False, True, False], [False, False, True]]
+    groups = metrics.group_diversity(motion.joints22, as_target(truth).mask)
+    assert all(spread.isnan().tolist() == [False, True] for spread in groups.values())
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3])

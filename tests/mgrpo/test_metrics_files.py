@@ -4,6 +4,7 @@ compared says so."""
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import math
@@ -405,6 +406,76 @@ def test_a_truth_that_stands_still_has_no_jitter_ratio(tmp_path: Path) -> None:
     truth = save(tmp_path / "t.npz", made.joints[:1].expand(FRAMES, -1, -1))
     found = only(compare_files(save(tmp_path / "p.npz", made.joints), truth))
     assert math.isnan(found["jitter_ratio"]) and found["jitter_m_s3"] > 0
+
+
+def test_every_dash_has_its_reason(tmp_path: Path) -> None:
+    made = Made(1)
+    huge = made.joints.clone()
+    huge[3, 5] = 1e200
+    cases = {
+        "overflow (positions up to 1e+200 m)": (huge, made.joints),
+        "the truth does not move": (made.joints, made.joints[:1].expand(FRAMES, -1, -1)),
+        "it needs 4 frames in a row": (made.joints[:3], made.joints[:3]),
+        "no foot touches the floor": (made.joints + torch.arange(FRAMES)[:, None, None], made.joints),
+    }
+    for number, (reason, (pred, truth)) in enumerate(cases.items()):
+        paths = [save(tmp_path / f"{number}{side}.npz", joints) for side, joints in (("p", pred), ("t", truth))]
+        comparison = compare_files(*paths, pred_options=ReadOptions(unit="m"), gt_options=ReadOptions(unit="m"))
+        found = only(comparison)
+        dashes = {name for name, value in found.items() if math.isnan(value)}
+        assert dashes and dashes <= set(comparison.missing), reason
+        notes = comparison.table("all").notes
+        assert any(note.startswith("– ") and reason in note for note in notes), notes
+        if number == 0:
+            assert "mpjpe_mm" in dashes
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", ["pred", "gt"])
+def test_joints_that_are_no_numbers_are_refused(
+    side: str, value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Made(1)
+    broken = made.joints.clone()
+    broken[2, 20, 0] = value
+    pred = save(tmp_path / "p.npz", broken if side == "pred" else made.joints)
+    truth = save(tmp_path / "t.npz", broken if side == "gt" else made.joints)
+    assert cli.main(["metrics", str(pred), str(truth)]) == 2
+    said = "".join(capsys.readouterr().err.split())
+    assert "notfinite" in said and "frame2" in said and ("p.npz" if side == "pred" else "t.npz") in said
+
+
+@pytest.mark.parametrize("rate", ["1e-300", "0.01", "1e5", "1e300", "-1", "nan", "inf"])
+@pytest.mark.parametrize("option", ["fps", "pred-fps", "gt-fps"])
+def test_rates_that_no_motion_has(option: str, rate: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(save(tmp_path / "p.npz", Made(1).joints))
+    assert cli.main(["metrics", path, path, f"--{option}={rate}"]) == 2
+    assert f"--{option} must be 0.1 to 10000 frames per second" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(InputError, match=r"frame rate must be 0.1 to 10000|frame rate of the motion must be"):
+        given = ReadOptions(fps=float(rate))
+        compare_files(
+            path,
+            path,
+            fps=float(rate) if option == "fps" else None,
+            pred_options=given if option == "pred-fps" else None,
+            gt_options=given if option == "gt-fps" else None,
+        )
+
+
+def test_a_rate_in_a_file_that_no_motion_has(tmp_path: Path) -> None:
+    good = save(tmp_path / "t.npz", Made(1).joints)
+    for rate in (1e-300, math.nan):
+        with pytest.raises(InputError, match=r"p\.npz: .*0\.1 to 10000 frames per second"):
+            compare_files(save(tmp_path / "p.npz", Made(1).joints, fps=rate), good)
+
+
+def test_more_frames_than_memory_holds_are_refused() -> None:
+    with pytest.raises(InputError, match=r"5,000,001 frames, more than 4,000,000; is a rate"):
+        resampled(linear(51, 0.1), 10_000.0)
+    late = {"frame_nums": None, "times": np.array([0.0, 1e15])}
+    ends = [dataclasses.replace(linear(2, 30.0), **late) for _ in range(2)]
+    with pytest.raises(InputError, match=r"would be .* frames, more than 4,000,000"):
+        pair(*ends, trim="times")
 
 
 # ---- command ----

@@ -127,6 +127,15 @@ def test_usual_values_that_were_written_out(words: tuple[str, ...], protocol: st
         written(*words, protocol=protocol)
 
 
+def test_split_and_part_are_not_both_obeyed() -> None:
+    with pytest.raises(InputError, match="--split val and --part train both say which motion"):
+        config(split="val", part="train")
+    with pytest.raises(InputError, match="--split val and --part held_out both say which motion"):
+        written("--split", "val", "--part", "held_out", split="val")
+    written("--split", "val", split="val")
+    written("--part", "held_out")
+
+
 def test_written_options_that_agree() -> None:
     agree = ("--mirrored", "--short-clips", "drop", "--family", "paper", "--steps", "30", "--published")
     written(*agree, "--length", "128", "--seeds", "0", "1", "2", "3", "4", protocol="paper")

@@ -19,7 +19,17 @@ from PIL import Image
 
 from mgrpo.errors import InputError
 from mgrpo.report import ReportData, ReportFiles, write_report
-from mgrpo.report.charts import bar_chart, change_glyph, change_percent, change_scale, line_chart, y_range
+from mgrpo.report.charts import (
+    SMOOTHING,
+    axis_label,
+    bar_chart,
+    change_glyph,
+    change_percent,
+    change_scale,
+    line_chart,
+    tick_labels,
+    y_range,
+)
 from mgrpo.report.data import (
     Bar,
     BarGroup,
@@ -34,12 +44,14 @@ from mgrpo.report.data import (
     paired_row,
     student_t_975,
 )
+from mgrpo.report.figures import diversity_figure, panels_figure, results_figure
 from mgrpo.report.findings import compute_findings, diversity_finding, headline_sentence, metric_sentence, verdict
 from mgrpo.report.motion_pack import pack_clips
 from mgrpo.report.numbers import fixed, log_ticks, nice_ticks, running_mean, seconds, short, signed, with_error
 from mgrpo.report.page import render_page
 from mgrpo.viz.animation import have_mp4_encoder
 from mgrpo.viz.comparison import BODY_PARENTS, MotionComparison, SkeletonTrack, frame_errors_mm
+from mgrpo.viz.palette import LIGHT
 
 EVIL = '<script>alert("1")</script> & \u2028 </script>'
 
@@ -195,9 +207,16 @@ def test_log_ticks_are_inside(low: float, factor: float) -> None:
 
 def test_running_mean_keeps_gaps_and_ends() -> None:
     smooth = running_mean([1.0, 2.0, math.nan, 4.0, 5.0], 3)
-    assert smooth[0] == 1.0 and smooth[-1] == 5.0
     assert math.isnan(smooth[2])
     assert smooth[1] == 1.5 and smooth[3] == 4.5
+
+
+def test_running_mean_does_not_end_on_a_single_number() -> None:
+    values = [0.0] * 30
+    values[0], values[-1] = 11.0, 12.0
+    smooth = running_mean(values, 21)
+    assert smooth[0] == pytest.approx(1.0) and smooth[-1] == pytest.approx(12 / 11)
+    assert smooth[15] == 0.0
 
 
 @pytest.mark.parametrize(("degrees", "expected"), [(1, 12.706), (3, 3.182), (5, 2.571), (10, 2.228), (30, 2.042)])
@@ -325,9 +344,11 @@ def test_findings_state_numbers_and_warn() -> None:
     )
     texts = [finding.text for finding in compute_findings(data)]
     joined = "\n".join(texts)
-    assert "Post-training lowered MPJPE from 120.0 to 107.7 mm (paired difference −12.3 ± 1.5 mm)." in texts
+    assert "Post-training lowered MPJPE from 120.0 to 107.7 mm (paired difference −12.3 [−15.3, −9.4] mm)." in texts
     assert "115.0 mm" in joined and "losing variance alone would not reach" in joined
-    assert any(finding.tone == "warning" and "FS (+2.5 ± 0.4 mm)" in finding.text for finding in compute_findings(data))
+    assert any(
+        finding.tone == "warning" and "FS (+2.5 [+1.7, +3.3] mm)" in finding.text for finding in compute_findings(data)
+    )
     assert "GP*" not in joined
     assert "The mean total reward rose" in joined
     assert "91.0 ± 2.0 %" in joined
@@ -401,11 +422,114 @@ def test_bars_have_the_height_of_their_numbers() -> None:
     assert "No numbers were recorded" in bar_chart(BarGroup("x", "mm", (Bar("a", math.nan),)))
 
 
+def test_bars_of_one_quantity_share_their_axis() -> None:
+    low = BarGroup("shared", "mm", (Bar("a", 10.0),), quantity="spread", x_label="amplitude")
+    high = BarGroup("own", "mm", (Bar("a", 40.0),), quantity="spread")
+    other = BarGroup("other", "", (Bar("a", 900.0),), quantity="diversity")
+
+    def height(group: BarGroup) -> float:
+        return float(re.findall(r'class="bar"[^>]* height="([\d.]+)"', bar_chart(group, (low, high, other)))[0])
+
+    plain = dataclasses.replace(low, x_label="")
+    assert height(high) == pytest.approx(4 * height(plain), rel=0.02)
+    assert ">amplitude</text>" in bar_chart(low) and "amplitude" not in bar_chart(plain)
+    figure = diversity_figure((low, high, other))
+    assert figure is not None
+    tops = [axes.get_ylim()[1] for axes in figure.axes]
+    assert tops[0] == tops[1] > 40 and tops[2] > 900
+    assert [axes.get_ylabel() for axes in figure.axes] == ["spread, mm", "spread, mm", "diversity"]
+    assert figure.axes[0].get_xlabel() == "amplitude"
+    assert "Whiskers: one standard error." in figure.get_supxlabel()
+
+
+def test_axes_say_what_they_count() -> None:
+    lone = Panel("Gradient norm", (Curve.of("before clipping", [1.0, 2.0]),), unit="m")
+    assert axis_label(lone) == "before clipping, m"
+    assert axis_label(Panel("Spread", (Curve.of("spread", [1.0]),), unit="mm")) == "mm"
+    assert axis_label(Panel("x", (Curve.of("a", [1.0]), Curve.of("b", [1.0])), unit="mm")) == "mm"
+    assert '<span class="chart-unit">before clipping, m</span>' in line_chart(lone, chart_id="c")
+    figure = panels_figure((lone,))
+    assert figure is not None and figure.axes[0].get_ylabel() == "before clipping, m"
+
+
+def test_a_constant_takes_its_scale_from_the_reference() -> None:
+    zero = Panel("x", (Curve.of("a", [0.0] * 5),), low=0.0, reference=1e-4, reference_label="clip range")
+    low, high, _ = y_range(zero)
+    assert low == 0.0 and 1e-4 < high < 1.2e-4
+    chart = line_chart(zero, chart_id="c")
+    assert "clip range</text>" in chart and "outside" not in chart
+
+
+def test_ticks_of_one_axis_are_written_alike() -> None:
+    assert tick_labels([0.0, 5e-5, 1e-4]) == ["0", "5e−5", "1e−4"]
+    assert tick_labels([0.0, 2.5e-5, 5e-5]) == ["0", "2.5e−5", "5.0e−5"]
+    assert tick_labels([-0.5, 0.0, 0.5]) == ["−0.5", "0.0", "0.5"]
+
+
+def test_few_numbers_are_shown_as_dots() -> None:
+    few, many = Curve.of("few", [1.0, math.nan, 2.0]), Curve.of("many", [1.0] * 60)
+    assert line_chart(Panel("x", (few,)), chart_id="c").count('class="dot"') == 2
+    assert 'class="dot"' not in line_chart(Panel("x", (many,)), chart_id="c")
+    figure = panels_figure((Panel("x", (few, many)),))
+    assert figure is not None
+    markers = {str(line.get_label()): line.get_marker() for line in figure.axes[0].lines}
+    assert markers["few"] == "o" and markers["many"] == "None"
+
+
+def test_captions_say_what_was_smoothed_and_what_lies_outside() -> None:
+    noisy = Panel("norm", (Curve.of("a", list(np.linspace(1, 2, 60))),), reference=50.0, reference_label="clip")
+    figure, plain = panels_figure((noisy,)), panels_figure((Panel("x", (Curve.of("a", [1.0, 2.0]),)),))
+    assert figure is not None and plain is not None
+    said = figure.get_supxlabel().replace("\n", " ")
+    assert SMOOTHING in said and "Norm: clip at 50, outside the picture." in said
+    assert plain.get_supxlabel() == ""
+
+
+def test_picture_of_the_results_draws_the_numbers_of_the_data() -> None:
+    rows = (
+        make_row("inside", -6.0, 1.0, label="A"),
+        dataclasses.replace(
+            make_row("lopsided", -1.0, 9.0, better="higher"), difference=PairedDifference(-1.0, 9.0, -4.0, 0.5)
+        ),
+        make_row("beyond", -90.0, 1.0),
+        make_row("paper", -6.0, 1.0, family="paper"),
+        dataclasses.replace(make_row("zero", -1e-6, 1e-7), prior=Estimate(0.01)),
+    )
+    data = make_data(metrics=rows, interval_note="Intervals: drawn from clips.")
+    scale = change_scale([rows[0], rows[1], rows[2]])
+    figure = results_figure(data)
+    assert figure is not None
+    drawn = {str(line.get_gid()): line for line in figure.axes[0].lines if line.get_gid()}
+    for row in rows[:2]:
+        percent = change_percent(row)
+        assert drawn[f"mean {row.key}"].get_xdata()[0] == pytest.approx(percent[0])
+        assert list(drawn[f"interval {row.key}"].get_xdata()) == pytest.approx(percent[1:])
+    assert list(drawn["interval lopsided"].get_xdata()) == pytest.approx([-400 / 120, 50 / 120])
+    assert drawn["mean inside"].get_color() == LIGHT.post_trained and drawn["mean lopsided"].get_color() == LIGHT.muted
+    assert drawn["mean beyond"].get_marker() == "<" and drawn["mean beyond"].get_xdata()[0] == -scale
+    assert "interval beyond" not in drawn and "mean paper" not in drawn and "mean zero" not in drawn
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert "114.0 mm" in texts and "120.0" in texts and "−5.0 %" in texts
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels == ["BEYOND ↓", "LOPSIDED ↑", "A ↓"]
+    assert "Intervals: drawn from clips." in "\n".join(text.get_text() for text in figure.texts).replace("\n", " ")
+
+
+def test_reports_from_before_the_notes_still_load() -> None:
+    tree = make_data(interval_note="x").to_json()
+    del tree["interval_note"]
+    for group in tree["diversity"]:
+        del group["quantity"], group["x_label"]
+    old = ReportData.from_json(tree)
+    assert old.interval_note == "" and [group.quantity for group in old.diversity] == [""]
+    assert old.to_json() == make_data().to_json()
+
+
 def test_a_distant_reference_does_not_flatten_the_curve() -> None:
     curve = Curve.of("norm", [0.01, 0.03, 0.02])
     low, high, log = y_range(Panel("x", (curve,), reference=1.0))
     assert high < 0.05 and not log
-    assert "clip at 1" in line_chart(Panel("x", (curve,), reference=1.0, reference_label="clip"), chart_id="c")
+    assert "Clip at 1, outside" in line_chart(Panel("x", (curve,), reference=1.0, reference_label="clip"), chart_id="c")
     low, high, _ = y_range(Panel("x", (curve,), reference=0.06))
     assert low < 0.01 and high > 0.06
     assert y_range(Panel("x", (curve,), low=0.0, high=2.0, reference=1.0))[:2] == (0.0, 2.0)
@@ -421,8 +545,11 @@ def test_one_large_change_does_not_squeeze_the_others() -> None:
 
 def test_change_in_percent() -> None:
     assert change_percent(make_row("x", -12, 3))[0] == pytest.approx(-10)
-    zero = dataclasses.replace(make_row("x", 1, 1), prior=Estimate(0.0, 0.0))
-    assert all(math.isnan(value) for value in change_percent(zero))
+    # percent of a mean that the row itself shows as 0.0 would be percent of rounding errors
+    for mean in (0.0, 0.04, -0.04):
+        zero = dataclasses.replace(make_row("x", 1, 1), prior=Estimate(mean, 0.0))
+        assert all(math.isnan(value) for value in change_percent(zero))
+    assert math.isfinite(change_percent(dataclasses.replace(make_row("x", 1, 1), prior=Estimate(0.06, 0.0)))[0])
 
 
 # ---- the page
@@ -457,6 +584,27 @@ def test_page_is_accessible_in_the_ways_a_machine_can_tell() -> None:
         if tag == "input" and attributes.get("type") == "range":
             assert attributes.get("aria-label")
     assert [tag for tag, _ in page.tags].count("h1") == 1
+
+
+def test_every_row_of_the_timings_has_the_same_cells() -> None:
+    html = render_page(make_data())
+    table = re.search(r'<div class="table-box card stages">(.*?)</table>', html, re.S)
+    assert table
+    kinds = [re.findall(r'<(t[dh])(?: class="(\w+)")?', row) for row in re.findall(r"<tr>(.*?)</tr>", table[1])]
+    assert len(kinds) == 3 and all([name for _, name in row] == ["", "share", ""] for row in kinds), kinds
+
+
+def test_results_say_what_their_intervals_are() -> None:
+    html = render_page(make_data(interval_note="Intervals: <drawn> from clips."))
+    findings, results = html.split('<section id="results"')
+    for part in (findings.split('<section id="findings"')[1], results.split("<section")[0]):
+        assert "Intervals: &lt;drawn&gt; from clips." in part
+    assert "[−15.3,\u00a0−9.4]" in findings
+
+
+def test_dates_are_readable() -> None:
+    html = render_page(make_data(run=RunInfo("A report", "mgrpo demo", "2026-01-02T03:04:05+00:00", 3)))
+    assert "2026-01-02 03:04 UTC" in html and "T03:04" not in html
 
 
 def test_table_shows_the_data() -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from mgrpo.report import ReportData
-from mgrpo.report.data import Curve, Estimate, Panel, RunInfo, Stage, paired_row
+from mgrpo.report.data import Curve, Estimate, MetricRow, PairedDifference, Panel, RunInfo, Stage, paired_row
 from mgrpo.report.page import render_page
 from mgrpo.viz.comparison import MotionComparison, SkeletonTrack, frame_errors_mm
 
@@ -219,6 +219,19 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stages=(Stage("Train", 12.0),),
         metrics=(
             paired_row("mpjpe_mm", "MPJPE", "mm", "lower", before, before - rng.normal(12, 3, 30), headline=True),
+            # as wide as the rows of a real report get
+            MetricRow(
+                "mpjve_mm_s",
+                "MPJVE",
+                "mm/s",
+                "lower",
+                Estimate(962.71, 56.53),
+                Estimate(956.94, 56.21),
+                PairedDifference(-15.34, 2.5, -18.37, 17.02),
+                decimals=2,
+                headline=True,
+                prior_mean_of_samples=Estimate(953.02, 56.92),
+            ),
         ),
         rewards=(
             Curve("Total", tuple(steps), tuple(4 + 0.01 * i for i in steps), tuple(0.1 for _ in steps), "post_trained"),
@@ -289,6 +302,10 @@ def test_page_loads_without_errors_requests_or_sideways_scroll(
     assert browser.troubles() == []
     assert browser.evaluate("document.title") == "Browser <test>"
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    # on a phone the results may be pushed sideways, the timings fit
+    tables = ".stages" if width < 600 else ".table-box"
+    cut = f"[...document.querySelectorAll('{tables}')].filter(box => box.scrollWidth > box.clientWidth).length"
+    assert browser.evaluate(cut) == 0
     background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(int(part) for part in background[4:-1].split(",")) < 200) == dark
 

@@ -169,7 +169,7 @@ def test_unknown_names_and_missing_models_are_explained():
     batch = make_batch(0.0)
     with pytest.raises(ValueError, match="no perceptual model"):
         REWARDS["visual"](RewardBatch(prediction=batch.prediction, target=batch.target))
-    with pytest.raises(ValueError, match=r"RewardScales\.velocity must be positive, got -1"):
+    with pytest.raises(ValueError, match="--velocity must be positive, got -1"):
         RewardScales(velocity=-1)
 
 

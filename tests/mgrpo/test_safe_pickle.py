@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import struct
-import time
+import sys
+import tracemalloc
 import zlib
 from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -201,13 +205,57 @@ def test_the_refusal_names_what_the_file_asks_for() -> None:
         loads_safely(pickle.dumps(torch.zeros(2)))
 
 
-def quick(stream: bytes) -> str:
-    """The message of a refusal that comes within two seconds."""
-    start = time.perf_counter()
-    with pytest.raises(InputError) as error:
+LINES_PER_BYTE = 40
+"""Lines of the reader that a byte of a stream may make run (measured: at most 16), and an object that it repeats."""
+
+MEMORY_PER_BYTE = 200
+"""Bytes of memory that a byte of a stream, or an object that it repeats, may cost (measured: at most 49)."""
+
+
+@contextlib.contextmanager
+def bounded_work(size: int) -> Iterator[None]:
+    """Stops a block that runs more of the reader's lines, or holds more memory, than ``size`` bytes or objects may
+    cost; counted, so that it says the same on every machine."""
+    lines, most = 0, LINES_PER_BYTE * size + 1000
+
+    def count(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal lines
+        if frame.f_code.co_filename != safe_pickle.__file__:
+            return None
+        lines += event == "line"
+        if lines > most:
+            raise AssertionError(f"more than {most} lines for {size} bytes or objects")
+        return count
+
+    before = sys.gettrace()
+    tracemalloc.start()
+    sys.settrace(count)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert lines > 0, "nothing was counted"
+    assert peak < MEMORY_PER_BYTE * size + (1 << 20), f"{peak} bytes of memory for {size} bytes or objects"
+
+
+def quick(stream: bytes, objects: int = 0) -> str:
+    """The message of a refusal after work that the length of the stream bounds; ``objects``: how many it may make by
+    naming the same again and again."""
+    with bounded_work(len(stream) + objects), pytest.raises(InputError) as error:
         loads_safely(stream)
-    assert time.perf_counter() - start < 2
     return str(error.value)
+
+
+def test_work_is_counted() -> None:
+    with pytest.raises(AssertionError, match="lines for 0 bytes"), bounded_work(0):
+        loads_safely(b"]" + b"N0" * 1000 + b".")
+    with pytest.raises(AssertionError, match="of memory"), bounded_work(2):
+        loads_safely(b"N.")
+        bytearray(2 << 20)
+    with bounded_work(2):
+        loads_safely(b"N.")
 
 
 def dtype_stream(code: str = "f8") -> bytes:
@@ -245,7 +293,7 @@ def test_absurd_sizes_are_refused_without_allocating() -> None:
     assert "ends too early" in quick(joblib)
 
 
-def test_memo_bombs() -> None:
+def test_memo_bombs(monkeypatch: pytest.MonkeyPatch) -> None:
     # A reader whose memo is an array would make one of 2^32 entries.
     assert loads_safely(b"K\x01r\xff\xff\xff\xff.") == 1
     assert loads_safely(b"K\x01p" + b"9" * 300 + b"\n.") == 1
@@ -254,19 +302,21 @@ def test_memo_bombs() -> None:
     stream = b"]q\x00" + b"".join(
         b"0](" + bytes([0x68, level]) * 10 + b"e" + bytes([0x71, level + 1]) for level in range(30)
     )
-    found = loads_safely(stream + b".")
+    with bounded_work(len(stream)):
+        found = loads_safely(stream + b".")
     assert found[0] is found[9]
     # The same with arrays of objects, each of which copies its list.
     parts = b"](" + b"K\x01" * 3000 + b"eq\x01"
     entry = array_stream(b"M" + struct.pack("<H", 3000) + b"\x85", b"h\x01", "O8")[:-1]
-    assert "more than" in quick(parts + b"0](" + entry * 2000 + b"e.")
+    monkeypatch.setattr(safe_pickle, "MAX_INSTRUCTIONS", 50_000)
+    assert "more than 50000 objects" in quick(parts + b"0](" + entry * 20 + b"e.", objects=50_000)
 
 
 def test_recursion() -> None:
     assert "levels deep" in quick(b"]q\x00h\x00a.")  # contains itself
-    assert "levels deep" in quick(b"N" + b"\x85" * 100_000 + b".")
-    assert "levels deep" in quick(b"]" * 100_000 + b"a" * 99_999 + b".")
-    assert "as key" in quick(b"}" + b"N" + b"\x85" * 100_000 + b"Ns.")  # whose hash would recurse
+    assert "levels deep" in quick(b"N" + b"\x85" * 20_000 + b".")
+    assert "levels deep" in quick(b"]" * 20_000 + b"a" * 19_999 + b".")
+    assert "as key" in quick(b"}" + b"N" + b"\x85" * 20_000 + b"Ns.")  # whose hash would recurse
     assert "levels deep" in quick(
         (named("joblib.numpy_pickle", "NumpyArrayWrapper") + b")\x81}(" + wordy("shape") + b")" + wordy("dtype")
          + dtype_stream("O8") + b"ub") * 200 + b"N."

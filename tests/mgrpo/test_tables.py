@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,56 @@ def test_terminal(results: list[EvaluationResult]) -> None:
     assert f"{100 * results[0].means()['accuracy']:.1f}" in text
 
 
+def printed(table: tables.ResultTable, width: int, encoding: str = "utf-8") -> str:
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding)
+    tables.print_table(table, Console(width=width, file=file))
+    file.flush()
+    return raw.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("width", [45, 60, 80, 120, 400])
+def test_narrow_terminals_cut_no_number(results: list[EvaluationResult], width: int) -> None:
+    table = tables.result_table(results, family="all", title="A title")
+    text = printed(table, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for row in table.rows:
+        for name, cell in row.cells.items():
+            assert f" {tables.format_cell(cell, METRICS[name], signed=row.kind == 'difference')} │" in text
+    parts = text.count("┏")
+    assert (parts == 1) == (width == 400) and text.count("A title") == 1 and text.count("± is the") == 1
+    # every measure is named in every part; the narrowest ones may break its name
+    assert width == 45 or text.count(f"│ {METRICS['jitter_m_s3'].heading} ↓ ") == parts
+
+
+def test_columns_stay_aligned_without_unicode(results: list[EvaluationResult]) -> None:
+    table = tables.result_table(results, notes=[])
+    console = Console(width=200, file=(file := io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="replace")))
+    assert console.options.ascii_only
+    tables.print_table(table, console)
+    file.flush()
+    lines = [line.rstrip() for line in file.buffer.getvalue().decode("ascii").splitlines() if line.startswith("|")]
+    assert (
+        len({len(line) for line in lines}) == 1 and any(" +- " in line for line in lines) and "?" not in "".join(lines)
+    )
+
+
+def test_a_file_gets_the_whole_width(
+    results: list[EvaluationResult], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tables.result_table(results)
+    monkeypatch.setattr("os.isatty", lambda number: False)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    tables.print_table(table)
+    text = capsys.readouterr().out
+    assert text.count("┏") == 1 and table.rows[-1].name in text
+    monkeypatch.setenv("COLUMNS", "60")
+    tables.print_table(table)
+    text = capsys.readouterr().out
+    assert text.count("┏") > 1 and max(map(len, text.splitlines())) <= 60
+
+
 def test_markdown(results: list[EvaluationResult]) -> None:
     table = tables.result_table(results)
     text = tables.to_markdown(table)
@@ -184,7 +235,7 @@ def test_write_tables(results: list[EvaluationResult], tmp_path: Path) -> None:
 
 def test_a_disk_that_refuses(results: list[EvaluationResult], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MgrpoError, match="could not write"):
+    with pytest.raises(MgrpoError, match="could not create the folder"):
         tables.write_tables(tmp_path / "file" / "folder", results)
 
 
@@ -195,6 +246,18 @@ def test_missing_values_are_dashes() -> None:
     assert tables.format_cell(tables.Cell(1.234, math.nan), info) == "1.23"
     assert tables.format_cell(tables.Cell(1.234, 0.5), info, signed=True) == "+1.23 ± 0.50"
     assert tables.format_cell(tables.Cell(0.5, 0.01), METRICS["accuracy"]) == "50.0 ± 1.0"
+
+
+def test_samples_that_are_no_motion_are_counted(results: list[EvaluationResult]) -> None:
+    first, second = results[:2]
+    broken = {name: value.clone() for name, value in second.values.items()}
+    for value in broken.values():
+        value[1, 0, 0] = math.nan
+    table = tables.result_table([first, replace(second, values=broken)])
+    found = [note for note in table.notes if "NaN or infinity" in note]
+    total = broken["mpjpe_mm"].numel()
+    assert len(found) == 1 and found[0].startswith(f"{second.name}: 1 of {total} samples held NaN")
+    assert not any("NaN or infinity" in note for note in tables.result_table(results).notes)
 
 
 def test_input_errors(results: list[EvaluationResult]) -> None:

@@ -271,7 +271,7 @@ def test_failed_film_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     def fail(*args: object, **options: object) -> None:
         raise OSError("stop")
 
-    monkeypatch.setattr("mgrpo.viz.animation.os.replace", fail)
+    monkeypatch.setattr("mgrpo.storage.os.replace", fail)
     with pytest.raises(OSError, match="stop"):
         write_animation([comparison(standing(3))], mp4=None, gif=tmp_path / "a.gif")
     assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from mgrpo.demo import DemoConfig, run_demo
 from mgrpo.demo.pipeline import StageClock, stage_configs
 from mgrpo.errors import InputError
+from mgrpo.eval.metrics import METRICS
 from mgrpo.report import ReportData
 from mgrpo.train.metric_log import read_metrics
 
@@ -55,12 +57,24 @@ def test_the_report_holds_what_was_measured(finished):
     assert {"mpjpe_mm", "pa_mpjpe_mm", "pa_mpjpe_egoallo_mm", "jitter_ratio", "fs_egoallo_m"} <= set(rows)
     rounded = {f"{float(number):.6g}" for number in re.findall(r"\d+\.\d+", json.dumps(evaluation))}
     assert f"{rows['mpjpe_mm'].prior.mean:.6g}" in rounded and f"{rows['mpjpe_mm'].post_trained.mean:.6g}" in rounded
+    # page, picture, terminal and JSON show one estimate: the tables' means, errors and intervals
+    assert evaluation["differences"][0]["second"] == "post-trained"
+    for key, stored in evaluation["differences"][0]["statistics"].items():
+        if key in rows:
+            scale, difference = METRICS[key].scale, rows[key].difference
+            ends = [difference.mean, difference.se, difference.ci_low, difference.ci_high]
+            names = ("mean", "standard_error", "interval_low", "interval_high")
+            expected = [math.nan if stored[name] is None else scale * stored[name] for name in names]
+            assert ends == pytest.approx(expected, rel=1e-5, abs=1e-9, nan_ok=True), key
+    assert math.isfinite(rows["mpjpe_mm"].difference.ci_low)
+    assert "bootstrap interval (BCa) over 3 clips" in data.interval_note and "too narrow" in data.interval_note
+    assert data.interval_note in (output / "report" / "report.html").read_text(encoding="utf-8")
     log = read_metrics(output / "grpo" / "metrics.jsonl")
     assert list(data.rewards[0].y) == pytest.approx([row["reward"] for row in log])
     assert [stage.name for stage in data.stages] == [
         "prior",
-        "perceptual",
-        "grpo",
+        "perceptual model",
+        "GRPO",
         "evaluation",
         "diversity",
         "report",

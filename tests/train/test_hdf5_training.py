@@ -223,6 +223,7 @@ def test_evaluation_windows_of_a_file(file: Path) -> None:
     for options, message in (
         ({"mirrored": True}, "--mirrored: HDF5 files hold their mirrored copies"),
         ({"slices": "deterministic", "stride": 3}, "--stride says nothing about deterministic slices"),
+        ({"split": "test", "part": "train"}, "--split test and --part train both say"),
         ({"split": "test", "held_out": ("x",)}, "--split says which sequences to take"),
         ({"part": "all", "held_out": ("x",)}, "--part all says which sequences to take"),
         ({"part": "post_training"}, "--part post_training: .* has no motion for it"),
@@ -269,6 +270,21 @@ def test_data_info(file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert f"{sum(SEQUENCES.values())} " in shown and "yes" in shown
     assert cli.main(["data", "info", str(tmp_path)]) == 2
     assert "expected an HDF5 file" in capsys.readouterr().err
+
+
+def test_data_info_says_at_once_what_is_not_there(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.hdf5").write_text("hello")
+    for words, said in (
+        ([tmp_path / "none.hdf5"], "no such file or folder"),
+        ([tmp_path / "none"], "no such file or folder"),
+        ([tmp_path / "text.hdf5"], "not an HDF5 file"),
+        ([file, "--file-list", tmp_path / "none.txt"], "none.txt"),
+    ):
+        assert cli.main(["data", "info", *map(str, words)]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.startswith("error: ") and "stopped" not in error
 
 
 def test_data_info_checks_values_when_asked(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -241,6 +241,28 @@ def test_what_can_not_be_converted(folder: Path, tmp_path: Path, capsys: pytest.
     assert (tmp_path / "full" / "notes.txt").read_text() == "precious"
 
 
+def test_nothing_is_written_among_the_files_of_a_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints" / "empty").mkdir(parents=True)
+    (run / "config.resolved.yaml").write_text("a: 1")
+    for place in (run, run / "checkpoints", run / "checkpoints" / "step_00000009", run / "checkpoints" / "empty"):
+        for layout in LAYOUTS:
+            assert convert(folder / "hub", place, "--to", layout) == 2
+            assert f"{run} is the folder of a training run" in " ".join(capsys.readouterr().err.split())
+    for words in (["evaluate", "--checkpoint", str(folder / "hub")], ["metrics", "a.npz", "b.npz"]):
+        assert main([*words, "--out", str(run)]) == 2
+        assert f"--out {run}: {run} is the folder of a training run" in " ".join(capsys.readouterr().err.split())
+    assert sorted(path.name for path in run.rglob("*")) == ["checkpoints", "config.resolved.yaml", "empty"]
+    assert convert(folder / "hub", run / "exported", "--to", "egoallo") == 0
+
+
+def test_a_model_that_is_not_there_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert(tmp_path / "nowhere", tmp_path / "x", "--to", "hub") == 2
+    assert capsys.readouterr().err.startswith("error: checkpoint not found")
+
+
 def test_another_models_file_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = Denoiser(files.TINY_DENOISER).save_pretrained(tmp_path / "m")
     (source / "config.json").write_text(json.dumps({"model": "UNet", "config": {}}))

@@ -146,6 +146,7 @@ def motion_training(folder: Path) -> tuple[PostTraining, Any]:
 
     from mgrpo.diffusion.config import SamplerConfig
     from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+    from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
     from mgrpo.train.checkpoints import load_model
     from mgrpo.train.grpo_config import GrpoConfig
     from mgrpo.train.motion_data import MotionDataConfig, load_motion_data
@@ -164,7 +165,8 @@ def motion_training(folder: Path) -> tuple[PostTraining, Any]:
     )  # fmt: skip
     policy = load_model(config.prior, Denoiser, DenoiserConfig)[0]
     device = torch.device("cpu")
-    task = MotionTask(config, load_motion_data(config.data, seed=0), policy, device)
+    perceptual = load_model(config.perceptual, PerceptualModel, PerceptualConfig)[0]
+    task = MotionTask(config, load_motion_data(config.data, seed=0), policy, perceptual, device)
     with open_processes("cpu") as processes:
         return PostTraining(policy, task, config, processes, NetworkPrecision("fp32", device)), config
 

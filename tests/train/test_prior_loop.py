@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from mgrpo.errors import InputError
-from mgrpo.models import denoiser as denoiser_module
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.train.checkpoints import load_model
 from mgrpo.train.metric_log import read_metrics
-from mgrpo.train.motion_data import MotionDataConfig
-from mgrpo.train.prior import PriorConfig, train_prior
-
-_spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
-files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(files)
-
-
-@pytest.fixture(autouse=True)
-def _small_preset(monkeypatch):
-    monkeypatch.setitem(denoiser_module.DENOISER_PRESETS, "test", files.TINY_DENOISER)
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return files.write_clips(tmp_path_factory.mktemp("prior") / "clips")
+from mgrpo.train.prior import train_prior
 
 
 @pytest.fixture
-def base(clips, tmp_path):
-    return PriorConfig(
-        output=tmp_path / "run",
-        preset="test",
-        data=MotionDataConfig(motion=str(clips), length=8, validation=("made_up_3",), held_out=("made_up_4",)),
-        iterations=6,
-        batch_size=4,
-        learning_rate=3e-3,
-        warmup=2,
-        validate_every=2,
-        checkpoint_every=2,
-        device="cpu",
-    )
+def base(prior_config):
+    return prior_config
 
 
 def weights(path):

@@ -12,13 +12,11 @@ import torch
 from mgrpo.cli import main
 from mgrpo.data import AugmentConfig, WindowSampler
 from mgrpo.errors import InputError
-from mgrpo.models import denoiser as denoiser_module
 from mgrpo.models.denoiser import DENOISER_PRESETS, Denoiser, DenoiserConfig
 from mgrpo.train import compiled, prior
-from mgrpo.train.checkpoints import load_model, step_folders
+from mgrpo.train.checkpoints import find_checkpoint, load_model, read_checkpoint, step_folders
 from mgrpo.train.learning_rate import learning_rate_at
 from mgrpo.train.metric_log import read_metrics
-from mgrpo.train.motion_data import MotionDataConfig
 from mgrpo.train.precision import NetworkPrecision
 from mgrpo.train.prefetch import batches
 from mgrpo.train.prior import PRIOR_PRESETS, PriorConfig, train_prior
@@ -26,11 +24,6 @@ from mgrpo.train.prior import PRIOR_PRESETS, PriorConfig, train_prior
 _spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
 files = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(files)
-
-
-@pytest.fixture(autouse=True)
-def _small_preset(monkeypatch):
-    monkeypatch.setitem(denoiser_module.DENOISER_PRESETS, "test", files.TINY_DENOISER)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,29 +35,13 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return files.write_clips(tmp_path_factory.mktemp("prior") / "clips")
-
-
 @pytest.fixture
-def base(clips, tmp_path):
-    return PriorConfig(
-        output=tmp_path / "run",
-        preset="test",
-        data=MotionDataConfig(motion=str(clips), length=8, validation=("made_up_3",), held_out=("made_up_4",)),
-        iterations=6,
-        batch_size=6,
-        learning_rate=3e-3,
-        warmup=2,
-        validate_every=2,
-        checkpoint_every=2,
-        device="cpu",
-    )
+def base(prior_config):
+    return replace(prior_config, batch_size=6)
 
 
 def saved(path):
-    return load_model(path, Denoiser, DenoiserConfig, prefer="last")[2]
+    return read_checkpoint(find_checkpoint(path, prefer="last"))
 
 
 def rows(folder):
@@ -442,9 +419,9 @@ def test_nothing_falls_back_to_running_uncompiled():
     [
         ({"accumulate": 0}, "--accumulate must be at least 1, got 0"),
         ({"accumulate": 4}, r"--batch-size \(6\) must be a multiple of --accumulate \(4\)"),
-        ({"ema": 1.0}, r"--ema must be in \[0, 1\), got 1.0"),
+        ({"ema": 1.0}, "--ema must be below 1, got 1.0"),
         ({"keep_every": 3}, r"--keep-every \(3\) must be a multiple of --checkpoint-every \(2\)"),
-        ({"prefetch": -1}, "--prefetch must not be negative"),
+        ({"prefetch": -1}, "--prefetch must be at least 0, got -1"),
         ({"gradient_clip": 0.0}, "--gradient-clip must be positive"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import threading
 import time
@@ -123,6 +124,21 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     text = terminal.getvalue()
     assert "━" in text and "a notice with [brackets]\n" in text and "stages [1] 0/2 > grpo  stopped: 2/4 it" in text
     assert "stages [1]  done: 2 it" in text
+
+
+def test_a_bar_keeps_its_line_and_its_count_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    for name, value in (("MGRPO_PROGRESS", "rich"), ("TERM", "xterm"), ("COLUMNS", "40"), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    with Progress("prior", total=300) as progress:
+        for _ in range(4):
+            progress.update(50, loss=0.123456, reward=1.23456)
+            time.sleep(0.3)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    bars = [line for line in re.split(r"[\r\n]+", shown) if "stopped" not in line and line.strip()]
+    assert len(bars) > 2
+    assert all("/300" in line for line in bars), bars
 
 
 def test_mode_of_the_environment(monkeypatch: pytest.MonkeyPatch, stderr: io.StringIO) -> None:

@@ -20,7 +20,8 @@ import yaml
 
 from mgrpo.config_record import differences, from_plain, to_plain
 from mgrpo.errors import InputError
-from mgrpo.storage import StorageError, atomic_write, read_tensors, tensors_to_bytes
+from mgrpo.storage import StorageError, atomic_write
+from mgrpo.tensor_files import read_tensors, tensors_to_bytes
 from mgrpo.train.checkpoints import find_checkpoint, load_model, read_checkpoint, step_folders
 from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.provenance import git_state

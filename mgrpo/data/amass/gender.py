@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +75,15 @@ def fit_conversions(models: Mapping[str, Path]) -> dict[tuple[str, str], BetasCo
     Args:
         models: npz file of the Extended SMPL+H model by gender.
     Raises:
-        InputError: a file that is no such model, or models with different vertices.
+        InputError: a file that is no such model, two models that are the same, or models with different vertices.
     """
     meshes = {gender: _mesh(path) for gender, path in models.items()}
+    for one, other in combinations(meshes, 2):
+        if all(np.array_equal(a, b) for a, b in zip(meshes[one], meshes[other])):
+            raise InputError(
+                f"the {one} and the {other} model are the same ({models[one]} and {models[other]}): the conversion "
+                "would change nothing. Give the model of each body"
+            )
     shapes = {gender: template.shape for gender, (template, _) in meshes.items()}
     if len(set(shapes.values())) > 1:
         raise InputError(f"the models have different numbers of vertices: {shapes}")

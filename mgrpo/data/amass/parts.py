@@ -1,16 +1,14 @@
 """Finished work of a preparation, one file a recording, so that a run that was killed goes on where it was.
 
-Parts lie in a folder beside the output. Each is written under a temporary name and renamed, and carries a key made from
+Parts lie in a folder beside the output. Each is whole or absent, and carries a key made from
 the settings, the recording's name and its file's size and time of change: another setting or a newer file makes a part
 worthless, and it is made again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,14 +21,9 @@ from safetensors.numpy import save
 
 from mgrpo.data.amass.process import PreparedClip
 from mgrpo.errors import InputError
-
-try:
-    import fcntl
-except ImportError:  # no file locks of this kind on Windows: two processes with one output are not noticed there
-    fcntl = None  # type: ignore[assignment]
+from mgrpo.storage import FileLock, remove_leftovers, replacing
 
 _SUFFIX = ".parts"
-_TEMPORARY = ".tmp-"
 
 
 class PartInfo(NamedTuple):
@@ -74,7 +67,8 @@ def write_part(path: Path, key: str, clips: list[PreparedClip | None], skipped: 
         for name, array in clip.arrays.items()
     }
     data = save(arrays, metadata={"key": key, "info": json.dumps(info._asdict())})
-    replace_file(path, data, path.parent / f"{_TEMPORARY}{path.name}")
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
     return info
 
 
@@ -107,59 +101,29 @@ def read_part(path: Path) -> list[dict[str, np.ndarray]]:
     return result
 
 
-def replace_file(path: Path, data: bytes, temporary: Path) -> None:
-    """Write a file in one step: a reader, or the next run, sees the old one or the whole new one. ``temporary`` is
-    where it grows, on the same disk."""
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
 class PartsFolder:
     """The parts of one output, locked for this process; a context manager."""
 
     def __init__(self, out: Path) -> None:
         self.path = parts_folder(out)
         """Where the parts lie."""
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
 
     def __enter__(self) -> PartsFolder:
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._close()
-                raise InputError(
-                    f"{self.path} is in use by another process that prepares the same output; wait for it to end"
-                ) from None
-            except OSError:
-                pass  # some network disks have no locks
-        for left in self.path.glob(f"{_TEMPORARY}*"):
-            left.unlink(missing_ok=True)
+        self._lock = FileLock(self.path / ".lock", str(self.path), "It prepares the same output; wait for it to end.")
+        try:
+            remove_leftovers(self.path)
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            os.close(lock)
-
-    def temporary(self, what: str) -> Path:
-        """A path in the folder for something that grows; what a killed run leaves there, the next one removes."""
-        return self.path / f"{_TEMPORARY}{what}"
+        if self._lock is not None:
+            self._lock.release()
 
     def remove(self) -> None:
         """Delete the parts: the output is complete. A kill in the middle leaves parts that the next run uses."""

@@ -37,13 +37,13 @@ from mgrpo.data.amass.parts import (
     part_path,
     read_part,
     read_part_info,
-    replace_file,
     write_part,
 )
 from mgrpo.data.amass.process import ClipRules, float64_body, prepare_recording
 from mgrpo.data.amass.recording import file_stamp, read_recording
 from mgrpo.data.amass.writer import list_path, list_text, write_hdf5
 from mgrpo.errors import InputError
+from mgrpo.storage import replacing
 
 VERSION = 1
 """Counts changes of the preparation: parts of another version are not used."""
@@ -160,8 +160,9 @@ def prepare_dataset(
     )
     _check_space(out, parts.path, written)
     # the list before the file: whoever finds a new file finds its list
-    replace_file(list_path(out), list_text(name for name, _, _ in groups).encode(), parts.temporary("list"))
-    write_hdf5(out, _groups(groups, parts.path, on_written), temporary=parts.temporary("hdf5"))
+    with replacing(list_path(out), grow_in=parts.path) as temporary:
+        temporary.write_bytes(list_text(name for name, _, _ in groups).encode())
+    write_hdf5(out, _groups(groups, parts.path, on_written), grow_in=parts.path)
     return sorted((*outcomes.values(), *plan.skipped), key=lambda outcome: (outcome.file.name, str(outcome.file.path)))
 
 

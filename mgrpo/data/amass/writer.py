@@ -6,9 +6,7 @@ same bytes.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import h5py
 import numpy as np
 
 from mgrpo.errors import InputError
+from mgrpo.storage import replacing
 
 DATASETS: Mapping[str, tuple[int, ...]] = {
     "T_world_root": (7,),
@@ -43,34 +42,27 @@ def list_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}_files.txt")
 
 
-def write_hdf5(out: Path, clips: Iterable[tuple[str, Mapping[str, np.ndarray]]], *, temporary: Path) -> list[str]:
+def write_hdf5(out: Path, clips: Iterable[tuple[str, Mapping[str, np.ndarray]]], *, grow_in: Path) -> list[str]:
     """Write the HDF5 file atomically and return the names of its groups.
 
     Args:
         out: the file; an older one is replaced when the new one is complete.
-        temporary: where it grows, on the same disk.
+        grow_in: folder on the same disk where it grows, see :func:`mgrpo.storage.replacing`.
         clips: group names in sorted order, with the arrays of :data:`DATASETS`, float32.
     Raises:
         InputError: an array that is missing or has another shape, names out of order.
         OSError: the disk refused; an older file is untouched and nothing is left behind.
     """
     names: list[str] = []
-    try:
-        with _Grown(temporary) as stream:
-            with h5py.File(stream, "w", libver=_FORMATS) as file:
-                for name, arrays in clips:
-                    if names and name <= names[-1]:
-                        raise InputError(f"groups must come in sorted order, got {names[-1]!r} before {name!r}")
-                    _write_group(file, name, arrays)
-                    names.append(name)
-                    stream.check()
-            stream.check()
-            stream.sync()
-        os.replace(temporary, out)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    with replacing(out, grow_in=grow_in) as temporary, _Grown(temporary) as stream:
+        with h5py.File(stream, "w", libver=_FORMATS) as file:
+            for name, arrays in clips:
+                if names and name <= names[-1]:
+                    raise InputError(f"groups must come in sorted order, got {names[-1]!r} before {name!r}")
+                _write_group(file, name, arrays)
+                names.append(name)
+                stream.check()
+        stream.check()
     return names
 
 
@@ -87,10 +79,6 @@ class _Grown(io.RawIOBase):
         """Raise the error of the disk, if there was one."""
         if self._error is not None:
             raise self._error
-
-    def sync(self) -> None:
-        """Push everything to the disk."""
-        os.fsync(self._file.fileno())
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")

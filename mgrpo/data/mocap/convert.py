@@ -18,7 +18,8 @@ from mgrpo.data.mocap.bvh import read_bvh
 from mgrpo.data.mocap.joint_map import apply_map, choose_map, read_map
 from mgrpo.data.mocap.retarget import MappedMotion, floor_height, parse_floor, parse_unit, retarget
 from mgrpo.data.packs import TARGET_FPS, MotionPack
-from mgrpo.errors import InputError
+from mgrpo.data.rate import require_fps
+from mgrpo.errors import InputError, in_file
 from mgrpo.npz import read_npz, write_npz
 
 SUFFIXES = (".bvh", ".amc")
@@ -50,8 +51,7 @@ class ConvertOptions:
             parse_unit(self.unit)
         if self.up not in ("auto", "y", "z"):
             raise InputError(f"--up must be auto, y or z, got {self.up!r}")
-        if not 1 <= self.amc_fps <= 10000:
-            raise InputError(f"--amc-fps must be between 1 and 10000 frames per second, got {self.amc_fps:g}")
+        require_fps(self.amc_fps, "--amc-fps")
         if not self.max_error_mm > 0:
             raise InputError(f"--max-error-mm must be positive, got {self.max_error_mm:g}")
         if self.joint_map.endswith(".json"):
@@ -152,14 +152,12 @@ def convert_file(path: Path, options: ConvertOptions) -> tuple[MappedMotion, str
         source = read_bvh(path)
     if len(source.times) < MIN_FRAMES:
         raise InputError(f"{path}: {len(source.times)} frame(s); a clip needs at least {MIN_FRAMES}")
-    try:
+    with in_file(path):
         if options.joint_map.endswith(".json"):
             joint_map = apply_map(read_map(options.joint_map), source)
         else:
             joint_map = choose_map(source, options.joint_map)
         motion = retarget(source, joint_map, unit=options.unit, up=options.up)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
     if not motion.error_m * 1000 <= options.max_error_mm:
         raise InputError(
             f"{path}: with bones of one length, joints miss the source's by up to {motion.error_m * 1000:.2f} mm, more "

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mgrpo.errors import InputError
+from mgrpo.errors import InputError, in_file
 
 from . import amass, egoallo, gvhmr, humanml3d, own, wham
 from .container import Container, open_container
@@ -60,11 +60,8 @@ def read_tracks(path: str | Path, options: ReadOptions | None = None) -> list[Mo
             f"{path}: not a motion file of a known format. {there}Known: "
             + "; ".join(f"{entry.name} ({entry.summary})" for entry in FORMATS)
         )
-    try:
+    with in_file(path):
         tracks = found.read(file, options)
-    except InputError as error:
-        message = str(error)
-        raise InputError(message if message.startswith(str(path)) else f"{path}: {message}") from error
     if not tracks:
         raise InputError(f"{path}: a file of the format {found.name} without any motion")
     if any(one.format != found.name for one in tracks):

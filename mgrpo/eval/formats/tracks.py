@@ -13,6 +13,7 @@ from torch import Tensor
 from mgrpo.body import BodyModel
 from mgrpo.body.model import NUM_BETAS
 from mgrpo.body.placement import place_on_root
+from mgrpo.data.rate import require_fps
 from mgrpo.errors import InputError
 from mgrpo.geometry import axis_angle_to_quat, quat_normalize, quat_to_rotmat, rotmat_to_quat, se3
 
@@ -70,8 +71,7 @@ class MotionTracks:
                     f"{who} has {label} that are not finite (NaN or infinity), first in frame {frame} of sample "
                     f"{sample}; cut the motion there or repair the source"
                 )
-        if not (np.isfinite(self.fps) and self.fps > 0):
-            raise InputError(f"{who} needs a positive frame rate, got {self.fps}")
+        require_fps(self.fps, f"the frame rate of {who}")
         for label, numbers in (("frame numbers", self.frame_nums), ("times", self.times)):
             if numbers is None:
                 continue

@@ -1,0 +1,52 @@
+"""What the tables of registers are about: each begins with the compiler's version and a digest of every source.
+
+A compiler that is given the same source twice says the same twice. So where compiler and digest are those of the table,
+tests take its word for what is slow to compile, and compile a part of it, which shows that the table is honest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+
+def digest(files: Iterable[Path], options: Sequence[str] = ()) -> str:
+    """Of the files' content without lines that are comments, and of how they are compiled."""
+    total = hashlib.sha256("\0".join(options).encode())
+    for path in sorted({*files}, key=lambda path: (path.name, str(path))):
+        total.update(f"\0{path.name}\0{_code(path)}".encode())
+    return total.hexdigest()[:16]
+
+
+def with_headers(source: Path) -> set[Path]:
+    """A C++ source and every header of ours that it includes, however indirectly."""
+    found, waiting = set(), [source.resolve()]
+    while waiting:
+        path = waiting.pop()
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        names = re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(), re.MULTILINE)
+        waiting += [(path.parent / name).resolve() for name in names]
+    return found
+
+
+def head(compiler: str, digests: Mapping[str, str]) -> str:
+    """The lines that a table begins with."""
+    return "".join(f"# {line}\n" for line in [compiler, *(f"{name} {known}" for name, known in digests.items())])
+
+
+def split(text: str) -> tuple[str, dict[str, str], str]:
+    """The compiler that a table's first line names, the digests that follow, and the table."""
+    lines = text.splitlines(keepends=True)
+    count = next((number for number, line in enumerate(lines) if not line.startswith("# ")), len(lines))
+    compiler, *sources = [line[2:].strip() for line in lines[:count]]
+    return compiler, dict(line.split(" ") for line in sources), "".join(lines[count:])
+
+
+def _code(path: Path) -> str:
+    comment = "#" if path.suffix == ".py" else "//"
+    lines = (line.rstrip() for line in path.read_text().splitlines())
+    return "\n".join(line for line in lines if line and not line.lstrip().startswith(comment))
