@@ -1,12 +1,14 @@
-"""End to end: the rollout, the reward and the update of a GRPO iteration, with our operators and with the references.
+"""End to end: a GRPO iteration of every preset against a plain loop, and its parts with our operators and the
+references.
 
-The network is the same in both; what differs is everything that :mod:`mgrpo.kernels` does around it.
+The network's weights are the same everywhere. The plain loop is what people write: every sample through the whole
+network at every step, a second pass for the gradient, rewards in eager torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +34,12 @@ SETTINGS = {
     # Two of the sampler's thirty steps: all cost the same.
     "cuda": Setting("egoallo", 64, 16, 128, 2, updated_conditions=8, updated_steps=1),
 }
+
+WHOLE = Setting("tiny", 8, 8, 32, 10, updated_conditions=8, updated_steps=9)
+"""A whole iteration, as small as the demo's."""
+
+PLAIN_LOOP = "plain loop"
+PLAIN_LOOP_FUSED = "plain loop, our operators"
 
 
 def workloads(device: str, backends: Sequence[str] | None) -> list[Workload]:
@@ -76,7 +84,42 @@ def workloads(device: str, backends: Sequence[str] | None) -> list[Workload]:
                 tests=("tests/mgrpo/test_sampler.py", "tests/mgrpo/test_grpo_update.py", "tests/mgrpo/test_rewards.py"),
             )
         )
+    if device == "cpu":
+        found += [whole_iteration(backends, device)]
     return found
+
+
+def whole_iteration(backends: Sequence[str] | None, device: str) -> Workload:
+    """Rollout, rewards and gradient of every preset on the same windows, and of the plain loop."""
+    presets = ("paper", "default", "fast")
+    choice = None if backends is None else backends[0]
+    return Workload(
+        op="iteration",
+        name=f"grpo_{WHOLE.preset}",
+        title=f"GRPO iteration, {WHOLE.preset} network, {WHOLE.steps} steps",
+        items=WHOLE.conditions * WHOLE.members,
+        item="sample",
+        size=f"{WHOLE.conditions} x {WHOLE.members} samples of {WHOLE.frames} frames",
+        make_inputs=lambda seed: {"setting": WHOLE, "device": device, "seed": seed},
+        implementations=lambda: [
+            Implementation(PLAIN_LOOP, "reference", lambda inputs: on_backend(prepare_plain, inputs, "reference")),
+            Implementation(PLAIN_LOOP_FUSED, "reference", lambda inputs: on_backend(prepare_plain, inputs, choice)),
+            *(
+                Implementation(
+                    f"{OURS} {name}",
+                    "ours",
+                    lambda inputs, name=name: on_backend(partial(prepare_preset, preset=name), inputs, choice),
+                )
+                for name in presets
+            ),
+        ],
+        exact=None,
+        bytes_moved=0,
+        operations=0,
+        gradient=True,
+        device=device,
+        tests=("tests/mgrpo/test_grpo_update.py", "tests/train/test_post_training.py"),
+    )
 
 
 def on_backend(
@@ -106,7 +149,7 @@ def _policy(inputs: Inputs) -> Any:
     return Denoiser(DENOISER_PRESETS[inputs["setting"].preset], seed=0).to(inputs["device"]).eval()
 
 
-def _rollout(policy: Any, inputs: Inputs) -> Callable[[], Any]:
+def _rollout(policy: Any, inputs: Inputs, *, per_member: bool = False) -> Callable[[], Any]:
     import torch
 
     from mgrpo.diffusion.sampler import NoiseKeys
@@ -116,16 +159,19 @@ def _rollout(policy: Any, inputs: Inputs) -> Callable[[], Any]:
 
     setting, device, seed = inputs["setting"], inputs["device"], inputs["seed"]
     windows = _windows(setting, device, seed)
-    cond = make_cond(policy.config, windows.T_world_cpf, windows.T_cpf_tm1_cpf_t)[:, None]
+    cond = make_cond(policy.config, windows.T_world_cpf, windows.T_cpf_tm1_cpf_t)
+    transitions = make_transitions("egoallo", eta=0.8, steps=setting.steps)
     return partial(
         roll_out,
         policy,
-        cond,
-        make_transitions("ddim", eta=0.8, steps=setting.steps),
+        cond.repeat_interleave(setting.members, dim=0) if per_member else cond,
+        transitions,
         NoiseKeys(seed, 0, torch.arange(setting.conditions, device=device), setting.members),
-        policy.layout,
-        group_size=setting.members,
+        shape=(setting.frames, policy.layout.dim),
+        steps=transitions.trainable_steps[: setting.updated_steps],
+        layout=policy.layout,
         project_rotations=True,
+        per_member=per_member,
     )
 
 
@@ -161,29 +207,91 @@ def prepare_update(inputs: Inputs) -> Callable[[], Any]:
     """Gradient of the clipped loss over some of the stored steps."""
     import torch
 
-    from mgrpo.grpo.update import PolicyLossConfig, accumulate_gradients
-
     setting = inputs["setting"]
     smaller = replace(setting, conditions=setting.updated_conditions)
     policy = _policy(inputs)
     rollout = _rollout(policy, {**inputs, "setting": smaller})()
     generator = torch.Generator().manual_seed(inputs["seed"])
     advantages = torch.randn(smaller.conditions, smaller.members, generator=generator).to(inputs["device"])
-    steps = torch.arange(setting.updated_steps)
+    return partial(_gradient, policy, rollout, advantages)
+
+
+def _gradient(policy: Any, rollout: Any, advantages: Any) -> Any:
+    from mgrpo.grpo.update import PolicyLossConfig, accumulate_gradients
+
+    policy.zero_grad(set_to_none=True)
+    return accumulate_gradients(
+        policy,
+        rollout,
+        advantages,
+        PolicyLossConfig(),
+        steps=tuple(rollout.steps),
+        denominator=float(advantages.numel() * len(rollout.steps)),
+    )
+
+
+def prepare_plain(inputs: Inputs) -> Callable[[], Any]:
+    """An iteration as people write it: nothing is shared, nothing is kept."""
+    setting = inputs["setting"]
+    policy = _policy(inputs)
+    roll_out = _rollout(policy, inputs, per_member=True)
+    task = _task(policy, inputs, "paper")
+    windows = _windows(setting, inputs["device"], inputs["seed"])
+
+    def call() -> Any:
+        from mgrpo.kernels import group_advantages
+
+        rollout = roll_out()
+        x0 = rollout.x0.view(setting.conditions, setting.members, setting.frames, -1)
+        advantages = group_advantages(task.score(x0, windows).rewards).advantages
+        return _gradient(policy, rollout, advantages.reshape(-1, 1))
+
+    return call
+
+
+def prepare_preset(inputs: Inputs, *, preset: str) -> Callable[[], Any]:
+    """An iteration of ``mgrpo train grpo PRESET``, up to the gradient."""
+    from mgrpo.train.distributed import open_processes
+    from mgrpo.train.post_training import PostTraining
+    from mgrpo.train.precision import NetworkPrecision
+
+    policy = _policy(inputs)
+    task = _task(policy, inputs, preset)
+    with open_processes(inputs["device"]) as processes:
+        training = PostTraining(policy, task, task.config, processes, NetworkPrecision("fp32", processes.device))
+    windows = _windows(inputs["setting"], inputs["device"], inputs["seed"])
+    plan = training.plan(0)
 
     def call() -> Any:
         policy.zero_grad(set_to_none=True)
-        return accumulate_gradients(
-            policy,
-            rollout,
-            advantages,
-            PolicyLossConfig(),
-            steps=steps,
-            rows=slice(None),
-            denominator=float(advantages.numel() * len(steps)),
-        )
+        sampled = training.sample(plan, [windows])
+        return training.differentiate(0, sampled[0], training.judge(sampled), plan)
 
     return call
+
+
+def _task(policy: Any, inputs: Inputs, preset: str) -> Any:
+    """The motion task of a preset at the sizes of the setting, without a perceptual model or data of its own."""
+    from mgrpo.body import default_body
+    from mgrpo.diffusion.config import SamplerConfig
+    from mgrpo.train.grpo_config import GRPO_PRESETS
+    from mgrpo.train.motion_data import MotionData
+    from mgrpo.train.motion_task import MotionTask
+
+    setting, chosen = inputs["setting"], GRPO_PRESETS[preset]
+    config = replace(
+        chosen,
+        conditions=setting.conditions,
+        group_size=setting.members,
+        sampler=SamplerConfig(steps=setting.steps, project=chosen.sampler.project),
+        rewards=replace(chosen.rewards, visual=0.0),
+        perceptual=None,
+        device=inputs["device"],
+    )
+    windows = _windows(setting, inputs["device"], inputs["seed"])
+    sources = {field.name: windows for field in fields(MotionData) if field.name != "body"}
+    data = MotionData(body=default_body().body_only(), **sources)
+    return MotionTask(config, data, policy, None, windows.mask.device)
 
 
 def _windows(setting: Setting, device: str, seed: int) -> Any:
