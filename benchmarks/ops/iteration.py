@@ -160,7 +160,7 @@ def _rollout(policy: Any, inputs: Inputs, *, per_member: bool = False) -> Callab
     setting, device, seed = inputs["setting"], inputs["device"], inputs["seed"]
     windows = _windows(setting, device, seed)
     cond = make_cond(policy.config, windows.T_world_cpf, windows.T_cpf_tm1_cpf_t)
-    transitions = make_transitions("egoallo", eta=0.8, steps=setting.steps)
+    transitions = make_transitions("ddim", eta=0.8, steps=setting.steps)
     return partial(
         roll_out,
         policy,
@@ -283,7 +283,7 @@ def _task(policy: Any, inputs: Inputs, preset: str) -> Any:
         chosen,
         conditions=setting.conditions,
         group_size=setting.members,
-        sampler=SamplerConfig(steps=setting.steps, project=chosen.sampler.project),
+        sampler=SamplerConfig(kernel="ddim", eta=0.8, steps=setting.steps, project=chosen.sampler.project),
         rewards=replace(chosen.rewards, visual=0.0),
         perceptual=None,
         device=inputs["device"],
