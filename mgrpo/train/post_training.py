@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -29,6 +29,7 @@ from mgrpo.grpo.health import (
     reward_metrics,
     update_metrics,
 )
+from mgrpo.grpo.policy import at_level, call
 from mgrpo.grpo.rollout import Rollout, roll_out
 from mgrpo.grpo.task import Batch, Scored, Task
 from mgrpo.grpo.update import (
@@ -46,6 +47,7 @@ from .distributed import Processes
 from .grpo_config import CARRIED_OUT, PostTrainingConfig
 from .interrupt import graceful_interrupt
 from .learning_rate import learning_rate_at, set_learning_rate
+from .memory import MemoryPlan, free_bytes, plan_memory, saved_bytes
 from .phases import Phases
 from .precision import NetworkPrecision
 from .prefetch import batches
@@ -131,7 +133,51 @@ class PostTraining:
             )
         config.window.steps(self.trainable, 0)  # refused now rather than in the first iteration
         self._sampler = lru_cache(maxsize=32)(self._make_sampler)
-        self.keep_graphs = config.optimizer_steps == 1 and config.execution.reuse_graphs != "no"
+        self.memory = MemoryPlan(
+            config.execution.micro_conditions or max(size for _, size in self.sharing.own),
+            config.optimizer_steps == 1 and config.execution.reuse_graphs != "no",
+            "as asked for",
+        )
+        if config.execution.checkpoint_blocks:
+            if not hasattr(policy, "checkpoint_blocks"):
+                raise InputError(
+                    "--execution.checkpoint-blocks: this policy has no attribute checkpoint_blocks that turns it on"
+                )
+            policy.checkpoint_blocks = True
+
+    def plan_memory(self, stored: Mapping[str, Any] | None) -> None:
+        """Choose what passes through the network at once from the memory that is free now, or as ``stored`` by an
+        earlier start of the run, whose rounding it then repeats. All processes do the same."""
+        config, processes = self.config, self.processes
+        asked = config.execution.micro_conditions or config.execution.reuse_graphs != "auto"
+        if stored is not None and not asked:
+            self.memory = MemoryPlan(int(stored["micro_conditions"]), bool(stored["keep_graphs"]), "as before")
+            return
+        first, size = self.sharing.own[0]
+        members, plan = self.sharing.members, self.plan(0)
+        batch = self.task.draw(0, first, 1).to(processes.device)
+        seen = self.task.seen(batch, iteration=0, first=first, members=members)
+        rows = len(members) if self.task.per_member else 1
+        x_t = torch.zeros(rows, len(members) // rows, *self.task.state_shape(batch), device=processes.device)
+        t = at_level(plan.transitions.scalars[plan.steps[0][0]][0], rows, processes.device)
+        mask = None if seen.mask is None else seen.mask.expand(rows, -1)
+        there = {parameter.untyped_storage().data_ptr() for parameter in self.policy.parameters()}
+        counted = dict(self.prepared.calls)
+        each = saved_bytes(lambda: call(self.prepared, x_t, t, seen.cond, mask), there)
+        self.prepared.calls = counted
+        chosen = plan_memory(
+            each,
+            free=free_bytes(processes.device),
+            conditions=size,
+            steps=len(plan.steps[0]),
+            may_keep=config.optimizer_steps == 1,
+            micro_conditions=config.execution.micro_conditions,
+            reuse_graphs=config.execution.reuse_graphs,
+        )
+        if processes.count > 1:  # the one with the least memory decides
+            least = -processes.largest(-chosen.micro_conditions)
+            chosen = replace(chosen, micro_conditions=least, keep_graphs=not processes.largest(not chosen.keep_graphs))
+        self.memory = chosen
 
     def _make_sampler(self, window: tuple[int, ...]) -> tuple[Transitions, tuple[float, ...]]:
         transitions = self.task.transitions(window if self.config.window.quiet_outside else None)
@@ -159,7 +205,7 @@ class PostTraining:
     def _sample_share(self, plan: Plan, first: int, batch: Batch, steps: tuple[int, ...]) -> Sampled:
         iteration = plan.iteration
         config, task, members = self.config, self.task, self.sharing.members
-        at_once = config.execution.micro_conditions or len(batch)
+        at_once = self.memory.micro_conditions
         rollouts = []
         for begin in range(0, len(batch), at_once):
             part = batch if at_once >= len(batch) else batch.select(slice(begin, begin + at_once))
@@ -173,7 +219,7 @@ class PostTraining:
                 roll_out(
                     self.prepared, seen.cond, plan.transitions, keys, shape=task.state_shape(part), steps=steps,
                     layout=task.layout, project_rotations=task.project_rotations, mask=seen.mask,
-                    per_member=task.per_member, keep_graphs=self.keep_graphs, same_kernels=config.execution.compile,
+                    per_member=task.per_member, keep_graphs=self.memory.keep_graphs, same_kernels=config.execution.compile,
                 )
             )  # fmt: skip
         shape = (-1, len(members), *rollouts[0].x0.shape[-2:])
@@ -286,11 +332,13 @@ def post_train(
     checkpoint = processes.from_main(lambda: run.load("last") if run is not None and config.resume else None)
     best = average if average is not None else policy
     start = 0
+    stored: Mapping[str, Any] | None = None
     watch = GoldWatch(config)
     if checkpoint is not None:
         checkpoint.restore(best, optimizer)
         start = checkpoint.step
         watch.restore(checkpoint.state)
+        stored = checkpoint.state.get("memory")
         if average is not None:
             policy.load_state_dict(
                 {name.removeprefix("policy."): tensor for name, tensor in checkpoint.tensors.items()}
@@ -298,7 +346,11 @@ def post_train(
         del checkpoint
     processes.copy_from_main_(policy.state_dict().values())
     phases = Phases(processes.device, wait=config.profile)
-    save = partial(_save, run, best, policy if average is not None else None, optimizer, watch)
+    profile = None
+    if config.profile and run is not None:
+        profile = Profile(processes.device, config.conditions * config.group_size, precision.dtype)
+    training.plan_memory(stored)
+    save = partial(_save, run, best, policy if average is not None else None, optimizer, watch, training.memory)
     moved = saved = start  # iterations that the weights and the last checkpoint hold
 
     drawn = batches(training.draw, start, config.iterations, ahead=config.execution.prefetch)
@@ -311,6 +363,7 @@ def post_train(
         try:
             for iteration, parts in drawn:
                 phases.start()
+                counting = profile.iteration() if profile is not None else nullcontext()
                 rate = learning_rate_at(
                     iteration, config.iterations, peak=config.learning_rate, warmup=config.warmup,
                     schedule=config.schedule,
@@ -448,6 +501,7 @@ def _save(
     policy: nn.Module | None,
     optimizer: torch.optim.Optimizer,
     watch: GoldWatch,
+    memory: MemoryPlan,
     done: int,
     metric: float | None,
 ) -> None:
@@ -458,7 +512,7 @@ def _save(
         model_config=getattr(model, "config", None),
         optimizer=optimizer,
         tensors=tensors,
-        state=watch.state(),
+        state={**watch.state(), "memory": memory.state()},
         metric=metric,
         better=watch._better,
     )
