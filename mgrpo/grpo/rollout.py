@@ -15,6 +15,7 @@ from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.state import StateLayout, project_state
 
 from .policy import Policy, at_level, call
+from .task import Batch, Task
 
 
 @dataclass(frozen=True)
@@ -133,3 +134,44 @@ def roll_out(
         for k, x_t, x0_pred in zip(result.steps, result.x_t, result.x0_pred, strict=True)
     }
     return Rollout(cond, recorded, result.x0, keys, transitions, layout, project_rotations, mask)
+
+
+def roll_out_groups(
+    policy: Policy,
+    task: Task[Any],
+    batch: Batch,
+    transitions: Transitions,
+    *,
+    seed: int,
+    iteration: int,
+    first: int,
+    members: range,
+    share_initial: bool,
+    device: torch.device,
+    steps: Sequence[int] = (),
+    keep_graphs: bool = False,
+    same_kernels: bool = False,
+) -> Rollout:
+    """:func:`roll_out` of a batch of a task's conditions, as every training draws its groups: the same conditions,
+    seen in the same way, with the same noise.
+
+    Args:
+        policy: the network.
+        task: what is sampled.
+        batch: some conditions on the device.
+        transitions: the sampler's steps.
+        seed, iteration: key the noise.
+        first: number of the batch's first condition in the iteration.
+        members: which members of the groups.
+        share_initial: whether a group shares its initial noise.
+        device: the batch's.
+        steps, keep_graphs, same_kernels: as in :func:`roll_out`.
+    """
+    seen = task.seen(batch, iteration=iteration, first=first, members=members)
+    condition = torch.arange(first, first + len(batch), device=device)
+    keys = NoiseKeys(seed, iteration, condition, len(members), share_initial=share_initial, first_member=members.start)
+    return roll_out(
+        policy, seen.cond, transitions, keys, shape=task.state_shape(batch), steps=steps,
+        layout=task.layout, project_rotations=task.project_rotations, mask=seen.mask, per_member=task.per_member,
+        keep_graphs=keep_graphs, same_kernels=same_kernels,
+    )  # fmt: skip

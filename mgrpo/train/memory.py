@@ -99,8 +99,8 @@ def plan_memory(
     fitting = max(1, min(conditions, int(budget // max(per_condition, 1))))
     at_once = micro_conditions or (conditions if keep else fitting)
     reason = (
-        f"{_size(per_condition)} of activations for a condition and step, {_size(free)} free: {at_once} of {conditions} "
-        f"conditions at once, graphs {'kept' if keep else 'made again'}"
+        f"{_size(per_condition)} of activations for a condition and step, {_size(free)} free: {at_once} of "
+        f"{conditions} conditions at once, graphs {'kept' if keep else 'made again'}"
     )
     return MemoryPlan(at_once, keep, reason)
 

@@ -22,11 +22,12 @@ from mgrpo.grpo.task import Scored, Seen
 from mgrpo.models.conditioning import make_cond
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import decode_motion
-from mgrpo.models.perceptual import PerceptualModel
+from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
 from mgrpo.rewards import RewardBatch, score_groups
 
-from .grpo_config import GrpoConfig
-from .motion_data import MotionData
+from .checkpoints import load_model
+from .motion_data import MotionData, load_motion_data
+from .run_config import MotionTaskConfig
 
 
 class MotionTask:
@@ -35,7 +36,7 @@ class MotionTask:
 
     def __init__(
         self,
-        config: GrpoConfig,
+        config: MotionTaskConfig,
         data: MotionData,
         policy: Denoiser,
         perceptual: PerceptualModel | None,
@@ -104,8 +105,29 @@ class MotionTask:
         return {name: value for name, value in result.means().items() if math.isfinite(value)}
 
 
+def open_motion_task(config: MotionTaskConfig, device: torch.device) -> tuple[Denoiser, MotionTask]:
+    """The prior to start from and what it is trained on, both on ``device``. Raises InputError for models or motion
+    that can't be used."""
+    policy = load_model(config.prior, Denoiser, DenoiserConfig, use_ema=config.use_ema)[0].to(device)
+    perceptual = None
+    if config.needs_perceptual and config.perceptual is not None:
+        perceptual = load_model(config.perceptual, PerceptualModel, PerceptualConfig)[0].to(device)
+        perceptual.requires_grad_(False)
+    config.sampler.transitions(CosineSchedule.make(policy.config.max_t))  # refused before the motion is read
+    data = load_motion_data(config.data, seed=config.seed)
+    if config.freeze_condition_projection:
+        policy.latent_from_cond.requires_grad_(False)
+    return policy, MotionTask(config, data, policy, perceptual, device)
+
+
 def perturbed_condition(
-    network: DenoiserConfig, windows: MotionWindows, config: GrpoConfig, iteration: int, *, first: int, members: range
+    network: DenoiserConfig,
+    windows: MotionWindows,
+    config: MotionTaskConfig,
+    iteration: int,
+    *,
+    first: int,
+    members: range,
 ) -> Tensor:
     """The encoded head motion with Perlin noise on its translation, ``(B, T, d_cond)``, or ``(B * G, T, d_cond)`` where
     each of the ``members`` sees noise of its own; ``first`` is the number of the first window in the iteration."""
@@ -121,7 +143,7 @@ def perturbed_condition(
 
 
 def sample_groups(
-    policy: Denoiser, windows: MotionWindows, config: GrpoConfig, transitions: Transitions, iteration: int
+    policy: Denoiser, windows: MotionWindows, config: MotionTaskConfig, transitions: Transitions, iteration: int
 ) -> Tensor:
     """One group of samples ``(B, G, T, D)`` for every window, as training would draw them in ``iteration``."""
     members = range(config.group_size)

@@ -8,29 +8,21 @@ and for the log.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mgrpo.diffusion.sampler import NoiseKeys
 from mgrpo.diffusion.transition import Transitions, step_weights
-from mgrpo.errors import InputError, MgrpoError
-from mgrpo.grpo.health import (
-    advantage_metrics,
-    parameter_distance,
-    read_metrics,
-    reward_metrics,
-    update_metrics,
-)
+from mgrpo.errors import InputError
+from mgrpo.grpo.health import advantage_metrics, reward_metrics, update_metrics
 from mgrpo.grpo.policy import at_level, call
-from mgrpo.grpo.rollout import Rollout, roll_out
+from mgrpo.grpo.rollout import Rollout, roll_out_groups
 from mgrpo.grpo.task import Batch, Scored, Task
 from mgrpo.grpo.update import (
     UpdateStatistics,
@@ -45,18 +37,13 @@ from mgrpo.kernels import GroupAdvantages, group_advantages
 from .compiled import compile_errors
 from .distributed import Processes
 from .grpo_config import CARRIED_OUT, PostTrainingConfig
-from .interrupt import graceful_interrupt
-from .learning_rate import learning_rate_at, set_learning_rate
+from .loop_frame import LoopFrame
 from .memory import MemoryPlan, free_bytes, plan_memory, saved_bytes
-from .phases import Phases
 from .precision import NetworkPrecision
-from .prefetch import batches
 from .prepared_policy import PreparedPolicy
-from .progress import Progress, notice
-from .run_dir import RunDir
+from .profile import Profile
 from .seeding import iteration_generator
 from .sharing import Sharing, share_out
-from .start import open_run
 
 
 @dataclass(frozen=True)
@@ -209,17 +196,12 @@ class PostTraining:
         rollouts = []
         for begin in range(0, len(batch), at_once):
             part = batch if at_once >= len(batch) else batch.select(slice(begin, begin + at_once))
-            seen = task.seen(part, iteration=iteration, first=first + begin, members=members)
-            condition = torch.arange(first + begin, first + begin + len(part), device=self.processes.device)
-            keys = NoiseKeys(
-                config.seed, iteration, condition, len(members), share_initial=config.share_initial_noise,
-                first_member=members.start,
-            )  # fmt: skip
             rollouts.append(
-                roll_out(
-                    self.prepared, seen.cond, plan.transitions, keys, shape=task.state_shape(part), steps=steps,
-                    layout=task.layout, project_rotations=task.project_rotations, mask=seen.mask,
-                    per_member=task.per_member, keep_graphs=self.memory.keep_graphs, same_kernels=config.execution.compile,
+                roll_out_groups(
+                    self.prepared, task, part, plan.transitions, seed=config.seed, iteration=iteration,
+                    first=first + begin, members=members, share_initial=config.share_initial_noise,
+                    device=self.processes.device, steps=steps, keep_graphs=self.memory.keep_graphs,
+                    same_kernels=config.execution.compile,
                 )
             )  # fmt: skip
         shape = (-1, len(members), *rollouts[0].x0.shape[-2:])
@@ -326,193 +308,41 @@ def post_train(
         mgrpo.train.distributed.ProcessLostError: another process ended.
     """
     training = PostTraining(policy, task, config, processes, precision)
-    optimizer = torch.optim.AdamW(training.trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    average = copy.deepcopy(policy).requires_grad_(False) if config.ema else None
-    run = processes.main_only(lambda: open_run(config, command, may_change=CARRIED_OUT))
-    checkpoint = processes.from_main(lambda: run.load("last") if run is not None and config.resume else None)
-    best = average if average is not None else policy
-    start = 0
-    stored: Mapping[str, Any] | None = None
-    watch = GoldWatch(config)
-    if checkpoint is not None:
-        checkpoint.restore(best, optimizer)
-        start = checkpoint.step
-        watch.restore(checkpoint.state)
-        stored = checkpoint.state.get("memory")
-        if average is not None:
-            policy.load_state_dict(
-                {name.removeprefix("policy."): tensor for name, tensor in checkpoint.tensors.items()}
-            )
-        del checkpoint
-    processes.copy_from_main_(policy.state_dict().values())
-    phases = Phases(processes.device, wait=config.profile)
-    profile = None
-    if config.profile and run is not None:
+    frame = LoopFrame(
+        "grpo", policy, task, config, processes, trained=training.trained, command=command, may_change=CARRIED_OUT,
+        wait=config.profile,
+    )  # fmt: skip
+    training.plan_memory(frame.kept.get("memory"))
+    frame.kept["memory"] = training.memory.state()
+    phases = frame.phases
+    profile: Profile | None = None
+    if config.profile and frame.run is not None:
         profile = Profile(processes.device, config.conditions * config.group_size, precision.dtype)
-    training.plan_memory(stored)
-    save = partial(_save, run, best, policy if average is not None else None, optimizer, watch, training.memory)
-    moved = saved = start  # iterations that the weights and the last checkpoint hold
-
-    drawn = batches(training.draw, start, config.iterations, ahead=config.execution.prefetch)
-    with (
-        run or nullcontext(),
-        graceful_interrupt(run) as stop,
-        Progress("grpo", config.iterations, start=start) as progress,
-        closing(drawn),
-    ):
-        try:
-            for iteration, parts in drawn:
-                phases.start()
-                counting = profile.iteration() if profile is not None else nullcontext()
-                rate = learning_rate_at(
-                    iteration, config.iterations, peak=config.learning_rate, warmup=config.warmup,
-                    schedule=config.schedule,
-                )  # fmt: skip
-                set_learning_rate(optimizer, rate)
+    with frame.iterations(training.draw, ahead=config.execution.prefetch) as drawn:
+        for iteration, parts in drawn:
+            frame.begin(iteration)
+            statistics: list[UpdateStatistics] = []
+            metrics: dict[str, float] = {}
+            with profile.counted() if profile is not None else nullcontext():
                 with phases.phase("rollout"), compile_errors() if config.execution.compile else nullcontext():
                     plan = training.plan(iteration)
                     sampled = training.sample(plan, parts)
-                if iteration == start:
+                if iteration == frame.start:
                     training.check(sampled[0])
                 with phases.phase("reward"):
                     trial = training.judge(sampled)
-                before = [parameter.detach().clone() for parameter in training.trained]
-                statistics: list[UpdateStatistics] = []
-                norms: list[float] = []
-                metrics: dict[str, float] = {}
                 for step, part in enumerate(sampled):
                     with phases.phase("update"):
-                        optimizer.zero_grad(set_to_none=True)
+                        frame.optimizer.zero_grad(set_to_none=True)
                         statistics.append(training.differentiate(step, part, trial, plan))
-                        norm = nn.utils.clip_grad_norm_(training.trained, config.gradient_clip)
-                        found: dict[str, Tensor | float] = {"norm": norm}
-                        if step == len(sampled) - 1:
-                            found |= training.metrics(trial, statistics)
-                        metrics = read_metrics(found)
-                        norms.append(metrics.pop("norm"))
-                        _require_sound(iteration, norms[-1], trial, metrics)
-                        optimizer.step()
-                        moved = -1  # in the middle of an iteration
-                moved = iteration + 1
-                if average is not None:
-                    for target, source in zip(average.parameters(), policy.parameters()):
-                        target.lerp_(source.detach(), 1 - config.ema)
-                metrics |= {
-                    "grad_norm": sum(norms) / len(norms),
-                    "grad_clipped": sum(norm > config.gradient_clip for norm in norms) / len(norms),
-                    "update_ratio": float(parameter_distance(before, training.trained)),
-                    "lr": rate,
-                    **training.prepared.take_calls(),
-                    **phases.metrics(),
-                }
-                done = iteration + 1
-                # A signal may have reached some processes only: all stop here.
-                signal = processes.largest(stop.number or 0)
-                if signal and stop.number is None:
-                    stop.number = signal
-                finished, stopping = done == config.iterations, signal > 0
-                improved = enough = False
-                # Not when stopping: an extra measurement could make another checkpoint the best than without the stop.
-                if config.validate_every and (done % config.validate_every == 0 or finished):
-                    gold = processes.from_main(lambda: task.gold(best))
-                    metrics |= {f"validation/{name}": value for name, value in gold.items()}
-                    improved = watch.see(gold)
-                    enough = watch.exhausted
-                if run is not None:
-                    run.log(done, metrics)
-                progress.update(reward=metrics["reward"])
-                if done % config.checkpoint_every == 0 or finished or stopping or improved or enough:
-                    processes.main_only(partial(save, done, watch.latest))
-                    saved = done
-                if enough:
-                    notice(watch.verdict(done))
-                if stopping or enough:
-                    break
-        except Exception:
-            if run is not None and moved > saved:
-                save(moved, None)  # nothing is lost but the iteration that failed
-            raise
-    return processes.from_main(lambda: run.checkpoint_path("last"))
-
-
-class GoldWatch:
-    """Which evaluation was the best, and for how many it has not got better."""
-
-    def __init__(self, config: PostTrainingConfig) -> None:
-        self._name, self._better, self._patience = config.gold, config.gold_better, config.patience
-        self.best: float | None = None
-        self.latest: float | None = None
-        self._worse = 0
-
-    def see(self, gold: dict[str, float]) -> bool:
-        """Take in an evaluation; whether it is the best so far. Raises InputError when it lacks the measure."""
-        if self._name not in gold:
-            raise InputError(f"--gold {self._name} is not among the measures; there are {', '.join(sorted(gold))}")
-        self.latest = gold[self._name]
-        sign = 1.0 if self._better == "min" else -1.0
-        if self.best is None or sign * self.latest < sign * self.best:
-            self.best, self._worse = self.latest, 0
-            return True
-        self._worse += 1
-        return False
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether patience has run out."""
-        return bool(self._patience) and self._worse >= self._patience
-
-    def verdict(self, done: int) -> str:
-        """Why training stops after ``done`` iterations."""
-        return (
-            f"stopped after {done} iterations: {self._name} was no better than {self.best:g} in the last {self._worse} "
-            "evaluations (--patience)"
-        )
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
-        return {"gold_best": self.best, "gold_worse": self._worse}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state` gave."""
-        self.best, self._worse = state.get("gold_best"), int(state.get("gold_worse", 0))
-
-
-def _require_sound(iteration: int, norm: float, trial: Trial, metrics: dict[str, float]) -> None:
-    """Raise MgrpoError when nothing could be scored or the gradient is not finite, naming the samples it came from."""
-    if math.isfinite(norm) and not math.isnan(metrics.get("reward", 0.0)):
-        return
-    bad = torch.nonzero(~torch.isfinite(trial.rewards).all(-1)).tolist()
-    names = ", ".join(f"condition {condition} member {member}" for condition, member in bad[:8])
-    if len(bad) == trial.rewards.shape[0] * trial.rewards.shape[1]:
-        raise MgrpoError(
-            f"grpo: no sample of iteration {iteration + 1} could be scored (all rewards are NaN); the state before it "
-            "is saved"
-        )
-    where = f" Samples that could not be scored: {names}." if bad else ""
-    raise MgrpoError(
-        f"grpo: the gradient became {norm} in iteration {iteration + 1}; the state before it is saved. Lower "
-        f"--learning-rate.{where}"
-    )
-
-
-def _save(
-    run: RunDir,
-    model: nn.Module,
-    policy: nn.Module | None,
-    optimizer: torch.optim.Optimizer,
-    watch: GoldWatch,
-    memory: MemoryPlan,
-    done: int,
-    metric: float | None,
-) -> None:
-    tensors = None if policy is None else {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
-    run.save(
-        done,
-        model=model,
-        model_config=getattr(model, "config", None),
-        optimizer=optimizer,
-        tensors=tensors,
-        state={**watch.state(), "memory": memory.state()},
-        metric=metric,
-        better=watch._better,
-    )
+                        last = step == len(sampled) - 1
+                        found = training.metrics(trial, statistics) if last else {}
+                        metrics = frame.step(iteration, found, trial.rewards)
+            metrics |= frame.updated(iteration) | training.prepared.take_calls() | phases.metrics()
+            if profile is not None:
+                profile.take(metrics)
+            if frame.end(iteration, metrics):
+                break
+    if profile is not None and frame.run is not None:
+        profile.write(frame.run.path)
+    return frame.last_checkpoint()

@@ -1,4 +1,4 @@
-"""What an iteration of post-training costs: time by phase, network calls, arithmetic, memory. Written to profile.json."""
+"""What an iteration of post-training costs: time by phase, network calls, arithmetic, memory; for profile.json."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from statistics import median
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from mgrpo.storage import atomic_write_json
+
+from .progress import notice
 
 FILE = "profile.json"
 COUNTED = 1
@@ -34,7 +37,7 @@ class Profile:
         self._seen = 0
 
     @contextmanager
-    def iteration(self) -> Iterator[None]:
+    def counted(self) -> Iterator[None]:
         """Around what an iteration computes, up to its gradients."""
         if self._seen != COUNTED:
             yield
@@ -46,7 +49,8 @@ class Profile:
     def take(self, metrics: Mapping[str, float]) -> None:
         """Take in a finished iteration's metrics."""
         if self._seen > COUNTED:
-            self._rows.append({name: metrics[name] for name in metrics if name.startswith("time/") or name == "step_time"})
+            kept = (name for name in metrics if name.startswith("time/") or name == "step_time")
+            self._rows.append({name: metrics[name] for name in kept})
         self._calls = {name: metrics[name] for name in ("encode", "decode", "decode_with_graph")}
         self._seen += 1
 
@@ -70,11 +74,14 @@ class Profile:
             "threads": torch.get_num_threads(),
         }
 
-    def write(self, folder: Path) -> Table | None:
-        """Write profile.json into a run folder; a table of it, None before an iteration was timed."""
+    def write(self, folder: Path) -> None:
+        """Write profile.json into a run folder and print a table of it; without a timed iteration only say so."""
         result = self.result()
         atomic_write_json(folder / FILE, result)
-        return None if not self._rows else table(result)
+        if self._rows:
+            Console(stderr=True).print(table(result))
+        else:
+            notice(f"{folder / FILE}: no iteration was timed, a start needs more than {COUNTED + 1}")
 
 
 def table(result: Mapping[str, Any]) -> Table:
@@ -96,7 +103,7 @@ def table(result: Mapping[str, Any]) -> Table:
     )
     if result["flop_utilisation"] is not None:
         shown.caption += (
-            f"; {result['flops'] / 1e9:.3g} GFLOP, {result['flop_utilisation']:.1%} of what a large matrix product reaches"
+            f"; {result['flops'] / 1e9:.3g} GFLOP, {result['flop_utilisation']:.1%} of a large matrix product's rate"
         )
     shown.caption += f"; peak memory {result['peak_memory_bytes'] / 2**20:.0f} MiB"
     return shown

@@ -1,0 +1,246 @@
+"""The frame around the iterations of every post-training: run folder, resume, learning rate, optimiser step, average,
+evaluation, log, checkpoints, Ctrl-C. What happens inside an iteration is its loop's."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mgrpo.errors import MgrpoError
+from mgrpo.grpo.health import parameter_distance, read_metrics
+
+from .checkpoints import load_tensors_into
+from .distributed import Processes
+from .gold_watch import GoldWatch
+from .interrupt import GracefulStop, graceful_interrupt
+from .learning_rate import learning_rate_at, set_learning_rate
+from .phases import Phases
+from .prefetch import batches
+from .progress import Progress, notice
+from .run_config import RunConfig
+from .start import open_run
+
+PartsT = TypeVar("PartsT")
+
+
+class Evaluated(Protocol):
+    """What can be measured on held-out conditions: a :class:`mgrpo.grpo.task.Task`."""
+
+    def gold(self, policy: Any) -> dict[str, float]:
+        """Measures that are no rewards, with the same noise every time."""
+        ...
+
+
+class LoopFrame:
+    """One post-training from its first (or next) iteration to its last. An iteration is: :meth:`begin`, one
+    :meth:`step` for every optimiser step whose gradient the loop has made, :meth:`updated`, :meth:`end`."""
+
+    def __init__(
+        self,
+        label: str,
+        policy: nn.Module,
+        task: Evaluated,
+        config: RunConfig,
+        processes: Processes,
+        *,
+        trained: Sequence[nn.Parameter],
+        command: list[str] | None = None,
+        may_change: Sequence[str] = (),
+        beside: Mapping[str, nn.Module] | None = None,
+        wait: bool = False,
+    ) -> None:
+        """Open the run folder, and restore what its last checkpoint holds if the run is resumed.
+
+        Args:
+            label: name of the training in progress and messages.
+            policy: what is trained.
+            task: what it is evaluated on.
+            config: the run's.
+            processes: all of the training.
+            trained: the parameters to train.
+            command: the command line, for the run folder.
+            may_change: settings that may differ on resume, see :meth:`mgrpo.train.run_dir.RunDir.create`.
+            beside: further networks that a checkpoint must keep, by name.
+            wait: whether the phases of an iteration are waited for on a GPU.
+
+        Raises:
+            InputError: as :func:`mgrpo.train.start.open_run`, or a checkpoint that does not fit.
+        """
+        self.label, self.policy, self.task, self.config, self.processes = label, policy, task, config, processes
+        self.trained = list(trained)
+        self.optimizer = torch.optim.AdamW(self.trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.average = copy.deepcopy(policy).requires_grad_(False) if config.ema else None
+        self.best = self.average if self.average is not None else policy
+        """What is evaluated, and saved as the model."""
+        self._beside = {**({} if self.average is None else {"policy": policy}), **(beside or {})}
+        self.watch = GoldWatch(config)
+        self.kept: dict[str, Any] = {}
+        """Further plain values that a checkpoint keeps, and a resumed training finds here."""
+        self.phases = Phases(processes.device, wait=wait)
+        self.run = processes.main_only(lambda: open_run(config, command, may_change=may_change))
+        self.start = self._restore()
+        self._moved = self._saved = self.start  # iterations that the weights and the last checkpoint hold
+        self._stop = GracefulStop(None)
+        self._progress: Progress | None = None
+        self._norms: list[float] = []
+        self._before: list[Tensor] = []
+        self._rate = 0.0
+
+    def _restore(self) -> int:
+        run, config = self.run, self.config
+        checkpoint = self.processes.from_main(lambda: run.load("last") if run is not None and config.resume else None)
+        start = 0
+        if checkpoint is not None:
+            checkpoint.restore(self.best, self.optimizer)
+            self.watch.restore(checkpoint.state)
+            self.kept.update(checkpoint.state.get("kept", {}))
+            for name, network in self._beside.items():
+                prefix = f"{name}."
+                tensors = checkpoint.tensors
+                kept = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
+                load_tensors_into(network, kept, where=f"checkpoint {checkpoint.path}, {name}")
+            start = checkpoint.step
+        self.processes.copy_from_main_(self.policy.state_dict().values())
+        return start
+
+    @contextmanager
+    def iterations(self, draw: Callable[[int], PartsT], *, ahead: int) -> Iterator[Iterator[tuple[int, PartsT]]]:
+        """Context for the loop, which gets ``(iteration, draw(iteration))``, up to ``ahead`` of them drawn in advance.
+
+        After an error what was learned before the failing iteration is saved. Raises
+        :class:`mgrpo.train.interrupt.TrainingInterrupted` after a loop that a signal stopped.
+        """
+        end = self.config.iterations
+        drawn = batches(draw, self.start, end, ahead=ahead)
+        with (
+            self.run or nullcontext(),
+            graceful_interrupt(self.run) as self._stop,
+            Progress(self.label, end, start=self.start) as self._progress,
+            closing(drawn),
+        ):
+            try:
+                yield drawn
+            except Exception:
+                if self.run is not None and self._moved > self._saved:
+                    self._save(self._moved, None)  # nothing is lost but the iteration that failed
+                raise
+
+    def begin(self, iteration: int) -> None:
+        """Start an iteration: its clock and its learning rate."""
+        self.phases.start()
+        config = self.config
+        self._rate = learning_rate_at(
+            iteration, config.iterations, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule
+        )
+        set_learning_rate(self.optimizer, self._rate)
+        self._norms = []
+        self._before = [parameter.detach().clone() for parameter in self.trained]
+
+    def step(
+        self, iteration: int, found: Mapping[str, Tensor | float], rewards: Tensor | None = None
+    ) -> dict[str, float]:
+        """Clip the gradient that is in the parameters, make sure that it is sound, and take an optimiser step.
+
+        Args:
+            iteration: the present one.
+            found: what to log; read from the device here, together with the gradient's norm.
+            rewards: those behind the gradient ``(B, G, K)``, which a message names where they are NaN.
+
+        Returns ``found`` as numbers. Raises MgrpoError when no reward is known or the gradient is not finite; nothing
+        has moved then.
+        """
+        norm = nn.utils.clip_grad_norm_(self.trained, self.config.gradient_clip)
+        metrics = read_metrics({"norm": norm, **found})
+        self._norms.append(metrics.pop("norm"))
+        self._require_sound(iteration, self._norms[-1], rewards, metrics)
+        self.optimizer.step()
+        self._moved = -1  # in the middle of an iteration
+        return metrics
+
+    def _require_sound(self, iteration: int, norm: float, rewards: Tensor | None, metrics: dict[str, float]) -> None:
+        if math.isfinite(norm) and not math.isnan(metrics.get("reward", 0.0)):
+            return
+        bad = [] if rewards is None else torch.nonzero(~torch.isfinite(rewards).all(-1)).tolist()
+        names = ", ".join(f"condition {condition} member {member}" for condition, member in bad[:8])
+        if rewards is not None and len(bad) == rewards.shape[0] * rewards.shape[1]:
+            raise MgrpoError(
+                f"{self.label}: no sample of iteration {iteration + 1} could be scored (all rewards are NaN); the "
+                "state before it is saved"
+            )
+        where = f" Samples that could not be scored: {names}." if bad else ""
+        raise MgrpoError(
+            f"{self.label}: the gradient became {norm} in iteration {iteration + 1}; the state before it is saved. "
+            f"Lower --learning-rate.{where}"
+        )
+
+    def updated(self, iteration: int) -> dict[str, float]:
+        """After an iteration's optimiser steps: move the average. Measures of the steps."""
+        self._moved = iteration + 1
+        if self.average is not None:
+            for target, source in zip(self.average.parameters(), self.policy.parameters()):
+                target.lerp_(source.detach(), 1 - self.config.ema)
+        norms = self._norms
+        return {
+            "grad_norm": sum(norms) / len(norms),
+            "grad_clipped": sum(norm > self.config.gradient_clip for norm in norms) / len(norms),
+            "update_ratio": float(parameter_distance(self._before, self.trained)),
+            "lr": self._rate,
+            "optimizer_steps": len(norms),
+        }
+
+    def end(self, iteration: int, metrics: dict[str, float], *, shown: Sequence[str] = ("reward",)) -> bool:
+        """Evaluate and save where it is time to, and log ``metrics``, of which the progress shows ``shown``. Whether
+        the loop must end here."""
+        config, processes, done = self.config, self.processes, iteration + 1
+        # A signal may have reached some processes only: all stop here.
+        signal = processes.largest(self._stop.number or 0)
+        if signal and self._stop.number is None:
+            self._stop.number = signal
+        finished, stopping = done == config.iterations, signal > 0
+        improved = enough = False
+        measured: float | None = None
+        # Not when stopping: an extra measurement could make another checkpoint the best than without the stop.
+        if config.validate_every and (done % config.validate_every == 0 or finished):
+            gold = processes.from_main(lambda: self.task.gold(self.best))
+            metrics = metrics | {f"validation/{name}": value for name, value in gold.items()}
+            improved = self.watch.see(gold)
+            enough, measured = self.watch.exhausted, self.watch.latest
+        if self.run is not None:
+            self.run.log(done, metrics)
+        assert self._progress is not None
+        self._progress.update(**{name: metrics[name] for name in shown})
+        if done % config.checkpoint_every == 0 or finished or stopping or improved or enough:
+            processes.main_only(lambda: self._save(done, measured))
+            self._saved = done
+        if enough:
+            notice(self.watch.verdict(done))
+        return stopping or enough
+
+    def _save(self, done: int, metric: float | None) -> None:
+        assert self.run is not None
+        self.run.save(
+            done,
+            model=self.best,
+            model_config=getattr(self.best, "config", None),
+            optimizer=self.optimizer,
+            tensors={
+                f"{name}.{key}": value
+                for name, network in self._beside.items()
+                for key, value in network.state_dict().items()
+            },
+            state={**self.watch.state(), "kept": self.kept},
+            metric=metric,
+            better=self.watch.better,
+        )
+
+    def last_checkpoint(self) -> Path:
+        """Folder of the last checkpoint."""
+        run = self.run
+        return self.processes.from_main(lambda: run.checkpoint_path("last"))  # type: ignore[union-attr]
