@@ -1,4 +1,4 @@
-"""Post-train a motion model of another kind, with rewards of your own: an action-conditioned transformer in MDM's style.
+"""Post-train a motion model of another kind with rewards of your own: an action-conditioned transformer in MDM's style.
 
 It learns the demo's fifteen motions from their names (jump, walk, ...), then GRPO teaches it to do the same with the
 wrists held high, and smoothly. Nothing here knows heads, SMPL-H states or the denoiser of mgrpo; what the trainer asks
