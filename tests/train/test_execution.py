@@ -14,11 +14,12 @@ from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
 from mgrpo.grpo.policy import PlainPolicy
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
-from mgrpo.train import memory
+from mgrpo.train import compiled, memory
 from mgrpo.train.checkpoints import find_checkpoint, load_model, read_checkpoint
 from mgrpo.train.grpo import train_grpo
 from mgrpo.train.grpo_config import ExecutionConfig, GrpoConfig
 from mgrpo.train.memory import free_bytes, plan_memory, saved_bytes
+from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.motion_data import MotionDataConfig
 from mgrpo.train.profile import matrix_product_rate
 
@@ -176,3 +177,39 @@ def test_a_profile_is_written(base: GrpoConfig, tmp_path: Path, capsys: pytest.C
 
 def test_the_rate_of_matrix_products_is_measured() -> None:
     assert 1e8 < matrix_product_rate(torch.device("cpu"), torch.float32, size=256) < 1e14
+
+
+def test_a_compiled_network_trains_alike(
+    base: GrpoConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there is a second pass: it runs the rollout's kernels, so the ratio is one to the last bit."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")  # traced as by torch's own, which takes a minute
+    torch.compiler.reset()
+    options = replace(base, iterations=1, execution=ExecutionConfig(reuse_graphs="no"))
+    plain = weights(train_grpo(replace(options, output=tmp_path / "plain")))
+    made = replace(options.execution, compile=True)
+    ours = weights(train_grpo(replace(options, output=tmp_path / "compiled", execution=made)))
+    for name in plain:
+        torch.testing.assert_close(ours[name], plain[name], atol=2e-5, rtol=0)
+    assert read_metrics(tmp_path / "compiled")[0]["ratio/first_log_max"] == 0
+
+
+def test_the_network_alone_is_in_bfloat16(base: GrpoConfig, tmp_path: Path) -> None:
+    from mgrpo.train.prepared_policy import PreparedPolicy
+
+    dtypes = []
+    real = PreparedPolicy.decode
+
+    def decode(self, x_t, t, memory):
+        predicted = real(self, x_t, t, memory)
+        dtypes.append((x_t.dtype, predicted.dtype))
+        return predicted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreparedPolicy, "decode", decode)
+        options = replace(base, output=tmp_path / "run", execution=ExecutionConfig(precision="bf16"))
+        path = train_grpo(options)
+    assert set(dtypes) == {(torch.float32, torch.bfloat16)}
+    assert {tensor.dtype for tensor in weights(path).values()} == {torch.float32}
+    rows = read_metrics(tmp_path / "run")
+    assert all(row["ratio/first_log_max"] == 0 and row["grad_norm"] > 0 for row in rows)
