@@ -114,7 +114,7 @@ class RunConfig:
     output: Path = Path("runs/grpo")
     """Run folder: configuration, logs and checkpoints."""
     iterations: int = 2000
-    """Rollouts."""
+    """Rollouts, each followed by its optimiser steps."""
     conditions: int = 64
     """Conditions (head trajectories) in a rollout."""
     group_size: int = 16
