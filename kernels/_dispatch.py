@@ -156,7 +156,7 @@ def _entry(op: str) -> OpEntry:
 
 def _refusal(op: str, backend: str, tensors: tuple[Tensor, ...]) -> str | None:
     if backend == "reference":
-        return _no_values(tensors)
+        return None
     implementation = _ops[op].implementations.get(backend)
     if implementation is None:
         return "not written for this op"
@@ -182,18 +182,7 @@ def _automatic(op: str, tensors: tuple[Tensor, ...]) -> str:
         if reason is None:
             return name
         _log_once(op, f"{op} on {device} does without the {name!r} backend: {reason}")
-    if _no_values(tensors) is not None:
-        raise BackendError(f"{op}(): no backend can serve this call. {_reasons(op, tensors)}")
     return "reference"
-
-
-def _no_values(tensors: tuple[Tensor, ...]) -> str | None:
-    """Why nothing can be computed of these tensors. Fake ones, which stand for tensors while a call is traced, are
-    served like those."""
-    if torch.compiler.is_compiling():
-        return None
-    empty = any(tensor.device.type == "meta" and type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
-    return "needs tensors that hold values, got one on meta (for shapes alone, use FakeTensorMode)" if empty else None
 
 
 def _log_once(op: str, message: str) -> None:

@@ -71,6 +71,21 @@ def _free_megabytes(path: Path) -> float | None:
     return None
 
 
+@contextlib.contextmanager
+def folder_for_results(path: Path) -> Iterator[None]:
+    """Make a folder now, so that one that can't be written to is known before the work in the block; if that raises,
+    what was made goes again where nothing was put into it. Raises `StorageError` when the disk refuses."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    make_folder(path)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
+        raise
+
+
 def make_folder(path: Path) -> None:
     """Create `path` and its parents if absent. Raises `StorageError` when the disk refuses."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 import re
@@ -626,6 +627,7 @@ def test_an_iteration_runs_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
 
     tiny = iteration.Setting("tiny", 2, 2, 8, 2, updated_conditions=2, updated_steps=1)
     monkeypatch.setitem(iteration.SETTINGS, "cpu", tiny)
+    monkeypatch.setattr(iteration, "WHOLE", dataclasses.replace(tiny, steps=6, updated_steps=5))
     for workload in iteration.workloads("cpu", None):
         found = {}
         for one in workload.implementations():

@@ -35,8 +35,8 @@ SETTINGS = {
     "cuda": Setting("egoallo", 64, 16, 128, 2, updated_conditions=8, updated_steps=1),
 }
 
-WHOLE = Setting("tiny", 8, 8, 32, 10, updated_conditions=8, updated_steps=9)
-"""A whole iteration, as small as the demo's."""
+WHOLE = Setting("tiny", 4, 16, 32, 10, updated_conditions=4, updated_steps=9)
+"""A whole iteration: the paper's group size, as few conditions as a CPU takes in a second."""
 
 PLAIN_LOOP = "plain loop"
 PLAIN_LOOP_FUSED = "plain loop, our operators"
@@ -144,9 +144,17 @@ def prepare_rollout(inputs: Inputs) -> Callable[[], Any]:
 
 
 def _policy(inputs: Inputs) -> Any:
+    """An untrained network that predicts nearly rotations, as a trained one does: others cost more to project."""
+    import torch
+
     from mgrpo.models.denoiser import DENOISER_PRESETS, Denoiser
 
-    return Denoiser(DENOISER_PRESETS[inputs["setting"].preset], seed=0).to(inputs["device"]).eval()
+    policy = Denoiser(DENOISER_PRESETS[inputs["setting"].preset], seed=0)
+    with torch.no_grad():
+        last = policy.decoders["body_rotmats"][-1]
+        last.weight.mul_(0.1)
+        last.bias.copy_(torch.eye(3).flatten().repeat(last.out_features // 9))
+    return policy.to(inputs["device"]).eval()
 
 
 def _rollout(policy: Any, inputs: Inputs, *, per_member: bool = False) -> Callable[[], Any]:
@@ -160,7 +168,7 @@ def _rollout(policy: Any, inputs: Inputs, *, per_member: bool = False) -> Callab
     setting, device, seed = inputs["setting"], inputs["device"], inputs["seed"]
     windows = _windows(setting, device, seed)
     cond = make_cond(policy.config, windows.T_world_cpf, windows.T_cpf_tm1_cpf_t)
-    transitions = make_transitions("egoallo", eta=0.8, steps=setting.steps)
+    transitions = make_transitions("ddim", eta=0.8, steps=setting.steps)
     return partial(
         roll_out,
         policy,
@@ -283,7 +291,7 @@ def _task(policy: Any, inputs: Inputs, preset: str) -> Any:
         chosen,
         conditions=setting.conditions,
         group_size=setting.members,
-        sampler=SamplerConfig(steps=setting.steps, project=chosen.sampler.project),
+        sampler=SamplerConfig(kernel="ddim", eta=0.8, steps=setting.steps, project=chosen.sampler.project),
         rewards=replace(chosen.rewards, visual=0.0),
         perceptual=None,
         device=inputs["device"],

@@ -28,7 +28,7 @@ from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import PredictedMotion, decode_motion
 from mgrpo.npz import write_npz
 from mgrpo.options import MOST_MEMBERS, MOST_NUMBER, require
-from mgrpo.storage import atomic_write, make_folder
+from mgrpo.storage import atomic_write, folder_for_results
 from mgrpo.train.checkpoints import load_model
 from mgrpo.train.device import resolve_device
 from mgrpo.train.progress import Progress, notice
@@ -97,12 +97,12 @@ def run_sample(config: SampleConfig) -> int:
     # Before the work: options that don't fit the model, and a place that can't be written to, should be known now.
     transitions = config.sampler.transitions(CosineSchedule.make(denoiser.config.max_t))
     stitching = config.stitching.stitching(trained_length(checkpoint.path))
-    make_folder(config.out)
-    with Progress("load motion"):
-        body = resolve_body(config.body, with_mesh=False).body_only()
-        clip = choose_clip(load_motion(config.motion, body), config.clip)
-        windows = clip_window(clip, body, config.start, config.length)
-    motion = draw(denoiser.to(device), windows.to(device), body.to(device), config, transitions, stitching)
+    with folder_for_results(config.out):
+        with Progress("load motion"):
+            body = resolve_body(config.body, with_mesh=False).body_only()
+            clip = choose_clip(load_motion(config.motion, body), config.clip)
+            windows = clip_window(clip, body, config.start, config.length)
+        motion = draw(denoiser.to(device), windows.to(device), body.to(device), config, transitions, stitching)
 
     first, last = config.start, config.start + windows.length - 1
     stem = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', clip.name)}_{first}-{last}_seed{config.seed}"

@@ -1,4 +1,4 @@
-"""What looks wrong in a post-training, from its logged metrics alone, and what to try (facts: GRPO, sections 4.3, 5)."""
+"""What looks wrong in a post-training, from its logged metrics alone, and what to try (facts: GRPO, 4.3 and 5)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median
 from typing import Literal
 
@@ -103,9 +104,9 @@ class Alarms:
         if share is None or share <= self.config.dead_groups or self.config.dead_groups == 1:
             return None
         return (
-            f"{share:.0%} of the groups had no spread in any reward over the last {self.config.window} iterations: they "
-            "teach nothing. Try more noise (--sampler.eta, --perlin.alpha), own initial noise for every member, a larger "
-            "--group-size, or steeper --scales"
+            f"{share:.0%} of the groups had no spread in any reward over the last {self.config.window} iterations: "
+            "they teach nothing. Try more noise (--sampler.eta, --perlin.alpha), own initial noise for every member, "
+            "a larger --group-size, or steeper --scales"
         )
 
     def _clipped(self) -> str | None:
@@ -167,12 +168,12 @@ class Alarms:
         last = self._gold[-self.config.hacking - 1 :]
         if len(last) <= self.config.hacking:
             return None
-        if not all(after[0] > before[0] and after[1] > before[1] for before, after in zip(last, last[1:])):
+        if not all(after[0] > before[0] and after[1] > before[1] for before, after in pairwise(last)):
             return None
         return (
-            f"in the last {self.config.hacking} evaluations the reward rose ({last[0][0]:.4g} to {last[-1][0]:.4g}) while "
-            f"{self.gold} got worse ({abs(last[0][1]):.4g} to {abs(last[-1][1]):.4g}): the policy learns to please the "
-            "reward. Try the best checkpoint, --patience, --loss.kl-coef, or other reward weights"
+            f"in the last {self.config.hacking} evaluations the reward rose ({last[0][0]:.4g} to {last[-1][0]:.4g}) "
+            f"while {self.gold} got worse ({abs(last[0][1]):.4g} to {abs(last[-1][1]):.4g}): the policy learns to "
+            "please the reward. Try the best checkpoint, --patience, --loss.kl-coef, or other reward weights"
         )
 
 

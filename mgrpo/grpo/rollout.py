@@ -12,7 +12,7 @@ from torch import Tensor
 from mgrpo.diffusion.sampler import NoiseKeys, StepOptions, policy_layout, reverse_process
 from mgrpo.diffusion.transition import Transitions
 from mgrpo.models.denoiser import Denoiser
-from mgrpo.models.state import StateLayout
+from mgrpo.models.state import StateLayout, project_state
 
 from .policy import Policy, at_level, call
 from .task import Batch, Task
@@ -30,7 +30,7 @@ class RecordedStep:
     x0_pred: Tensor
     """What the policy predicted and the step used (projected where the sampler projects), (R, M, T, D)."""
     prediction: Tensor | None
-    """The policy's own output with its graph, shaped as x_t; None unless graphs were kept."""
+    """The same as x0_pred with its graph, shaped as x_t; None unless graphs were kept."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,9 @@ def roll_out(
         t = at_level(level, x_t.shape[0], x_t.device)
         with torch.set_grad_enabled(k in wanted and (keep_graphs or same_kernels)):
             prediction = call(policy, x_t, t, cond, mask)
+            if keep_graphs and project_rotations:
+                assert layout is not None
+                prediction = project_state(layout, prediction.to(dtype))
         if keep_graphs and k in wanted:
             predictions[k] = prediction
         return prediction.detach()
@@ -121,7 +124,10 @@ def roll_out(
         conditions=len(keys.condition),
         shape=shape,
         dtype=dtype,
-        steps=StepOptions(layout, project_rotations=project_rotations, record=tuple(steps), shared_prefix=True),
+        # With graphs the projection is a part of them; without, it is done together with the step.
+        steps=StepOptions(
+            layout, project_rotations=project_rotations and not keep_graphs, record=tuple(steps), shared_prefix=True
+        ),
     )
     recorded = {
         k: RecordedStep(x_t, x0_pred, predictions.get(k))

@@ -193,18 +193,20 @@ def _one_step(
     level, _, scale, deviation = rollout.transitions.scalars[step]
     t = at_level(level, rows, recorded.x_t.device)
 
-    def finish(prediction: Tensor) -> Tensor:
-        """What entered the step's mean, (R * M, T, D): projected while the members are still one."""
-        prediction = prediction.to(recorded.x0_pred.dtype)
-        if rollout.project_rotations:
-            assert rollout.layout is not None
-            prediction = project_state(rollout.layout, prediction)
+    def predict(network: Policy) -> Tensor:
+        """What would enter the step's mean: projected while the members are still one."""
+        prediction = call(network, recorded.x_t, t, rollout.cond, rollout.mask).to(recorded.x0_pred.dtype)
+        if not rollout.project_rotations:
+            return prediction
+        assert rollout.layout is not None
+        return project_state(rollout.layout, prediction)
+
+    def for_members(prediction: Tensor) -> Tensor:
         return prediction.expand(-1, members, -1, -1).flatten(0, 1)
 
-    prediction = recorded.prediction
-    if prediction is None:
-        prediction = call(policy, recorded.x_t, t, rollout.cond, rollout.mask)
-    x0_pred, old = finish(prediction), recorded.x0_pred.flatten(0, 1)
+    kept = recorded.prediction
+    x0_pred = for_members(predict(policy) if kept is None else kept.to(recorded.x0_pred.dtype))
+    old = recorded.x0_pred.flatten(0, 1) if kept is None else x0_pred.detach()
     options: dict[str, Any] = {"reduction": "mean"}
     if rollout.layout is not None:
         options["channel_weights"] = _weights_on(rollout.layout, config.channels, x0_pred.device)
@@ -222,7 +224,7 @@ def _one_step(
     kl_reference = torch.zeros_like(log_ratio)
     if reference is not None:
         with torch.no_grad():
-            target = finish(call(reference, recorded.x_t, t, rollout.cond, rollout.mask))
+            target = for_members(predict(reference))
         kl_reference = sde_kl(x0_pred, target, scale, deviation, **options)
     result = grpo_loss(
         log_ratio.view(-1, members),
@@ -236,7 +238,9 @@ def _one_step(
     (torch.Tensor.backward if backward is None else backward)(result.loss)
     with torch.no_grad():
         ratio = result.ratio
-        moved = sde_kl(x0_pred, old, scale, deviation, **options).mean()
+        # Through its own graph the policy is the one that sampled.
+        same = kept is not None
+        moved = torch.zeros_like(ratio[0, 0]) if same else sde_kl(x0_pred, old, scale, deviation, **options).mean()
         measures = [
             result.loss.detach(), ratio.mean(), ratio.min(), ratio.max(), result.clip_fraction_low,
             result.clip_fraction_high, moved, kl_reference.mean(), log_ratio.abs().max(),

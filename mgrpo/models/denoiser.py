@@ -13,12 +13,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mgrpo.errors import InputError
 from mgrpo.models import host
@@ -442,6 +444,8 @@ class Denoiser(nn.Module, PretrainedModel):
         config.validate()
         self.config = config
         self.layout = config.layout
+        self.checkpoint_blocks = False
+        """Whether what blocks compute is forgotten and computed again for the gradient: less memory, more time."""
         # Plain copies: torch.compile can't trace the lock inside a cached property (Python 3.10, 3.11).
         self._dim, self._parts = self.layout.dim, tuple(self.layout.slices.items())
         d = config.d_latent
@@ -569,6 +573,13 @@ class Denoiser(nn.Module, PretrainedModel):
             return None, embedded
         return F.linear(embedded, self.noise_emb_token_proj.weight)[:, None], None
 
+    def _through(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Tokens after a block, which is run again for the gradient where :attr:`checkpoint_blocks` asks for that."""
+        if not (self.checkpoint_blocks and torch.is_grad_enabled()):
+            return block(x)
+        dropout = self.training and self.config.dropout_p > 0
+        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=dropout)
+
     # The two halves
 
     def encode(
@@ -609,8 +620,7 @@ class Denoiser(nn.Module, PretrainedModel):
         rotary = self._rotary(tokens, x)
         x = x.reshape(batch * tokens, config.d_latent)
         for block in self.encoder_layers:
-            x = _layer_norm(block.layernorm1, x + block.self_attention(x, tokens, rotary))
-            x = _layer_norm(block.layernorm2, x + block.feed_forward(x, noise_emb))
+            x = self._through(partial(_encode_block, block, tokens, rotary, noise_emb), x)
 
         key_mask = None
         if mask is not None:
@@ -673,10 +683,9 @@ class Denoiser(nn.Module, PretrainedModel):
         x = x.reshape(batch * group * tokens, config.d_latent)
 
         for block, projected in zip(self.decoder_layers, memory.projected, strict=True):
-            x = _layer_norm(block.layernorm1, x + block.self_attention(x, tokens, rotary))
-            crossed = block.cross_attention(x, tokens, group, rotary, projected, memory.key_mask)
-            x = _layer_norm(block.xattn_layernorm, x + crossed)
-            x = _layer_norm(block.layernorm2, x + block.feed_forward(x, noise_emb))
+            x = self._through(
+                partial(_decode_block, block, tokens, group, rotary, noise_emb, projected, memory.key_mask), x
+            )
 
         if token is not None:
             x = x.view(batch * group, tokens, config.d_latent)[:, 1:].reshape(-1, config.d_latent)
@@ -726,6 +735,28 @@ class Denoiser(nn.Module, PretrainedModel):
         if project_output_rotmats:
             x0_pred = project_state(self.layout, x0_pred, hands=True, fix_det=False)
         return x0_pred
+
+
+def _encode_block(
+    block: TransformerBlock, tokens: int, rotary: Tensor | None, noise_emb: Tensor | None, x: Tensor
+) -> Tensor:
+    x = _layer_norm(block.layernorm1, x + block.self_attention(x, tokens, rotary))
+    return _layer_norm(block.layernorm2, x + block.feed_forward(x, noise_emb))
+
+
+def _decode_block(
+    block: TransformerBlock,
+    tokens: int,
+    group: int,
+    rotary: Tensor | None,
+    noise_emb: Tensor | None,
+    projected: tuple[Tensor, ...],
+    key_mask: Tensor | None,
+    x: Tensor,
+) -> Tensor:
+    x = _layer_norm(block.layernorm1, x + block.self_attention(x, tokens, rotary))
+    x = _layer_norm(block.xattn_layernorm, x + block.cross_attention(x, tokens, group, rotary, projected, key_mask))
+    return _layer_norm(block.layernorm2, x + block.feed_forward(x, noise_emb))
 
 
 def _level_sinusoids(levels: int, width: int) -> Tensor:

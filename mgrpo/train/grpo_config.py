@@ -78,6 +78,7 @@ _PAPER = GrpoConfig(
     loss=PolicyLossConfig(channels="all"),
     advantage=AdvantageConfig(std_floor_ratio=0.0, dead_ratio=0.0, dead_abs=0.0),
     rotation_error="axis_angle",
+    alignment="egoallo",
     execution=ExecutionConfig(reuse_graphs="no"),
 )
 _FAST = GrpoConfig(

@@ -82,6 +82,8 @@ class LoopFrame:
         """What is evaluated, and saved as the model."""
         self._beside = {**({} if self.average is None else {"policy": policy}), **(beside or {})}
         self.watch = GoldWatch(config)
+        self.kept: dict[str, Any] = {}
+        """Further plain values that a checkpoint keeps, and a resumed training finds here."""
         self.phases = Phases(processes.device, wait=wait)
         self.run = processes.main_only(lambda: open_run(config, command, may_change=may_change))
         self.start = self._restore()
@@ -99,6 +101,7 @@ class LoopFrame:
         if checkpoint is not None:
             checkpoint.restore(self.best, self.optimizer)
             self.watch.restore(checkpoint.state)
+            self.kept.update(checkpoint.state.get("kept", {}))
             for name, network in self._beside.items():
                 prefix = f"{name}."
                 tensors = checkpoint.tensors
@@ -207,18 +210,19 @@ class LoopFrame:
             self._stop.number = signal
         finished, stopping = done == config.iterations, signal > 0
         improved = enough = False
+        measured: float | None = None
         # Not when stopping: an extra measurement could make another checkpoint the best than without the stop.
         if config.validate_every and (done % config.validate_every == 0 or finished):
             gold = processes.from_main(lambda: self.task.gold(self.best))
             metrics = metrics | {f"validation/{name}": value for name, value in gold.items()}
             improved = self.watch.see(gold)
-            enough = self.watch.exhausted
+            enough, measured = self.watch.exhausted, self.watch.latest
         if self.run is not None:
             self.run.log(done, metrics)
         assert self._progress is not None
         self._progress.update(**{name: metrics[name] for name in shown})
         if done % config.checkpoint_every == 0 or finished or stopping or improved or enough:
-            processes.main_only(lambda: self._save(done, self.watch.latest))
+            processes.main_only(lambda: self._save(done, measured))
             self._saved = done
         if enough:
             notice(self.watch.verdict(done))
@@ -236,7 +240,7 @@ class LoopFrame:
                 for name, network in self._beside.items()
                 for key, value in network.state_dict().items()
             },
-            state=self.watch.state(),
+            state={**self.watch.state(), "kept": self.kept},
             metric=metric,
             better=self.watch.better,
         )

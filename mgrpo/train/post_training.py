@@ -8,7 +8,7 @@ and for the log.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mgrpo.diffusion.transition import Transitions, step_weights
 from mgrpo.errors import InputError
 from mgrpo.grpo.health import advantage_metrics, reward_metrics, update_metrics
+from mgrpo.grpo.policy import at_level, call
 from mgrpo.grpo.rollout import Rollout, roll_out_groups
 from mgrpo.grpo.task import Batch, Scored, Task
 from mgrpo.grpo.update import (
@@ -37,8 +38,10 @@ from .compiled import compile_errors
 from .distributed import Processes
 from .grpo_config import CARRIED_OUT, PostTrainingConfig
 from .loop_frame import LoopFrame
+from .memory import MemoryPlan, free_bytes, plan_memory, saved_bytes
 from .precision import NetworkPrecision
 from .prepared_policy import PreparedPolicy
+from .profile import Profile
 from .seeding import iteration_generator
 from .sharing import Sharing, share_out
 
@@ -117,7 +120,51 @@ class PostTraining:
             )
         config.window.steps(self.trainable, 0)  # refused now rather than in the first iteration
         self._sampler = lru_cache(maxsize=32)(self._make_sampler)
-        self.keep_graphs = config.optimizer_steps == 1 and config.execution.reuse_graphs != "no"
+        self.memory = MemoryPlan(
+            config.execution.micro_conditions or max(size for _, size in self.sharing.own),
+            config.optimizer_steps == 1 and config.execution.reuse_graphs != "no",
+            "as asked for",
+        )
+        if config.execution.checkpoint_blocks:
+            if not hasattr(policy, "checkpoint_blocks"):
+                raise InputError(
+                    "--execution.checkpoint-blocks: this policy has no attribute checkpoint_blocks that turns it on"
+                )
+            policy.checkpoint_blocks = True
+
+    def plan_memory(self, stored: Mapping[str, Any] | None) -> None:
+        """Choose what passes through the network at once from the memory that is free now, or as ``stored`` by an
+        earlier start of the run, whose rounding it then repeats. All processes do the same."""
+        config, processes = self.config, self.processes
+        asked = config.execution.micro_conditions or config.execution.reuse_graphs != "auto"
+        if stored is not None and not asked:
+            self.memory = MemoryPlan(int(stored["micro_conditions"]), bool(stored["keep_graphs"]), "as before")
+            return
+        first, size = self.sharing.own[0]
+        members, plan = self.sharing.members, self.plan(0)
+        batch = self.task.draw(0, first, 1).to(processes.device)
+        seen = self.task.seen(batch, iteration=0, first=first, members=members)
+        rows = len(members) if self.task.per_member else 1
+        x_t = torch.zeros(rows, len(members) // rows, *self.task.state_shape(batch), device=processes.device)
+        t = at_level(plan.transitions.scalars[plan.steps[0][0]][0], rows, processes.device)
+        mask = None if seen.mask is None else seen.mask.expand(rows, -1)
+        there = {parameter.untyped_storage().data_ptr() for parameter in self.policy.parameters()}
+        counted = dict(self.prepared.calls)
+        each = saved_bytes(lambda: call(self.prepared, x_t, t, seen.cond, mask), there)
+        self.prepared.calls = counted
+        chosen = plan_memory(
+            each,
+            free=free_bytes(processes.device),
+            conditions=size,
+            steps=len(plan.steps[0]),
+            may_keep=config.optimizer_steps == 1,
+            micro_conditions=config.execution.micro_conditions,
+            reuse_graphs=config.execution.reuse_graphs,
+        )
+        if processes.count > 1:  # the one with the least memory decides
+            least = -processes.largest(-chosen.micro_conditions)
+            chosen = replace(chosen, micro_conditions=least, keep_graphs=not processes.largest(not chosen.keep_graphs))
+        self.memory = chosen
 
     def _make_sampler(self, window: tuple[int, ...]) -> tuple[Transitions, tuple[float, ...]]:
         transitions = self.task.transitions(window if self.config.window.quiet_outside else None)
@@ -145,7 +192,7 @@ class PostTraining:
     def _sample_share(self, plan: Plan, first: int, batch: Batch, steps: tuple[int, ...]) -> Sampled:
         iteration = plan.iteration
         config, task, members = self.config, self.task, self.sharing.members
-        at_once = config.execution.micro_conditions or len(batch)
+        at_once = self.memory.micro_conditions
         rollouts = []
         for begin in range(0, len(batch), at_once):
             part = batch if at_once >= len(batch) else batch.select(slice(begin, begin + at_once))
@@ -153,7 +200,7 @@ class PostTraining:
                 roll_out_groups(
                     self.prepared, task, part, plan.transitions, seed=config.seed, iteration=iteration,
                     first=first + begin, members=members, share_initial=config.share_initial_noise,
-                    device=self.processes.device, steps=steps, keep_graphs=self.keep_graphs,
+                    device=self.processes.device, steps=steps, keep_graphs=self.memory.keep_graphs,
                     same_kernels=config.execution.compile,
                 )
             )  # fmt: skip
@@ -265,27 +312,37 @@ def post_train(
         "grpo", policy, task, config, processes, trained=training.trained, command=command, may_change=CARRIED_OUT,
         wait=config.profile,
     )  # fmt: skip
+    training.plan_memory(frame.kept.get("memory"))
+    frame.kept["memory"] = training.memory.state()
     phases = frame.phases
+    profile: Profile | None = None
+    if config.profile and frame.run is not None:
+        profile = Profile(processes.device, config.conditions * config.group_size, precision.dtype)
     with frame.iterations(training.draw, ahead=config.execution.prefetch) as drawn:
         for iteration, parts in drawn:
             frame.begin(iteration)
-            with phases.phase("rollout"), compile_errors() if config.execution.compile else nullcontext():
-                plan = training.plan(iteration)
-                sampled = training.sample(plan, parts)
-            if iteration == frame.start:
-                training.check(sampled[0])
-            with phases.phase("reward"):
-                trial = training.judge(sampled)
             statistics: list[UpdateStatistics] = []
             metrics: dict[str, float] = {}
-            for step, part in enumerate(sampled):
-                with phases.phase("update"):
-                    frame.optimizer.zero_grad(set_to_none=True)
-                    statistics.append(training.differentiate(step, part, trial, plan))
-                    last = step == len(sampled) - 1
-                    found = training.metrics(trial, statistics) if last else {}
-                    metrics = frame.step(iteration, found, trial.rewards)
+            with profile.counted() if profile is not None else nullcontext():
+                with phases.phase("rollout"), compile_errors() if config.execution.compile else nullcontext():
+                    plan = training.plan(iteration)
+                    sampled = training.sample(plan, parts)
+                if iteration == frame.start:
+                    training.check(sampled[0])
+                with phases.phase("reward"):
+                    trial = training.judge(sampled)
+                for step, part in enumerate(sampled):
+                    with phases.phase("update"):
+                        frame.optimizer.zero_grad(set_to_none=True)
+                        statistics.append(training.differentiate(step, part, trial, plan))
+                        last = step == len(sampled) - 1
+                        found = training.metrics(trial, statistics) if last else {}
+                        metrics = frame.step(iteration, found, trial.rewards)
             metrics |= frame.updated(iteration) | training.prepared.take_calls() | phases.metrics()
+            if profile is not None:
+                profile.take(metrics)
             if frame.end(iteration, metrics):
                 break
+    if profile is not None and frame.run is not None:
+        profile.write(frame.run.path)
     return frame.last_checkpoint()

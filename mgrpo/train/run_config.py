@@ -89,7 +89,7 @@ class NetworkExecution:
     """How the same computation is carried out: faster, or in less memory."""
 
     micro_conditions: int = 0
-    """Conditions that pass through the network together; 0: all of a process, or as many as memory allows."""
+    """Conditions that pass through the network together; 0: all of a process, in GRPO as many as memory allows."""
     precision: Precision = "fp32"
     """Numbers that the network computes with: fp32; tf32, bf16 (faster on GPUs of compute capability 8 or more).
     States, noise, log-probs and rewards stay float32."""

@@ -43,6 +43,7 @@ def make_batch(noise: float, *, seed: int = 0, dtype=torch.float64, **options) -
         joints=joints.to(dtype),
         body_rotmats=axis_angle_to_rotmat(angles).to(dtype),
         mask=torch.ones(CONDITIONS, FRAMES, dtype=torch.bool),
+        padded=True,
         T_world_cpf=torch.tensor([1.0, 0, 0, 0, 0, 0, 1.6], dtype=dtype).expand(CONDITIONS, FRAMES, 7),
     )
     return RewardBatch(prediction=prediction, target=target, perceptual=MeanHeight(), **options)

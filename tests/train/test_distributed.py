@@ -16,7 +16,7 @@ import torch
 
 from mgrpo.errors import InputError
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
-from mgrpo.train.checkpoints import load_model
+from mgrpo.train.checkpoints import find_checkpoint, load_model, read_checkpoint
 from mgrpo.train.distributed import Processes, _buckets, _own_device, open_processes
 from mgrpo.train.metric_log import read_metrics
 
@@ -86,7 +86,7 @@ def test_two_processes_resume_bit_for_bit(launcher: launching.Launcher) -> None:
     assert launcher.run(whole, "--ema", "0.9") == [0, 0]
     assert launcher.run(parts, "--ema", "0.9", "--iterations", "2") == [0, 0]
     assert launcher.run(parts, "--ema", "0.9", "--resume") == [0, 0]
-    ours, theirs = (load_model(f, Denoiser, DenoiserConfig, prefer="last")[2] for f in (parts, whole))
+    ours, theirs = (read_checkpoint(find_checkpoint(f, prefer="last")) for f in (parts, whole))
     for part in ("model_tensors", "optimizer_tensors", "tensors"):
         mine, other = getattr(ours, part), getattr(theirs, part)
         assert mine.keys() == other.keys() and mine

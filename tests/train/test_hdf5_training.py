@@ -191,10 +191,10 @@ def test_options_for_hdf5_files_are_refused_elsewhere(option: str, value: object
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cache_mb": -1.0}, "--data.cache-mb must be 0 or more MiB, got -1"),
-        ({"fixed_windows": -1}, "--data.fixed-windows must be 0 or more"),
+        ({"cache_mb": -1.0}, "--cache-mb must be at least 0 MiB, got -1"),
+        ({"fixed_windows": -1}, "--fixed-windows must be at least 0"),
         ({"slices": "random_variable_len", "length": 16}, "windows must be longer than 16"),
-        ({"short_share": 1.5}, r"share of shorter slices must lie in \[0, 1\]"),
+        ({"short_share": 1.5}, "--short-share must be at most 1, got 1.5"),
     ],
 )
 def test_numbers_out_of_range(options: dict, message: str) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mgrpo import geometry
 from mgrpo.data import MotionClip, MotionWindows, save_clip
 from mgrpo.diffusion.config import SamplerConfig
+from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import decode_motion
@@ -76,8 +77,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_preset() -> Iterator[None]:
+    small = PerceptualConfig(d_latent=16, blocks=1, heads=2, mlp_ratio=1.0, frames_per_token=2, velocity_features=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PERCEPTUAL_PRESETS, "test", small)
+        yield
+
+
 @pytest.fixture(scope="module")
-def base(folder: Path) -> PerceptualTrainingConfig:
+def base(folder: Path, _small_preset: None) -> PerceptualTrainingConfig:
     """Three iterations, every feature of the loop in use: several steps per generation, validation, checkpoints."""
     return PerceptualTrainingConfig(
         prior=folder / "prior",
@@ -98,12 +107,6 @@ def base(folder: Path) -> PerceptualTrainingConfig:
         checkpoint_every=1,
         device="cpu",
     )
-
-
-@pytest.fixture(autouse=True)
-def _small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = PerceptualConfig(d_latent=16, blocks=1, heads=2, mlp_ratio=1.0, frames_per_token=2, velocity_features=True)
-    monkeypatch.setitem(PERCEPTUAL_PRESETS, "test", small)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +225,7 @@ def test_negatives_reach_every_sample_and_step() -> None:
 def test_candidates(base: PerceptualTrainingConfig, data: MotionData, prior: Denoiser) -> None:
     """The recorded motion first, then samples that keep its head: everything from (seed, generation, iteration)."""
     windows = data.train.batch(0, 4)
-    transitions = base.sampler.transitions(schedule=None)
+    transitions = base.sampler.transitions(CosineSchedule.make())
     generation = generate(prior, windows, transitions, base, 0)
     layout = StateLayout(include_hands=False)
     assert generation.states is not None and generation.states.shape == (4, 2, 3, FRAMES, layout.dim)
