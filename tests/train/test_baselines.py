@@ -368,6 +368,15 @@ def test_reft_follows_the_gradient_of_its_rewards(options: dict[str, Any]) -> No
     assert (values[1] - values[0]) / 4e-3 == pytest.approx(predicted, rel=0.02)
 
 
+def test_reft_raises_the_reward(options: dict[str, Any]) -> None:
+    """On windows that come again, with every step in the gradient."""
+    config = case("reft", options, ema=0.0, last_steps=6, iterations=25, train_windows=3, validate_every=0)
+    run(replace(config, checkpoint_every=100))
+    rewards = [row["reward"] for row in read_metrics(config.output)]
+    spread = torch.tensor(rewards[:5]).std().item()
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 3 * spread
+
+
 def test_reft_weighs_rewards_by_their_spread(options: dict[str, Any]) -> None:
     baseline = method(case("reft", options, rewards=RewardWeights(2, 0, 1, 0, 0), min_spread=0.1))
     rewards = torch.tensor([[[1.0, 5.0], [3.0, 5.01], [math.nan, 1.0]]], requires_grad=True)
