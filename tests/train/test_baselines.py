@@ -22,11 +22,13 @@ from mgrpo.grpo.perturbation import PerlinConfig
 from mgrpo.grpo.task import Scored
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import decode_motion
+from mgrpo.models.state import pack_windows
 from mgrpo.rewards import RewardBatch
 from mgrpo.rewards.aligned_position import aligned_position_error
 from mgrpo.rewards.joint_position import position_error
 from mgrpo.rewards.joint_rotation import rotation_error
 from mgrpo.rewards.joint_velocity import velocity_error
+from mgrpo.train import finetune
 from mgrpo.train.baseline import Baseline
 from mgrpo.train.baseline_config import BaselineConfig, GeometricConfig
 from mgrpo.train.budget import run_budget
@@ -138,8 +140,7 @@ def test_three_iterations(name: str, options: dict[str, Any]) -> None:
     assert "validation/mpjpe_mm" in log[1] and "validation/mpjpe_mm" not in log[0]
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert moved and not any(key.startswith("latent_from_cond") for key in moved)
-    scored = "variant" not in CASES[name][1] and name != "denoise" or name == "best-of-group"
-    assert ("reward" in log[0]) == scored
+    assert ("reward" in log[0]) == (name not in ("denoise", "geometric"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -267,15 +268,18 @@ def test_geometric_errors_are_added_where_there_is_little_noise(options: dict[st
         torch.testing.assert_close(a, b, atol=2e-3 * float(b.abs().max()), rtol=2e-3)
 
 
-def favour(monkeypatch: pytest.MonkeyPatch, best: int, worst: int) -> None:
-    """From now on these members of every group are the best and the worst."""
+def favour(monkeypatch: pytest.MonkeyPatch, best: int, worst: int, alike: int | None = None) -> None:
+    """From now on these members of every group are the best and the worst; those of group ``alike`` are equal."""
     real = MotionTask.score
 
     def score(self: MotionTask, x0: Tensor, batch: Any) -> Scored:
         scored = real(self, x0, batch)
         order = torch.zeros(x0.shape[1])
         order[best], order[worst] = 1.0, -1.0
-        return scored._replace(rewards=order[None, :, None].expand_as(scored.rewards).clone())
+        rewards = order[None, :, None].expand_as(scored.rewards).clone()
+        if alike is not None:
+            rewards[alike] = 0.0
+        return scored._replace(rewards=rewards)
 
     monkeypatch.setattr(MotionTask, "score", score)
 
@@ -302,6 +306,49 @@ def test_the_best_of_a_group_is_learned_under_its_condition(
     expected = sum({"betas": 0.1, "body_rotmats": 1.0, "contacts": 0.1}[name] * (terms[name] * level).mean()
                    for name in terms)  # fmt: skip
     assert float(found.metrics["loss"]) == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+def test_what_is_learned_is_the_best_sample_of_groups_that_have_one(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    favour(monkeypatch, best=2, worst=0, alike=1)
+    real, seen = finetune.regression_loss, []
+
+    def watched(layout: Any, x0_pred: Tensor, x0: Tensor, **rest: Any) -> Any:
+        seen.append((x0, rest["mask"]))
+        return real(layout, x0_pred, x0, **rest)
+
+    monkeypatch.setattr(finetune, "regression_loss", watched)
+    baseline = method(case("best-of-group", options))
+    windows = baseline.draw(1)
+    found = baseline.differentiate(1, windows, Phases(CPU, wait=False))
+    ((x0, mask),) = seen
+    samples = baseline.draw_groups(baseline.prepared, 1, windows).x0[0]
+    assert torch.equal(x0[[0, 2]], samples[[0, 2], 2]) and not torch.equal(samples[0, 2], samples[0, 0])
+    assert mask.any(-1).tolist() == [True, False, True]
+    assert float(found.metrics["learned_groups"]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("winner", ["best", "truth"])
+def test_the_pairs_of_dpo(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, winner: str) -> None:
+    favour(monkeypatch, best=1, worst=3, alike=0)
+    real, seen = PreferenceTraining._compare, []
+
+    def watched(self: Any, iteration: int, level: int, part: Any, cond: Any, pair: Tensor, *rest: Tensor) -> Tensor:
+        seen.append((pair, *rest))
+        return real(self, iteration, level, part, cond, pair, *rest)
+
+    monkeypatch.setattr(PreferenceTraining, "_compare", watched)
+    baseline = method(case("dpo truth", options, winner=winner))
+    windows = baseline.draw(1)
+    found = baseline.differentiate(1, windows, Phases(CPU, wait=False))
+    ((pair, usable, pairs),) = seen
+    samples = baseline.draw_groups(baseline.reference, 1, windows).x0[0]
+    truth = winner == "truth"
+    assert torch.equal(pair[1:, 0], pack_windows(baseline.policy.layout, windows)[1:] if truth else samples[1:, 1])
+    assert torch.equal(pair[1:, 1], samples[1:, 3])
+    assert usable.tolist() == [truth, True, True] and int(pairs) == 2 + truth  # the recording beats them all
+    assert float(found.metrics["dpo/pairs"]) == pytest.approx(int(pairs) / 3)
 
 
 @pytest.mark.parametrize("winner", ["best", "truth"])
@@ -401,7 +448,8 @@ def test_a_rollout_without_any_score_ends_the_run_and_keeps_the_state(
         return scored._replace(rewards=scored.rewards * math.nan) if len(calls) == 3 else scored
 
     monkeypatch.setattr(MotionTask, scorer, broken)
-    with pytest.raises(MgrpoError, match=f"{name.replace('best-of-group', 'finetune')}: no sample of iteration 3 could"):
+    label = name.replace("best-of-group", "finetune")
+    with pytest.raises(MgrpoError, match=f"{label}: no sample of iteration 3 could be scored"):
         run(case(name, options, checkpoint_every=100, validate_every=0))
     assert load_model(options["output"], Denoiser, DenoiserConfig, prefer="last")[2].step == 2
 
