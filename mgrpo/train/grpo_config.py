@@ -9,6 +9,7 @@ from typing import Literal
 
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
+from mgrpo.grpo.alarms import AlarmConfig
 from mgrpo.grpo.perturbation import PerlinConfig
 from mgrpo.grpo.update import PolicyLossConfig
 from mgrpo.grpo.window import StepWindowConfig
@@ -18,6 +19,7 @@ from mgrpo.rewards import REWARDS, RewardScales
 from .motion_data import MotionDataConfig
 from .precision import Precision
 from .start import require_sound, unused_without_resume
+from .tracking import Track
 
 _SLOPES = {"ground_penetration": "penetration", "head_position": "head"}
 """Names of slopes that differ from those of their rewards."""
@@ -164,6 +166,12 @@ class PostTrainingConfig:
     """Stop when this many evaluations in a row were no better than the best one (0: never)."""
     checkpoint_every: int = 25
     """Iterations between checkpoints."""
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
+    track: Track = "none"
+    """Also send the metrics to an experiment tracker: wandb, trackio (the package must be installed). A resumed run
+    goes on in the tracker's run that it began."""
+    track_project: str = "mgrpo"
+    """Project at the tracker."""
     profile: bool = False
     """Write a split of the time by phase, network calls, samples per second, FLOPs and peak memory to profile.json; on
     a GPU the phases are waited for, which costs a little."""
@@ -198,7 +206,8 @@ class PostTrainingConfig:
 
     def unused_options(self) -> Mapping[str, str]:
         """See :class:`mgrpo.options.HasUnusedOptions`."""
-        return unused_without_resume(self)
+        untracked = {"track_project": f"without {option(self, 'track')}"} if self.track == "none" else {}
+        return {**unused_without_resume(self), **untracked}
 
 
 @dataclass(frozen=True)
@@ -277,5 +286,6 @@ GRPO_PRESETS: dict[str, GrpoConfig] = {"default": GrpoConfig(), "paper": _PAPER,
 """``paper``: as faithful as is known. ``fast``: the fewest network calls. ``default``: what our own measurements favour
 (docs/grpo.md)."""
 
-CARRIED_OUT = ("execution", "profile", "patience")
-"""Settings that change a run's results by rounding at most, or only when it stops; a resumed run may have others."""
+CARRIED_OUT = ("execution", "profile", "patience", "alarms", "track", "track_project")
+"""Settings that change a run's results by rounding at most, or only when it stops or what is told about it; a resumed
+run may have others."""

@@ -46,6 +46,7 @@ from .distributed import Processes
 from .grpo_config import CARRIED_OUT, PostTrainingConfig
 from .interrupt import graceful_interrupt
 from .learning_rate import learning_rate_at, set_learning_rate
+from .observation import Observation, Unscored
 from .phases import Phases
 from .precision import NetworkPrecision
 from .prefetch import batches
@@ -55,6 +56,7 @@ from .run_dir import RunDir
 from .seeding import iteration_generator
 from .sharing import Sharing, share_out
 from .start import open_run
+from .tracking import require_tracker
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,8 @@ class PostTraining:
         result = group_advantages(rewards, weights=self.reward_weights, **asdict(self.config.advantage))
         measures: dict[str, list[Tensor]] = {}
         for part, judged in zip(sampled, scored, strict=True):
+            for name, values in judged.errors.items():
+                measures.setdefault(name, []).append(values)
             if judged.outcome is not None:
                 whole = judged.outcome
                 if self.sharing.by == "members":
@@ -243,12 +247,27 @@ class PostTraining:
         """Everything to log about a trial and the gradients that came of it, still on the device."""
         unscored = (~torch.isfinite(trial.rewards).all(-1)).sum()
         metrics: dict[str, Tensor | float] = {**reward_metrics(trial.rewards, self.reward_weights, self.names)}
-        metrics |= advantage_metrics(trial.result, self.names, self.config.advantage.clamp)
+        metrics |= advantage_metrics(trial.result, self.reward_weights, self.names, self.config.advantage.clamp)
         metrics |= update_metrics(statistics)
         metrics["unscored_samples"] = unscored
         for name, values in trial.measures.items():
             metrics[name] = torch.cat(self.processes.gather(values)).nanmean()
         return metrics
+
+    def unscored(self, trial: Trial, sampled: Sequence[Sampled]) -> list[Unscored]:
+        """The samples that could not be scored. Reads the device, and asks the other processes: all call it."""
+        own: dict[int, str] = {}
+        for (first, _), part in zip(self.sharing.own, sampled, strict=True):
+            own |= {first + row: name for row, name in enumerate(getattr(part.batch, "names", ()))}
+        clips = {number: name for part in self.processes.gather_objects(own) for number, name in part.items()}
+        missing = ~torch.isfinite(trial.rewards).cpu()
+        found = []
+        for condition in missing.any(-1).any(-1).nonzero().flatten().tolist():
+            members = missing[condition].any(-1).nonzero().flatten().tolist()
+            kinds = missing[condition].any(0).tolist()
+            names = [name for name, is_missing in zip(self.names, kinds, strict=True) if is_missing]
+            found.append(Unscored(condition, clips.get(condition), members, names))
+        return found
 
 
 def post_train(
@@ -282,6 +301,7 @@ def post_train(
     training = PostTraining(policy, task, config, processes, precision)
     optimizer = torch.optim.AdamW(training.trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     average = copy.deepcopy(policy).requires_grad_(False) if config.ema else None
+    processes.main_only(lambda: require_tracker(config.track))
     run = processes.main_only(lambda: open_run(config, command, may_change=CARRIED_OUT))
     checkpoint = processes.from_main(lambda: run.load("last") if run is not None and config.resume else None)
     best = average if average is not None else policy
@@ -307,6 +327,7 @@ def post_train(
         graceful_interrupt(run) as stop,
         Progress("grpo", config.iterations, start=start) as progress,
         closing(drawn),
+        Observation(run, config, training.names, progress) if run is not None else nullcontext() as observed,
     ):
         try:
             for iteration, parts in drawn:
@@ -326,6 +347,7 @@ def post_train(
                 before = [parameter.detach().clone() for parameter in training.trained]
                 statistics: list[UpdateStatistics] = []
                 norms: list[float] = []
+                unscored: list[Unscored] = []
                 metrics: dict[str, float] = {}
                 for step, part in enumerate(sampled):
                     with phases.phase("update"):
@@ -337,20 +359,32 @@ def post_train(
                             found |= training.metrics(trial, statistics)
                         metrics = read_metrics(found)
                         norms.append(metrics.pop("norm"))
-                        _require_sound(iteration, norms[-1], trial, metrics)
+                        sound = math.isfinite(norms[-1]) and not math.isnan(metrics.get("reward", 0.0))
+                        if not sound or metrics.get("unscored_samples"):
+                            unscored = training.unscored(trial, sampled)
+                        if not sound:
+                            if observed is not None:
+                                observed.unscored(iteration + 1, unscored)
+                            raise _unsound(iteration, norms[-1], trial, unscored)
                         optimizer.step()
                         moved = -1  # in the middle of an iteration
                 moved = iteration + 1
                 if average is not None:
                     for target, source in zip(average.parameters(), policy.parameters()):
                         target.lerp_(source.detach(), 1 - config.ema)
+                distances: dict[str, Tensor | float] = {"update_ratio": parameter_distance(before, training.trained)}
+                if average is not None:
+                    distances["ema_distance"] = parameter_distance(
+                        list(policy.parameters()), list(average.parameters())
+                    )
+                calls = {name: processes.count * number for name, number in training.prepared.take_calls().items()}
                 metrics |= {
                     "grad_norm": sum(norms) / len(norms),
                     "grad_clipped": sum(norm > config.gradient_clip for norm in norms) / len(norms),
-                    "update_ratio": float(parameter_distance(before, training.trained)),
-                    "lr": rate,
-                    **training.prepared.take_calls(),
-                    **phases.metrics(),
+                    **read_metrics(distances),
+                    "learning_rate": rate,
+                    **calls,
+                    **phases.metrics(samples=config.conditions * config.group_size, network_calls=calls["decode"]),
                 }
                 done = iteration + 1
                 # A signal may have reached some processes only: all stop here.
@@ -365,9 +399,8 @@ def post_train(
                     metrics |= {f"validation/{name}": value for name, value in gold.items()}
                     improved = watch.see(gold)
                     enough = watch.exhausted
-                if run is not None:
-                    run.log(done, metrics)
-                progress.update(reward=metrics["reward"])
+                if observed is not None:
+                    observed.iteration(done, metrics, unscored)
                 if done % config.checkpoint_every == 0 or finished or stopping or improved or enough:
                     processes.main_only(partial(save, done, watch.latest))
                     saved = done
@@ -424,19 +457,16 @@ class GoldWatch:
         self.best, self._worse = state.get("gold_best"), int(state.get("gold_worse", 0))
 
 
-def _require_sound(iteration: int, norm: float, trial: Trial, metrics: dict[str, float]) -> None:
-    """Raise MgrpoError when nothing could be scored or the gradient is not finite, naming the samples it came from."""
-    if math.isfinite(norm) and not math.isnan(metrics.get("reward", 0.0)):
-        return
-    bad = torch.nonzero(~torch.isfinite(trial.rewards).all(-1)).tolist()
-    names = ", ".join(f"condition {condition} member {member}" for condition, member in bad[:8])
-    if len(bad) == trial.rewards.shape[0] * trial.rewards.shape[1]:
-        raise MgrpoError(
+def _unsound(iteration: int, norm: float, trial: Trial, unscored: Sequence[Unscored]) -> MgrpoError:
+    """Why training can't go on: nothing could be scored, or the gradient is not finite; it names the samples."""
+    if sum(len(group.members) for group in unscored) == trial.rewards.shape[0] * trial.rewards.shape[1]:
+        return MgrpoError(
             f"grpo: no sample of iteration {iteration + 1} could be scored (all rewards are NaN); the state before it "
             "is saved"
         )
-    where = f" Samples that could not be scored: {names}." if bad else ""
-    raise MgrpoError(
+    named = [f"condition {group.condition} member {member}" for group in unscored for member in group.members]
+    where = f" Samples that could not be scored (see unscored.jsonl): {', '.join(named[:8])}." if named else ""
+    return MgrpoError(
         f"grpo: the gradient became {norm} in iteration {iteration + 1}; the state before it is saved. Lower "
         f"--learning-rate.{where}"
     )

@@ -341,7 +341,7 @@ def test_dead_groups_and_correlations_are_reported():
     rewards[..., 1] = 2 * rewards[..., 0]
     rewards[0] = 1.0
     result = group_advantages(rewards, clamp=1.0)
-    metrics = read_metrics(advantage_metrics(result, ("a", "b"), 1.0))
+    metrics = read_metrics(advantage_metrics(result, torch.ones(2), ("a", "b"), 1.0))
     assert (
         metrics["frac_reward_zero_std"] == 0.25 and metrics["frac_dead_all"] == 0.25 and metrics["frac_dead/b"] == 0.25
     )
