@@ -90,6 +90,13 @@ COMMANDS = (
         result="last checkpoint",
     ),
     Command(
+        ("report",),
+        "what post-trainings did, finished or going on: curves, health, time, alarms",
+        "mgrpo.commands.report",
+        "ReportConfig",
+        "run_report",
+    ),
+    Command(
         ("evaluate",),
         "measure one or more models on held-out motion",
         "mgrpo.commands.evaluate",

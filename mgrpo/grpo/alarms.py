@@ -1,4 +1,5 @@
-"""What looks wrong in a post-training, from its logged metrics alone, and what to try (facts: GRPO, sections 4.3, 5)."""
+"""What looks wrong in a post-training, from its logged metrics alone, and what to try (facts: GRPO, sections 4.3 and
+5)."""
 
 from __future__ import annotations
 
@@ -6,10 +7,11 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Literal
 
-from mgrpo.options import require
+from mgrpo.options import option, require
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class AlarmConfig:
 
     def unused_options(self) -> Mapping[str, str]:
         """See :class:`mgrpo.options.HasUnusedOptions`."""
-        return {} if self.hacking else {"hacking_margin": "while --alarms.hacking is 0"}
+        return {} if self.hacking else {"hacking_margin": f"with {option(self, 'hacking')} 0"}
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class Alarms:
         if usual == 0 or norm <= self.config.spike * usual:
             return None
         return (
-            f"the gradient's norm is {norm:.3g}, {norm / usual:.0f} times its median over the last {len(norms)} "
+            f"the gradient's norm is {norm:.3g}, {norm / usual:.3g} times its median over the last {len(norms)} "
             "iterations. If this comes again, try a lower --learning-rate or --gradient-clip, or --loss.step-weight "
             "inv_snr"
         )
@@ -209,15 +211,15 @@ class Alarms:
         if len(seen) <= self.config.hacking:
             return None
         first, last = seen[0], seen[-1]
-        in_a_row = all(b.reward > a.reward and b.gold > a.gold for a, b in zip(seen, seen[1:]))
+        in_a_row = all(b.reward > a.reward and b.gold > a.gold for a, b in pairwise(seen))
         clear = last.reward - first.reward > 2 * math.hypot(first.error, last.error)
         if not (in_a_row and clear and last.gold - first.gold > self.config.hacking_margin * abs(first.gold)):
             return None
         return (
             f"over the last {self.config.hacking} evaluations the reward rose ({first.reward:.4g} to "
-            f"{last.reward:.4g}) while {self._gold} got worse ({self._sign * first.gold:.4g} to {self._sign * last.gold:.4g}): the "
-            "policy learns to please the reward. Try the best checkpoint, --patience, --loss.kl-coef, or other "
-            "--rewards"
+            f"{last.reward:.4g}) while {self._gold} got worse ({self._sign * first.gold:.4g} to "
+            f"{self._sign * last.gold:.4g}): the policy learns to please the reward. Try the best checkpoint, "
+            "--patience, --loss.kl-coef, or other --rewards"
         )
 
 

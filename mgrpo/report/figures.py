@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -321,8 +321,8 @@ def results_figure(data: ReportData) -> Figure | None:
 
 
 def save_figures(data: ReportData, folder: Path) -> dict[str, Path]:
-    """Draw every figure that has numbers and write it as PNG: name to path. OSError if a file can't be written."""
-    written: dict[str, Path] = {}
+    """Draw every figure of a demo's report that has numbers and write it as PNG: name to path. OSError if a file can't
+    be written."""
     with matplotlib.rc_context(_STYLE):
         figures = {
             "results": results_figure(data),
@@ -331,11 +331,22 @@ def save_figures(data: ReportData, folder: Path) -> dict[str, Path]:
             "health": panels_figure(data.health),
             "diversity": diversity_figure(data.diversity),
         }
-        for name, figure in figures.items():
-            if figure is None:
-                continue
-            path = folder / f"{name}.png"
-            with replacing(path) as temporary:
-                figure.savefig(temporary, dpi=DPI, format="png")
-            written[name] = path
+        return _saved(figures, folder)
+
+
+def save_panels(groups: Mapping[str, Sequence[Panel]], folder: Path) -> dict[str, Path]:
+    """Draw each group of panels as one PNG: name to path. OSError if a file can't be written."""
+    with matplotlib.rc_context(_STYLE):
+        return _saved({name: panels_figure(panels) for name, panels in groups.items()}, folder)
+
+
+def _saved(figures: Mapping[str, Figure | None], folder: Path) -> dict[str, Path]:
+    written: dict[str, Path] = {}
+    for name, figure in figures.items():
+        if figure is None:
+            continue
+        path = folder / f"{name}.png"
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=DPI, format="png")
+        written[name] = path
     return written

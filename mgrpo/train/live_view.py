@@ -9,6 +9,7 @@ import math
 import textwrap
 import threading
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Literal
 
 Role = Literal["plain", "label", "value", "curve", "warning"]
@@ -56,7 +57,7 @@ class Curve:
         values = self._kept + ([sum(self._open) / len(self._open)] if self._open else [])
         count = min(width, len(values))
         edges = [round(index * len(values) / count) for index in range(count + 1)] if count else []
-        means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:])]
+        means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
         low, high = min(means, default=0.0), max(means, default=0.0)
         if high <= low:
             return BARS[len(BARS) // 2] * count
@@ -114,31 +115,31 @@ class LiveView:
             if name.startswith("diversity/"):
                 labels[name] = name.removeprefix("diversity/").removeprefix("diversity_")
         labels["gold"] = self._gold
+        labels = {name: label for name, label in labels.items() if name in self._curves}
+        numbers = {name: self._numbers(name) for name in labels}
         room = min(max(map(len, labels.values())), 26)
-        lines = [
-            self._curve_line(label[:room].ljust(room), name, width - room)
+        length = max(8, width - room - 2 - max(map(len, numbers.values())))
+        lines: list[Line] = [
+            [
+                (f"{label[:room]:<{room}} ", "label"),
+                (f"{self._curves[name].drawn(length):<{length}} ", "curve"),
+                (numbers[name], "value"),
+            ]
             for name, label in labels.items()
-            if name in self._curves
         ]
         lines.append(self._health())
         if time := self._time():
             lines.append(time)
         return [_cut(line, width) for line in lines] + self._last_alarm(width)
 
-    def _curve_line(self, label: str, name: str, room: int) -> Line:
+    def _numbers(self, name: str) -> str:
+        """A curve's last number, and what to compare it with."""
         curve = self._curves[name]
-        assert curve.first is not None and curve.last is not None
-        numbers = f"{_short(curve.last):>9}  from {_short(curve.first)}"
         if name == "gold" and self._best is not None:
             step, best = self._best
-            numbers = f"{_short(curve.last):>9}  at {self._measured}, best {_short(best)} at {step}"
-            numbers += " ★" if step == self._measured else ""
-        length = max(8, room - 2 - 42)
-        return [
-            (f"{label} ", "label"),
-            (curve.drawn(length).ljust(length), "curve"),
-            (f" {numbers}", "value"),
-        ]
+            where = "the best" if step == self._measured else f"best {_short(best)} at {step}"
+            return f"{_short(curve.last):>9}  at {self._measured}, {where}" + (" ★" if step == self._measured else "")
+        return f"{_short(curve.last):>9}  from {_short(curve.first)}"
 
     def _health(self) -> Line:
         """The numbers that should stay in a range, each with its name."""
@@ -148,7 +149,7 @@ class LiveView:
             ("gradient", "grad_norm", "number"),
             ("clipped", "clip_ratio/region_mean", "percent"),
             ("KL", "kl", "number"),
-            ("moved", "approx_kl", "number"),
+            ("update", "update_ratio", "number"),
         ):
             value = _number(self._latest, name)
             if value is None or (name == "kl" and not value):
@@ -190,8 +191,8 @@ def _number(row: Mapping[str, float | None], name: str) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _short(value: float) -> str:
-    return f"{value:.4g}"
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def _cut(line: Line, width: int) -> Line:

@@ -1,4 +1,4 @@
-"""What process 0 writes and shows of every finished iteration: the log, alarms, unscored samples, trackers, the terminal."""
+"""What process 0 writes and shows of every finished iteration: log, alarms, unscored samples, trackers, terminal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Unscored(NamedTuple):
 
 
 class Observation:
-    """Of one training by the process that writes. A context manager; a resumed training remembers what its log holds."""
+    """Of one training, by the process that writes. A context manager; a resumed training remembers what its log
+    holds."""
 
     def __init__(self, run: RunDir, config: PostTrainingConfig, rewards: Sequence[str], progress: Progress) -> None:
         self._run, self._progress = run, progress

@@ -39,8 +39,8 @@ class Phases:
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - begin
 
     def metrics(self, *, samples: int, network_calls: int) -> dict[str, float]:
-        """``step_time`` since :meth:`start`, and ``time/<phase>`` where they are measured, seconds; how many samples and
-        network calls that is in a second; and the most memory that the process has used on the device, MiB."""
+        """``step_time`` since :meth:`start`, and ``time/<phase>`` where they are measured, seconds; how many samples
+        and network calls that is in a second; and the most memory that the process has used on the device, MiB."""
         whole = max(time.perf_counter() - self._begin, 1e-9)
         found = {
             "step_time": whole,

@@ -41,8 +41,8 @@ class View(Protocol):
     """More about a piece of work than its bar tells, such as :class:`mgrpo.train.live_view.LiveView`."""
 
     def lines(self, width: int) -> Sequence[Sequence[tuple[str, str]]]:
-        """Lines of at most ``width`` columns, in pieces of (text, role of its colour); none: nothing to show. Called from
-        another thread than the work's."""
+        """Lines of at most ``width`` columns, in pieces of (text, role of its colour); none: nothing to show. Called
+        from another thread than the work's."""
         ...
 
 
@@ -306,7 +306,8 @@ class _Display:
     def view_of(self, width: int, height: int) -> RenderableType | None:
         """The view of the innermost work that has one, framed; None where there is none, or no room for it.
 
-        Called by the thread that draws. It holds rich's lock, for which a holder of ours may be waiting: so without ours.
+        Called by the thread that draws. It holds rich's lock, for which a holder of ours may be waiting: so it doesn't
+        take ours.
         """
         views = [one.view for one in list(self._stack) if one.view is not None]
         if not views:

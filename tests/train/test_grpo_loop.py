@@ -77,7 +77,10 @@ def rows(folder):
 
 
 def timeless(folder):
-    return [{key: value for key, value in row.items() if not key.startswith(("time", "step_time", "system/"))} for row in rows(folder)]
+    return [
+        {key: value for key, value in row.items() if not key.startswith(("time", "step_time", "system/"))}
+        for row in rows(folder)
+    ]
 
 
 def same(a, b):
