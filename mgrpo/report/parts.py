@@ -6,6 +6,7 @@ A page is one file without any reference to the network; every text from outside
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -78,13 +79,18 @@ def chart_grid(panels: Sequence[Panel], prefix: str, kind: str = "") -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, *, texts: Sequence[int] = ()) -> str:
     """A table of texts whose first column names the rows; ``texts`` are columns of prose, which may break lines."""
 
+    def cell(column: int, text: str) -> str:
+        # an option's dashes stay with its name
+        shown = re.sub(r"--[\w.-]*\w", r"<code>\g<0></code>", escape(text)) if column in texts else escape(text)
+        return f"<td{kind(column)}>{shown}</td>"
+
     def kind(column: int) -> str:
         return ' class="prose"' if column in texts else ""
 
     top = "".join(f'<th scope="col"{kind(i)}>{escape(text)}</th>' for i, text in enumerate(head))
     body = "".join(
         f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td{kind(i)}>{escape(text)}</td>" for i, text in enumerate(rest, 1))
+        + "".join(cell(i, text) for i, text in enumerate(rest, 1))
         + "</tr>"
         for first, *rest in rows
     )

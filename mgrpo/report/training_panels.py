@@ -180,8 +180,8 @@ def update_charts(logs: Sequence[Log]) -> list[Panel]:
             _panel("Clipped ratios", logs, "clip_ratio/region_mean", "share", low=0.0, key="clip_fraction"),
         ]
     found += [
-        _panel("Divergence from the old policy", logs, "approx_kl", "KL", unit="nats per channel"),
-        _panel("Divergence from the prior", logs, "kl", "KL", unit="nats per channel"),
+        _panel("KL to the old policy", logs, "approx_kl", "KL", unit="nats per channel", low=0.0),
+        *_unless_zero(_panel("KL to the prior", logs, "kl", "KL", unit="nats per channel", low=0.0)),
         _panel("Size of an update", logs, "update_ratio", "relative to the weights", log=True),
         _panel("Distance to the average", logs, "ema_distance", "relative to the weights", log=True),
         _panel("Learning rate", logs, "learning_rate", "learning rate"),
@@ -292,6 +292,11 @@ def _panel_of(panel: Panel, curves: Sequence[Curve]) -> Panel:
 def _with_numbers(panels: Sequence[Panel]) -> list[Panel]:
     """The panels that have anything to show."""
     return [p for p in panels if any(math.isfinite(value) for curve in p.curves for value in curve.y)]
+
+
+def _unless_zero(panel: Panel) -> list[Panel]:
+    """The panel, unless all it holds is 0: what was not measured is logged as that."""
+    return [panel] if any(value for curve in panel.curves for value in curve.y) else []
 
 
 def _common(values: Iterable[float]) -> float:
