@@ -415,7 +415,7 @@ def test_gradients_in_the_predictions_and_both_divergences(policy, transitions, 
         assert metrics[f"output_grad_norm_{name}"] == pytest.approx(math.sqrt(2 * sum(part)), rel=1e-5)
     assert metrics["approx_kl_k3"] == pytest.approx(sum(k3) / len(k3), rel=1e-4, abs=1e-12)
     if not graphs:
-        assert 0 < metrics["approx_kl_k3"] and 0 < metrics["approx_kl"]
+        assert metrics["approx_kl_k3"] > 0 and metrics["approx_kl"] > 0
         assert metrics["clip_ratio/low_min"] == metrics["clip_ratio/high_max"] == 0
 
 

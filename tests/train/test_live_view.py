@@ -1,4 +1,4 @@
-"""What stands under the bar of a post-training: its curves and numbers, in the width there is; on a real terminal too."""
+"""What stands under the bar of a post-training: its curves and numbers, in the width there is; on a terminal too."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def filled(better="min", evaluations=((10, 50.0), (20, 40.0), (30, 45.0))):
     gold = dict(evaluations)
     for step in range(1, 31):
         row = {
-            "reward": 3 + step / 10, "rewards/visual/mean": 1.0, "rewards/position/mean": math.nan if step == 4 else 0.5,
+            "reward": 3 + step / 10, "rewards/visual/mean": 1.0,
+            "rewards/position/mean": math.nan if step == 4 else 0.5,
             "frac_dead_all": 0.25, "grad_norm": 1.5, "clip_ratio/region_mean": 0.0, "kl": 0.0, "update_ratio": 2e-5,
             "diversity/diversity_joint_std_mm": 40.0 - step, "step_time": 0.5, "time/rollout": 0.25, "time/update": 0.2,
             "system/samples_per_s": 128.0, "system/peak_memory_mib": 512.0,

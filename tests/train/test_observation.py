@@ -6,6 +6,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
+import socket
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +29,8 @@ from mgrpo.train.run_dir import RunDir, run_folder_of
 _spec = importlib.util.spec_from_file_location("post_training", Path(__file__).with_name("test_post_training.py"))
 toy = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(toy)
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CONFIG = replace(toy.CONFIG, iterations=12, checkpoint_every=1, validate_every=0, alarms=AlarmConfig(window=2, every=4))
 
@@ -59,7 +64,9 @@ class Spoilt(toy.Reach):
         scored = super().score(x0, batch)
         rewards = scored.rewards.clone()
         if self.iteration in self.when:
-            rewards[4, [1, 3], 0] = math.nan
+            names = getattr(batch, "names", None) or tuple(f"clip_{n}" for n in range(len(rewards)))
+            if "clip_4" in names:
+                rewards[names.index("clip_4"), [1, 3], 0] = math.nan
         if self.iteration == self.everything:
             rewards[:] = math.nan
         return scored._replace(rewards=rewards, errors={"error/near": -rewards[..., 0]})
@@ -91,6 +98,39 @@ def test_unscored_samples_are_named(tmp_path: Path, notices: list[str]) -> None:
     assert all(row["error/near"] == pytest.approx(-row["rewards/near/mean"]) for row in rows)
     toy.train(replace(CONFIG, output=tmp_path / "nameless", iterations=1), Spoilt((0,), names=False))
     assert side_log(tmp_path / "nameless", "unscored.jsonl")[0]["clip"] is None
+
+
+def test_samples_of_other_processes_are_named_too(tmp_path: Path) -> None:
+    script = (
+        "import importlib.util, pathlib, sys\n"
+        f"spec = importlib.util.spec_from_file_location('observation', {__file__!r})\n"
+        "tests = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(tests)\n"
+        f"config = tests.replace(tests.CONFIG, output=pathlib.Path({str(tmp_path / 'run')!r}), iterations=2)\n"
+        "tests.toy.train(config, tests.Spoilt((1,)))\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**os.environ, **shared, "PYTHONPATH": str(ROOT), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        told = [process.communicate(timeout=100)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], told
+    # condition 4 is the second process's; the first one writes
+    (row,) = side_log(tmp_path / "run", "unscored.jsonl")
+    assert (row["step"], row["condition"], row["clip"], row["members"]) == (2, 4, "clip_4", [1, 3])
+    assert "could not be scored" in told[0] and told[1] == ""
 
 
 def test_samples_are_named_for_an_iteration_that_comes_to_nothing(tmp_path: Path) -> None:
