@@ -95,10 +95,9 @@ def test_a_ratio_that_is_not_one_before_the_update():
 
 def evaluations(rewards, gold, noise=0.0, between=4):
     """Rows with an evaluation after every ``between`` iterations."""
-    chance = random.Random(0)
     for reward, measured in zip(rewards, gold, strict=True):
         for number in range(between):
-            row = {"reward": reward + chance.gauss(0, noise)}
+            row = {"reward": reward + noise * (-1) ** number}  # on average as asked
             yield row | ({"validation/error": measured} if number == between - 1 else {})
 
 
@@ -112,6 +111,7 @@ def evaluations(rewards, gold, noise=0.0, between=4):
         ([1.0, 1.1, 1.2], [50.0, 51.0, 50.5], "min", 0.01, []),  # not in a row
         ([1.0, 1.1, 1.2], [50.0, 50.1, 50.2], "min", 0.01, []),  # within the margin
         ([1.0, 1.001, 1.002], [50.0, 51.0, 52.0], "min", 0.1, []),  # within the reward's noise
+        ([2.0, 1.0, 1.1, 1.2], [50.0, 50.5, 51.0, 52.0], "min", 0.01, [16]),  # each since the evaluation before
         ([1.0, 1.1], [50.0, 52.0], "min", 0.01, []),  # one comparison is not enough
         ([1.0, math.nan, 1.1, 1.2], [50.0, 50.5, 51.0, 52.0], "min", 0.01, [16]),
     ],

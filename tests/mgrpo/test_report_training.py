@@ -63,7 +63,7 @@ def write_run(folder: Path, *, seed: int = 0, steps: int = 50, better: str = "mi
 @pytest.fixture
 def run(tmp_path):
     folder = write_run(tmp_path / "one")
-    alarm = {"step": 12, "name": "dead_groups", "text": "<b>60%</b> of the groups; try --group-size"}
+    alarm = {"step": 12, "name": "<i>dead_groups", "text": "<b>60%</b> of the groups; try --group-size"}
     (folder / "alarms.jsonl").write_text(json.dumps(alarm) + "\n")
     return folder
 
@@ -83,7 +83,7 @@ def test_one_run(run, capsys):
         "50 of 60 iterations, so far." in page.text
         and "best checkpoint by mpjpe_mm is that of iteration 20" in page.text
     )
-    assert "60%" in page.text and "<b>60%" not in html and "<fast" not in html
+    assert "60%" in page.text and "<b>60%" not in html and "<i>" not in html and "<fast" not in html
     assert "mgrpo train grpo --seed 0" in page.text and "0123456789ab with local changes" in page.text
     assert not [attrs for _, attrs in page.tags if attrs.get("src") or (attrs.get("href") or "#")[:1] not in "#d"]
     sections = {dict(attrs).get("id") for tag, attrs in page.tags if tag == "section"}

@@ -98,6 +98,8 @@ def test_gaps_leave_gaps():
 
 def test_it_is_drawn_while_the_work_goes_on():
     view, failures = filled(), []
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
 
     def draw():
         try:
@@ -111,6 +113,7 @@ def test_it_is_drawn_while_the_work_goes_on():
     for step in range(300):
         view.observe(31 + step, {"reward": 1.0, f"diversity/{step}": 1.0})
     drawing.join()
+    sys.setswitchinterval(before)
     assert not failures
 
 
