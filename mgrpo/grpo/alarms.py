@@ -141,7 +141,7 @@ class Alarms:
             return None
         return (
             f"before its update the ratio was off by {worst:.3g} (clip range {self._clip_range:g}): rollout and update "
-            "no longer compute the same network. Try --execution.precision fp32 and --no-execution.compile"
+            "no longer compute the same network. Try --execution.precision fp32 and --execution.no-compile"
         )
 
     def _spike(self, metrics: Mapping[str, float | None]) -> str | None:

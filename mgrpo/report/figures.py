@@ -64,7 +64,9 @@ _STYLE: dict[str, Any] = {
     "ytick.major.size": 0,
     "ytick.minor.size": 0,
     "text.color": LIGHT.ink,
-    "legend.frameon": False,
+    "legend.framealpha": 0.8,
+    "legend.edgecolor": "none",
+    "legend.facecolor": LIGHT.surface,
     "legend.fontsize": 8,
     "figure.facecolor": LIGHT.surface,
     "axes.facecolor": LIGHT.surface,
@@ -157,14 +159,15 @@ def _draw_panel(axes: Axes, panel: Panel) -> bool:
     if low <= panel.reference <= high:
         axes.axhline(panel.reference, color=LIGHT.muted, linewidth=0.8, linestyle=(0, (3, 3)))
         if panel.reference_label:
+            above = axes.transLimits.transform((0, axes.transScale.transform((1, panel.reference))[1]))[1] < 0.15
             axes.annotate(
                 panel.reference_label,
                 (1.0, panel.reference),
                 xycoords=("axes fraction", "data"),
-                xytext=(0, -3),
+                xytext=(0, 3 if above else -3),
                 textcoords="offset points",
                 ha="right",
-                va="top",
+                va="bottom" if above else "top",
                 fontsize=8,
                 color=LIGHT.muted,
             )

@@ -107,7 +107,8 @@ def _gold(report: TrainingReport) -> str:
     golds = {run.log.gold for run in report.runs}
     return (
         "On clips that are not trained on, with the same noise every time. "
-        f"{listed(sorted(golds))} decides which checkpoint is the best one."
+        f"{listed(sorted(golds))} decides which checkpoint is the best one. A star marks definitions of the published "
+        "evaluation."
     )
 
 

@@ -138,7 +138,7 @@ def validation(logs: Sequence[Log]) -> Panel:
     if len(logs) > 1:
         return panel
     other = Curve.from_rows(logs[0].rows, "validation/pa_mpjpe_mm", "PA-MPJPE", color="muted")
-    return _panel_of(panel, (*panel.curves, other))
+    return replace(panel, curves=tuple(curve for curve in (*panel.curves, other) if curve.y))
 
 
 def group_charts(logs: Sequence[Log]) -> list[Panel]:
@@ -215,8 +215,7 @@ def gold_charts(logs: Sequence[Log]) -> list[Panel]:
         label, unit = logs[0].labels.get(name, (name, ""))
         panel = _panel(label, logs, key, label, unit=unit)
         if len(logs) == 1 and name == logs[0].gold and (best := best_evaluation(logs[0])) is not None:
-            mark = Curve(f"best, at iteration {best[0]:.0f}", (best[0],), (best[1],), color="accent")
-            panel = _panel_of(panel, (*panel.curves, mark))
+            panel = replace(panel, reference=best[1], reference_label=f"best, at iteration {best[0]:.0f}")
         found.append(panel)
     return _with_numbers(found)
 
@@ -282,11 +281,6 @@ def _parts(title: str, run: Log, parts: Sequence[tuple[str, str]], /, **options:
         Curve.from_rows(run.rows, key, label, color=_COLORS[i % len(_COLORS)]) for i, (label, key) in enumerate(parts)
     ]
     return Panel(title, tuple(curve for curve in curves if curve.y), **options)
-
-
-def _panel_of(panel: Panel, curves: Sequence[Curve]) -> Panel:
-    """A panel with other curves; empty ones are left out."""
-    return replace(panel, curves=tuple(curve for curve in curves if curve.y))
 
 
 def _with_numbers(panels: Sequence[Panel]) -> list[Panel]:

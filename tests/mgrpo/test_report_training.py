@@ -120,7 +120,7 @@ def test_the_numbers_behind_the_page(run):
     assert calls["curves"][0]["x"] == [10.0 * step for step in range(1, 51)]
     gold = report["charts"]["gold"][0]
     assert gold["title"] == "MPJPE" and gold["unit"] == "mm"
-    assert gold["curves"][1]["label"] == "best, at iteration 20" and gold["curves"][1]["y"] == [100.0]
+    assert gold["reference_label"] == "best, at iteration 20" and gold["reference"] == 100.0
     titles = [panel["title"] for panel in report["charts"]["update"]]
     assert "KL to the prior" not in titles and {"Ratio", "Gradient norm", "KL to the old policy"} <= set(titles)
     gradient = next(p for p in report["charts"]["update"] if p["title"] == "Gradient norm")

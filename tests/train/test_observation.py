@@ -4,9 +4,11 @@ metrics at an outside tracker, whose failures it survives."""
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,7 +20,9 @@ from typing import Any
 import pytest
 import torch
 
+from mgrpo import cli
 from mgrpo.errors import InputError, MgrpoError
+from mgrpo.grpo import alarms as alarms_module
 from mgrpo.grpo.alarms import AlarmConfig
 from mgrpo.grpo.task import TensorBatch
 from mgrpo.train import progress as progress_module
@@ -207,6 +211,17 @@ def test_a_healthy_run_gives_no_alarm(tmp_path: Path) -> None:
     config = replace(toy.CONFIG, output=tmp_path / "run", iterations=150, group_size=8, validate_every=10)
     toy.train(config, Measured())
     assert side_log(tmp_path / "run", "alarms.jsonl") == []
+
+
+def test_alarms_name_options_that_there_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["train", "grpo", "--help"]) == 0
+    known = set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out))
+    named = set(re.findall(r"--[a-z][\w.-]*\w", inspect.getsource(alarms_module)))
+    assert len(named) > 12
+    assert [name for name in named if name not in known and not any(k.startswith(f"{name}.") for k in known)] == []
 
 
 def test_side_logs_belong_to_the_run(tmp_path: Path) -> None:
