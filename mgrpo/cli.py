@@ -114,6 +114,13 @@ COMMANDS = (
         result="last checkpoint",
     ),
     Command(
+        ("report",),
+        "what post-trainings did, finished or going on: curves, health, time, alarms",
+        "mgrpo.commands.report",
+        "ReportConfig",
+        "run_report",
+    ),
+    Command(
         ("evaluate",),
         "measure one or more models on held-out motion",
         "mgrpo.commands.evaluate",
@@ -272,9 +279,9 @@ def _find(words: list[str]) -> Command | int:
         return 0 if len(words) > 1 else 2
     given = " ".join(words[: 2 if group else 1])
     known = [" ".join(command.words) for command in group or COMMANDS]
-    meant = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
-    # also when a word is missing: "grpo" means "train grpo"
-    meant += [name for name in known if words[0] in name.split() and name not in meant]
+    # a word may be missing: "grpo" means "train grpo", rather than what is spelt like it
+    meant = [name for name in known if words[0] in name.split()]
+    meant += [name for name in difflib.get_close_matches(given, known, n=3, cutoff=0.5) if name not in meant]
     hint = f" Perhaps you meant: {', '.join(meant)}." if meant else ""
     return _fail(f"there is no command {given!r}.{hint} Commands: {', '.join(known)}. See mgrpo --help.")
 

@@ -35,7 +35,16 @@ from mgrpo.report.data import (
     Stage,
 )
 from mgrpo.report.numbers import short
-from mgrpo.rewards import REWARDS
+from mgrpo.report.training_panels import (
+    Log,
+    advantage,
+    dead_groups,
+    diversity,
+    gradient_norm,
+    reward_curves,
+    starting_ratio,
+    validation,
+)
 from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.provenance import provenance
 from mgrpo.viz.comparison import MotionComparison, SkeletonTrack
@@ -43,13 +52,6 @@ from mgrpo.viz.comparison import MotionComparison, SkeletonTrack
 if TYPE_CHECKING:
     from mgrpo.demo.pipeline import DemoConfig
 
-_REWARD_LABELS = {
-    "visual": "perceptual model",
-    "position": "joint position",
-    "aligned_position": "aligned position",
-    "rotation": "joint rotation",
-    "velocity": "joint velocity",
-}
 _STAGE_LABELS = {"perceptual": "perceptual model", "grpo": "GRPO"}
 _HEADLINE = ("mpjpe_mm", "pa_mpjpe_mm", "mpjve_mm_s")
 
@@ -86,7 +88,7 @@ def demo_report(found: DemoResults) -> ReportData:
         run=_run_info(found),
         stages=tuple(replace(stage, name=_STAGE_LABELS.get(stage.name, stage.name)) for stage in found.stages),
         metrics=rows,
-        rewards=reward_curves(grpo_log, config.grpo.rewards.active()),
+        rewards=reward_curves(grpo_log, list(config.grpo.rewards.active())),
         prior_training=(_prior_panel(prior_log),),
         perceptual_training=_perceptual_panels(perceptual_log),
         perceptual_accuracy=accuracy,
@@ -162,18 +164,6 @@ def metric_rows(prior: EvaluationResult, post: EvaluationResult) -> tuple[Metric
     return tuple(rows)
 
 
-def reward_curves(log: Sequence[Mapping[str, Any]], weights: Mapping[str, float]) -> tuple[Curve, ...]:
-    """Total reward, then each reward, over iterations; the band is the spread inside groups."""
-    curves = [Curve.from_rows(log, "reward", "total reward", spread="reward_std", color="post_trained")]
-    for name in REWARDS:
-        if name in weights:
-            label = _REWARD_LABELS.get(name, name.replace("_", " "))
-            curves.append(
-                Curve.from_rows(log, f"rewards/{name}/mean", label, spread=f"rewards/{name}/std", color="post_trained")
-            )
-    return tuple(curves)
-
-
 def _prior_panel(log: Sequence[Mapping[str, Any]]) -> Panel:
     return Panel(
         "Denoising loss",
@@ -214,55 +204,11 @@ def _perceptual_panels(log: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
     )
 
 
-def health_panels(log: Sequence[Mapping[str, Any]], config: DemoConfig) -> tuple[Panel, ...]:
+def health_panels(rows: Sequence[Mapping[str, Any]], config: DemoConfig) -> tuple[Panel, ...]:
     """Whether groups teach anything, and whether the policy moves gently."""
-    curve = Curve.from_rows
-    panels = [
-        Panel(
-            "Dead groups",
-            (curve(log, "frac_reward_zero_std", "share of groups, over rewards"),),
-            low=0.0,
-            high=1.0,
-            key="dead_groups",
-            note="A group without spread in a reward has nothing to say about it.",
-        ),
-        Panel(
-            "Diversity in groups",
-            (curve(log, "diversity/diversity_joint_std_mm", "joint spread"),),
-            unit="mm",
-            note="Standard deviation of the joints over the members of a group, during training.",
-        ),
-        Panel(
-            "Advantage",
-            (curve(log, "advantage/abs_mean", "mean absolute value"),),
-            note="Summed over rewards, after normalisation in the group.",
-        ),
-        Panel(
-            "Gradient norm",
-            (curve(log, "grad_norm", "norm before clipping"),),
-            reference=config.grpo.gradient_clip,
-            reference_label="clipping",
-            note="Of all weights together.",
-        ),
-        Panel(
-            "Starting log-ratio",
-            (curve(log, "ratio/first_log_max", "largest absolute value"),),
-            low=0.0,
-            reference=config.grpo.loss.clip_range,
-            reference_label="clip range",
-            note="New against old policy before the first step of an update: zero, as both are still the same.",
-        ),
-        Panel(
-            "Error on validation clips",
-            (
-                curve(log, "validation/mpjpe_mm", "MPJPE"),
-                curve(log, "validation/pa_mpjpe_mm", "PA-MPJPE", color="muted"),
-            ),
-            unit="mm",
-            note="Clean head path, fixed noise; no gradient comes from here.",
-        ),
-    ]
-    return tuple(panel for panel in panels if any(len(line.y) for line in panel.curves))
+    log = [Log("GRPO", rows, gradient_clip=config.grpo.gradient_clip, clip_range=config.grpo.loss.clip_range)]
+    panels = (dead_groups, diversity, advantage, gradient_norm, starting_ratio, validation)
+    return tuple(panel for panel in (make(log) for make in panels) if any(len(line.y) for line in panel.curves))
 
 
 def diversity_bars(diversity: Sequence[DiversityAt]) -> tuple[BarGroup, ...]:

@@ -5,7 +5,7 @@ All stay tensors of no axes on their device, so that nothing waits for it; :func
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +33,12 @@ def spread(values: Tensor, dim: int) -> Tensor:
     return torch.where(count > 1, squares / (count - 1), torch.nan).sqrt()
 
 
+def _least(values: Tensor) -> Tensor:
+    """The smallest entry that is not NaN; NaN where all are."""
+    missing = values.isnan()
+    return torch.where(missing.all(), torch.nan, values.masked_fill(missing, torch.inf).min())
+
+
 def reward_metrics(rewards: Tensor, weights: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
     """Means and spreads of rewards ``(B, G, K)``: in total (weighted sum) and each, inside and between groups. NaN
     rewards don't count; a batch without any score gives NaN.
@@ -40,13 +46,12 @@ def reward_metrics(rewards: Tensor, weights: Tensor, names: tuple[str, ...]) -> 
     ``signal`` is the variance inside groups over all variance: what GRPO can learn from.
     """
     total = (rewards * weights).sum(-1)
-    missing = total.isnan()
-    none = missing.all()
     metrics = {
         "reward": total.nanmean(),
         "reward_std": spread(total, 1).nanmean(),
-        "reward_min": torch.where(none, torch.nan, total.masked_fill(missing, torch.inf).min()),
-        "reward_max": torch.where(none, torch.nan, total.masked_fill(missing, -torch.inf).max()),
+        "reward_batch_std": spread(total.flatten(), 0),
+        "reward_min": _least(total),
+        "reward_max": -_least(-total),
     }
     for index, name in enumerate(names):
         reward = rewards[..., index]
@@ -54,16 +59,19 @@ def reward_metrics(rewards: Tensor, weights: Tensor, names: tuple[str, ...]) -> 
         between = spread(reward.nanmean(1), 0) if len(reward) > 1 else torch.zeros_like(within)
         metrics[f"rewards/{name}/mean"] = reward.nanmean()
         metrics[f"rewards/{name}/std"] = within
+        metrics[f"rewards/{name}/batch_std"] = spread(reward.flatten(), 0)
+        metrics[f"rewards/{name}/min"] = _least(reward)
+        metrics[f"rewards/{name}/max"] = -_least(-reward)
         metrics[f"rewards/{name}/between_std"] = between
         metrics[f"rewards/{name}/signal"] = within**2 / (within**2 + between**2).clamp_min(1e-20)
     return metrics
 
 
 def advantage_metrics(
-    result: GroupAdvantages | MotionRewards, names: tuple[str, ...], clamp: float | None
+    result: GroupAdvantages | MotionRewards, weights: Tensor, names: tuple[str, ...], clamp: float | None
 ) -> dict[str, Tensor]:
     """Dead groups per reward, size of the advantages, how often the clamp acted, and how the rewards' advantages
-    correlate."""
+    correlate. ``weights (K,)``: of the rewards, as they went into the advantages."""
     advantages, per_reward, dead = result.advantages, result.per_reward, result.dead
     size = advantages.abs()
     metrics = {
@@ -72,6 +80,7 @@ def advantage_metrics(
         "advantage/abs_mean": size.mean(),
         "advantage/abs_max": size.max(),
         "advantage/std": advantages.std(),
+        "advantage/std_before_clamp": (torch.nan_to_num(per_reward) * weights).sum(-1).std(),
         "advantage/clamp_fraction": (size >= clamp).float().mean() if clamp else torch.zeros_like(size.mean()),
     }
     for index, name in enumerate(names):
@@ -89,8 +98,8 @@ def advantage_metrics(
 
 
 def update_metrics(statistics: Sequence[UpdateStatistics]) -> dict[str, Tensor]:
-    """Ratio, clipping and divergence over all passes of an iteration; the spread over the sampler's steps in three
-    thirds."""
+    """Ratio, clipping and divergence over all passes of an iteration; some of it apart for the early, middle and late
+    third of the steps trained."""
 
     def joined(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in statistics])
@@ -103,14 +112,26 @@ def update_metrics(statistics: Sequence[UpdateStatistics]) -> dict[str, Tensor]:
         "ratio/max": joined("ratio_max").max(),
         "ratio/first_log_max": statistics[0].log_ratio_max.max(),
         "clip_ratio/low_mean": low.mean(),
+        "clip_ratio/low_min": low.min(),
         "clip_ratio/high_mean": high.mean(),
+        "clip_ratio/high_max": high.max(),
         "clip_ratio/region_mean": (low + high).mean(),
         "approx_kl": joined("approx_kl").mean(),
+        "approx_kl_k3": joined("kl_k3").mean(),
         "kl": joined("kl_reference").mean(),
     }
-    for part, name in zip(torch.chunk(joined("log_ratio_max"), 3), ("early", "middle", "late")):
-        metrics[f"ratio/log_max_{name}"] = part.max()
+    metrics |= _thirds("ratio/log_max", [part.log_ratio_max for part in statistics], torch.max)
+    metrics |= _thirds("ratio/mean", [part.ratio_mean for part in statistics], torch.mean)
+    asked = [part.output_gradient for part in statistics]
+    metrics |= {name: value.sqrt() for name, value in _thirds("output_grad_norm", asked, torch.sum).items()}
     return metrics
+
+
+def _thirds(name: str, parts: Sequence[Tensor], reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """A measure of the early, middle and late steps trained, from the parts' values over those steps."""
+    pieces = [torch.tensor_split(part, 3) for part in parts]
+    found = {which: torch.cat(piece) for which, piece in zip(("early", "middle", "late"), zip(*pieces, strict=True))}
+    return {f"{name}_{which}": reduce(values) for which, values in found.items() if len(values)}
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ runs any of these; ours is :class:`mgrpo.train.motion_task.MotionTask`."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -50,6 +51,9 @@ class Scored(NamedTuple):
     """``(B, G, K)``, higher is better; NaN = cannot be scored."""
     outcome: Tensor | None = None
     """What :meth:`Task.measures` looks at, ``(B, G, ...)``."""
+    errors: Mapping[str, Tensor] = MappingProxyType({})
+    """Further numbers of every sample ``(B, G)`` whose means are logged, by their name in the log; NaN = not
+    measured."""
 
 
 class Task(Protocol, Generic[BatchT]):

@@ -68,18 +68,22 @@ class UpdateStatistics:
     """Share of samples clipped from above."""
     approx_kl: Tensor
     """Exact KL divergence from the policy that sampled, nats per channel."""
+    kl_k3: Tensor
+    """The same as TRL and others estimate it, from the drawn ratios: mean of r - 1 - ln r."""
     kl_reference: Tensor
     """KL divergence to the frozen prior, nats per channel; zero when no reference is given."""
     log_ratio_max: Tensor
     """Largest |log ratio|: exactly zero before the first update."""
+    output_gradient: Tensor
+    """Squared norm of the loss's gradient in what the network predicted: what this step asks of the weights."""
 
     def columns(self) -> Tensor:
-        """All measures (S', 9) float32, in the order of the fields: what processes exchange."""
+        """All measures (S', 11) float32, in the order of the fields: what processes exchange."""
         return torch.stack([getattr(self, name) for name in _COLUMNS], dim=1)
 
 
-_SUMMED = ("loss",)
-_AVERAGED = ("ratio_mean", "clip_low", "clip_high", "approx_kl", "kl_reference")
+_SUMMED = ("loss", "output_gradient")
+_AVERAGED = ("ratio_mean", "clip_low", "clip_high", "approx_kl", "kl_k3", "kl_reference")
 _LARGEST = ("ratio_max", "log_ratio_max")
 _COLUMNS = tuple(
     field.name for field in dataclasses.fields(UpdateStatistics) if field.name not in ("steps", "samples")
@@ -187,7 +191,7 @@ def _one_step(
     reference: Policy | None,
     backward: Callable[[Tensor], None] | None,
 ) -> Tensor:
-    """Gradients of one step; its measures (9,) in the order of UpdateStatistics."""
+    """Gradients of one step; its measures (11,) in the order of UpdateStatistics."""
     recorded = rollout.steps[step]
     rows, members = advantages.shape
     level, _, scale, deviation = rollout.transitions.scalars[step]
@@ -205,7 +209,11 @@ def _one_step(
         return prediction.expand(-1, members, -1, -1).flatten(0, 1)
 
     kept = recorded.prediction
-    x0_pred = for_members(predict(policy) if kept is None else kept.to(recorded.x0_pred.dtype))
+    prediction = predict(policy) if kept is None else kept.to(recorded.x0_pred.dtype)
+    asked: list[Tensor] = []
+    if prediction.requires_grad:
+        prediction.register_hook(lambda gradient: asked.append(gradient.float().square().sum()))
+    x0_pred = for_members(prediction)
     old = recorded.x0_pred.flatten(0, 1) if kept is None else x0_pred.detach()
     options: dict[str, Any] = {"reduction": "mean"}
     if rollout.layout is not None:
@@ -243,7 +251,8 @@ def _one_step(
         moved = torch.zeros_like(ratio[0, 0]) if same else sde_kl(x0_pred, old, scale, deviation, **options).mean()
         measures = [
             result.loss.detach(), ratio.mean(), ratio.min(), ratio.max(), result.clip_fraction_low,
-            result.clip_fraction_high, moved, kl_reference.mean(), log_ratio.abs().max(),
+            result.clip_fraction_high, moved, result.approx_kl, kl_reference.mean(), log_ratio.abs().max(),
+            asked[0] if asked else torch.zeros_like(moved),
         ]  # fmt: skip
         return torch.stack([measure.float() for measure in measures])
 

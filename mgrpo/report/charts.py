@@ -239,7 +239,7 @@ def y_range(panel: Panel) -> tuple[float, float, bool]:
         low, high = low if keep_low else min(low, panel.reference), high if keep_high else max(high, panel.reference)
     if high <= low:
         pad = abs(low) * 0.05 or 0.5
-        return (low / 1.5, low * 1.5, log) if log else (low - pad, low + pad, log)
+        return (low / 1.5, low * 1.5, log) if log else (low if keep_low else low - pad, low + pad, log)
     if log:
         room = (high / low) ** 0.06
         return low if keep_low else low / room, high if keep_high else high * room, log

@@ -200,7 +200,11 @@ class Curve:
     ) -> Curve:
         """A curve out of logged rows (dicts, one a step): those that hold ``key``; without any, an empty curve."""
         chosen = [row for row in rows if row.get(key) is not None and row.get(x) is not None]
-        bands = () if spread is None else tuple(float(row.get(spread, math.nan)) for row in chosen)
+        bands = (
+            ()
+            if spread is None
+            else tuple(float(row[spread]) if row.get(spread) is not None else math.nan for row in chosen)
+        )
         return cls(
             label, tuple(float(row[x]) for row in chosen), tuple(float(row[key]) for row in chosen), bands, color
         )
@@ -349,7 +353,7 @@ class ReportData:
 
     def to_json(self) -> dict[str, Any]:
         """A tree of dicts, lists, strings and finite numbers that ``json`` writes as strict JSON."""
-        return {"format": FORMAT, **_encode(self)}
+        return {"format": FORMAT, **encode(self)}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> ReportData:
@@ -380,17 +384,17 @@ class ReportData:
         return cls.from_json(tree)
 
 
-def _encode(value: Any) -> Any:
+def encode(value: Any) -> Any:
     """A dataclass tree as JSON types."""
     if isinstance(value, np.ndarray):
         little = np.ascontiguousarray(value, dtype="<f4")
         return {"shape": list(little.shape), "float32": base64.b64encode(little.tobytes()).decode("ascii")}
     if hasattr(value, "__dataclass_fields__"):
-        return {item.name: _encode(getattr(value, item.name)) for item in fields(value)}
+        return {item.name: encode(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _encode(item) for key, item in value.items()}
+        return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_encode(item) for item in value]
+        return [encode(item) for item in value]
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     if isinstance(value, (int, np.integer)):

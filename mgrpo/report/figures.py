@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,9 @@ _STYLE: dict[str, Any] = {
     "ytick.major.size": 0,
     "ytick.minor.size": 0,
     "text.color": LIGHT.ink,
-    "legend.frameon": False,
+    "legend.framealpha": 0.8,
+    "legend.edgecolor": "none",
+    "legend.facecolor": LIGHT.surface,
     "legend.fontsize": 8,
     "figure.facecolor": LIGHT.surface,
     "axes.facecolor": LIGHT.surface,
@@ -157,14 +159,15 @@ def _draw_panel(axes: Axes, panel: Panel) -> bool:
     if low <= panel.reference <= high:
         axes.axhline(panel.reference, color=LIGHT.muted, linewidth=0.8, linestyle=(0, (3, 3)))
         if panel.reference_label:
+            above = axes.transLimits.transform((0, axes.transScale.transform((1, panel.reference))[1]))[1] < 0.15
             axes.annotate(
                 panel.reference_label,
                 (1.0, panel.reference),
                 xycoords=("axes fraction", "data"),
-                xytext=(0, -3),
+                xytext=(0, 3 if above else -3),
                 textcoords="offset points",
                 ha="right",
-                va="top",
+                va="bottom" if above else "top",
                 fontsize=8,
                 color=LIGHT.muted,
             )
@@ -321,8 +324,8 @@ def results_figure(data: ReportData) -> Figure | None:
 
 
 def save_figures(data: ReportData, folder: Path) -> dict[str, Path]:
-    """Draw every figure that has numbers and write it as PNG: name to path. OSError if a file can't be written."""
-    written: dict[str, Path] = {}
+    """Draw every figure of a demo's report that has numbers and write it as PNG: name to path. OSError if a file can't
+    be written."""
     with matplotlib.rc_context(_STYLE):
         figures = {
             "results": results_figure(data),
@@ -331,11 +334,22 @@ def save_figures(data: ReportData, folder: Path) -> dict[str, Path]:
             "health": panels_figure(data.health),
             "diversity": diversity_figure(data.diversity),
         }
-        for name, figure in figures.items():
-            if figure is None:
-                continue
-            path = folder / f"{name}.png"
-            with replacing(path) as temporary:
-                figure.savefig(temporary, dpi=DPI, format="png")
-            written[name] = path
+        return _saved(figures, folder)
+
+
+def save_panels(groups: Mapping[str, Sequence[Panel]], folder: Path) -> dict[str, Path]:
+    """Draw each group of panels as one PNG: name to path. OSError if a file can't be written."""
+    with matplotlib.rc_context(_STYLE):
+        return _saved({name: panels_figure(panels) for name, panels in groups.items()}, folder)
+
+
+def _saved(figures: Mapping[str, Figure | None], folder: Path) -> dict[str, Path]:
+    written: dict[str, Path] = {}
+    for name, figure in figures.items():
+        if figure is None:
+            continue
+        path = folder / f"{name}.png"
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=DPI, format="png")
+        written[name] = path
     return written

@@ -1,17 +1,14 @@
-"""The HTML page of a report: one file without any reference to the network. Every text from outside is escaped."""
+"""The HTML page of a demo's report: motion, results, and how the three stages trained."""
 
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
-from importlib import resources
 from string import Template
-from typing import Any
 
 from mgrpo.report.charts import (
     SMOOTHING,
@@ -23,7 +20,7 @@ from mgrpo.report.charts import (
     reward_panels,
     whisker_note,
 )
-from mgrpo.report.data import Estimate, MetricRow, Panel, ReportData
+from mgrpo.report.data import Estimate, MetricRow, ReportData
 from mgrpo.report.findings import (
     compute_findings,
     difference_text,
@@ -35,9 +32,9 @@ from mgrpo.report.findings import (
 from mgrpo.report.glossary import METRIC_TEXTS, TERMS
 from mgrpo.report.motion_pack import pack_clips
 from mgrpo.report.numbers import fixed, seconds, signed
+from mgrpo.report.parts import Page, asset, before_and_after, card, chart_grid, name_list, readable_date
 from mgrpo.report.pipeline import pipeline_svg
 from mgrpo.viz.comparison import ROLE_LABELS
-from mgrpo.viz.palette import DARK, LIGHT
 
 _MARKS = {"good": "✓", "bad": "✗", "neutral": "–", "warning": "!"}
 _TONES = {"good": "good", "bad": "bad", "neutral": "neutral", "warning": "warning"}
@@ -51,39 +48,11 @@ _VERDICTS = {
 }
 
 
-def _asset(name: str) -> str:
-    """Text of a file that ships beside this module."""
-    return resources.files("mgrpo.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _script_json(value: Any) -> str:
-    """JSON that can stand inside a script element: nothing in it can close the element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for char in "<>&\u2028\u2029":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return text
-
-
 def _unbroken(text: str) -> str:
     """A text whose errors and intervals stay on the line of their number."""
     return re.sub(r"(?<=\[)[^\[\]]*(?=\])", lambda found: found[0].replace(" ", "\u00a0"), text).replace(
         " ± ", "\u00a0±\u00a0"
     )
-
-
-def _readable_date(date: str) -> str:
-    """An ISO date to the minute, with UTC spelled out: 2026-01-02 03:04 UTC."""
-    utc = " UTC" if date.endswith(("+00:00", "Z")) else ""
-    return date.replace("T", " ")[:16] + utc
-
-
-def _paragraph(text: str, kind: str = "intro") -> str:
-    return f'<p class="{kind}">{escape(text)}</p>' if text else ""
-
-
-def _section(anchor: str, title: str, body: str, intro: str = "") -> str:
-    heading = f'<h2 id="{anchor}-title">{escape(title)}</h2>'
-    return f'<section id="{anchor}" aria-labelledby="{anchor}-title">{heading}{_paragraph(intro)}{body}</section>'
 
 
 def _estimate(estimate: Estimate | None, decimals: int) -> str:
@@ -97,43 +66,29 @@ def _estimate(estimate: Estimate | None, decimals: int) -> str:
 # ---- top of the page
 
 
-def _figure(name: str, big: str, sub: str) -> str:
-    """A card; ``name`` is text, ``big`` and ``sub`` are HTML."""
-    return (
-        f'<li><span class="name">{escape(name)}</span><span class="big">{big}</span><span class="sub">{sub}</span></li>'
-    )
-
-
-def _before_and_after(before: str, after: str) -> str:
-    return (
-        f'<span class="before">{before}</span><span class="arrow" role="img" aria-label="to">→</span>'
-        f'<span class="after">{after}</span>'
-    )
-
-
-def _key_figures(data: ReportData) -> str:
+def _key_figures(data: ReportData) -> list[str]:
     """Up to four cards: the headline metrics, the reward, the perceptual model, diversity."""
     cards = []
     for row in [row for row in data.metrics if row.headline and row.family != "paper"][:2]:
-        big = _before_and_after(fixed(row.prior.mean, row.decimals), fixed(row.post_trained.mean, row.decimals))
+        big = before_and_after(fixed(row.prior.mean, row.decimals), fixed(row.post_trained.mean, row.decimals))
         found = verdict(row)
         word = {"better": "better", "worse": "worse", "unclear": "no clear change", "same": "no clear change"}.get(
             found
         )
         sub = f"{escape(difference_text(row))}, paired" + (f': <b class="{found}">{word}</b>' if word else "")
-        cards.append(_figure(f"{row.label}, held-out", f"{big}<small>{escape(row.unit)}</small>", sub))
+        cards.append(card(f"{row.label}, held-out", f"{big}<small>{escape(row.unit)}</small>", sub))
     if data.rewards and data.rewards[0].y:
         change = reward_change(data.rewards[0])
         if math.isfinite(change.difference):
-            big = _before_and_after(fixed(change.first, change.decimals), fixed(change.last, change.decimals))
-            cards.append(_figure("Mean total reward", big, f"{change.difference_text}, first to last tenth"))
+            big = before_and_after(fixed(change.first, change.decimals), fixed(change.last, change.decimals))
+            cards.append(card("Mean total reward", big, f"{change.difference_text}, first to last tenth"))
     if data.perceptual_accuracy is not None and math.isfinite(data.perceptual_accuracy.mean):
         share = data.perceptual_accuracy
         sub = "prefers the recording to a sample" + (
             f"; ± {fixed(100 * share.se, 1)}" if math.isfinite(share.se) else ""
         )
         cards.append(
-            _figure(
+            card(
                 "Perceptual model, held-out",
                 f'<span class="plain">{fixed(100 * share.mean, 1)}</span><small>%</small>',
                 sub,
@@ -148,9 +103,9 @@ def _key_figures(data: ReportData) -> str:
             factor = bars[-1].mean / bars[0].mean
             big = f'<span class="plain">× {fixed(factor, 2)}</span>'
             cards.append(
-                _figure("Diversity inside groups", big, f"{escape(bars[-1].label)} against {escape(bars[0].label)}")
+                card("Diversity inside groups", big, f"{escape(bars[-1].label)} against {escape(bars[0].label)}")
             )
-    return f'<ul class="figures">{"".join(cards[:4])}</ul>' if cards else ""
+    return cards[:4]
 
 
 def _findings(data: ReportData) -> str:
@@ -172,7 +127,7 @@ def _player(data: ReportData, filmstrip: bytes | None) -> str:
         f'<option value="{speed}"{" selected" if speed == 1 else ""}>{text}</option>'
         for speed, text in ((0.25, "¼×"), (0.5, "½×"), (1, "1×"), (2, "2×"))
     )
-    player = Template(_asset("player.html")).substitute(options=options, speeds=speeds)
+    player = Template(asset("player.html")).substitute(options=options, speeds=speeds)
     if filmstrip is None:
         return player
     rows = ", ".join(ROLE_LABELS[role].lower() for role in data.motions[0].tracks())
@@ -261,14 +216,6 @@ def _results(data: ReportData) -> str:
     return "".join(parts)
 
 
-def _charts(panels: Sequence[Panel], prefix: str, kind: str = "") -> str:
-    return (
-        f'<div class="charts {kind}">'
-        + "".join(line_chart(panel, chart_id=f"{prefix}-{i}") for i, panel in enumerate(panels))
-        + "</div>"
-    )
-
-
 def _rewards(data: ReportData) -> str:
     panel, *others = reward_panels(data.rewards)
     panel = replace(panel, note=f"{SMOOTHING} Band: standard deviation inside groups.")
@@ -281,16 +228,9 @@ def _rewards(data: ReportData) -> str:
     return f'<div class="charts">{feature}{rest}</div>'
 
 
-def _pairs(items: Mapping[str, str]) -> str:
-    rows = "".join(
-        f"<div><dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd></div>" for name, value in items.items()
-    )
-    return f'<dl class="pairs">{rows}</dl>'
-
-
 def _what_was_run(data: ReportData) -> str:
     settings = "".join(
-        f"<div><h3>{escape(str(title))}</h3>{_pairs(items)}</div>" for title, items in data.run.config.items()
+        f"<div><h3>{escape(str(title))}</h3>{name_list(items)}</div>" for title, items in data.run.config.items()
     )
     settings = f'<div class="settings">{settings}</div>' if settings else ""
     return f'<div class="pipeline card">{pipeline_svg()}</div>{settings}'
@@ -314,11 +254,11 @@ def _timings(data: ReportData) -> str:
 
 def _reproduce(data: ReportData) -> str:
     run = data.run
-    state: dict[str, str] = {"Seed": str(run.seed), "Date": _readable_date(run.date)}
+    state: dict[str, str] = {"Seed": str(run.seed), "Date": readable_date(run.date)}
     if run.git_commit:
         state["Commit"] = run.git_commit[:12] + (" with local changes" if run.git_dirty else "")
     groups = [("Run", state), ("Machine", run.machine), ("Versions", run.versions)]
-    blocks = "".join(f"<div><h3>{title}</h3>{_pairs(items)}</div>" for title, items in groups if items)
+    blocks = "".join(f"<div><h3>{title}</h3>{name_list(items)}</div>" for title, items in groups if items)
     return (
         f'<div class="command card"><pre id="command">{escape(run.command)}</pre>'
         f'<button type="button" data-copy="command" hidden>Copy</button></div><div class="settings">{blocks}</div>'
@@ -343,11 +283,16 @@ def _glossary(data: ReportData) -> str:
 
 def render_page(data: ReportData, *, filmstrip: bytes | None = None) -> str:
     """The whole page as text. ``filmstrip`` is a PNG that is shown in print and on demand."""
-    sections: list[tuple[str, str, str]] = []
-
-    def add(anchor: str, name: str, title: str, body: str, intro: str = "") -> None:
-        sections.append((anchor, name, _section(anchor, title, body, intro)))
-
+    run = data.run
+    commit = f", commit {run.git_commit[:12]}{' with local changes' if run.git_dirty else ''}" if run.git_commit else ""
+    page = Page(
+        run.title,
+        run.date,
+        lead=[headline_sentence(data), run.summary],
+        cards=_key_figures(data),
+        provenance=f"{run.title}, seed {run.seed}, {readable_date(run.date)}{commit}.",
+    )
+    add = page.add
     if data.motions:
         add(
             "motion",
@@ -392,7 +337,7 @@ def render_page(data: ReportData, *, filmstrip: bytes | None = None) -> str:
             "health",
             "Group health",
             "Group health",
-            _charts(data.health, "health"),
+            chart_grid(data.health, "health"),
             "Whether the groups still teach anything, and whether the update stays small.",
         )
     if data.prior_training or data.perceptual_training:
@@ -400,27 +345,10 @@ def render_page(data: ReportData, *, filmstrip: bytes | None = None) -> str:
             "training",
             "Training",
             "Training the prior and the perceptual model",
-            _charts((*data.prior_training, *data.perceptual_training), "training"),
+            chart_grid((*data.prior_training, *data.perceptual_training), "training"),
         )
     if data.stages:
         add("timings", "Timings", "Where the time went", _timings(data))
     add("reproduce", "Reproduce", "How to make this again", _reproduce(data))
     add("glossary", "Glossary", "Glossary", _glossary(data))
-
-    run = data.run
-    lead = "".join(f'<p class="lead">{escape(text)}</p>' for text in (headline_sentence(data), run.summary) if text)
-    commit = f", commit {run.git_commit[:12]}{' with local changes' if run.git_dirty else ''}" if run.git_commit else ""
-    return Template(_asset("page.html")).substitute(
-        title=escape(run.title),
-        date=escape(_readable_date(run.date)),
-        light=LIGHT.css_variables(),
-        dark=DARK.css_variables(),
-        css=_asset("page.css"),
-        lead=lead,
-        key_figures=_key_figures(data),
-        navigation="".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name, _ in sections),
-        sections="\n".join(body for _, _, body in sections),
-        provenance=escape(f"{run.title}, seed {run.seed}, {_readable_date(run.date)}{commit}."),
-        motion=_script_json(pack_clips(data.motions)),
-        script=_asset("page.js"),
-    )
+    return page.render(pack_clips(data.motions))

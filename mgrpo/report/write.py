@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mgrpo.errors import InputError
 from mgrpo.report.data import ReportData
-from mgrpo.report.figures import save_figures
+from mgrpo.report.figures import save_figures, save_panels
 from mgrpo.report.findings import compute_findings
 from mgrpo.report.page import render_page
+from mgrpo.report.training import PICTURES as TRAINING_PICTURES
+from mgrpo.report.training import TrainingReport
+from mgrpo.report.training_page import render_training_page
 from mgrpo.storage import replacing
 from mgrpo.viz.animation import have_mp4_encoder, write_animation
 from mgrpo.viz.filmstrip import render_filmstrip
@@ -55,15 +59,33 @@ def write_report(data: ReportData, out_dir: Path, *, progress: Callable[[str], N
     out (``skipped`` says so). Raises InputError if the folder can't be written or the disk is full.
     """
     say = progress or (lambda text: None)
-    out_dir = Path(out_dir)
+    with _folder(Path(out_dir), OUR_FILES):
+        return _write(data, Path(out_dir), say)
+
+
+def write_training_report(report: TrainingReport, out_dir: Path) -> ReportFiles:
+    """Write ``report.html``, ``report.json`` and PNGs about training runs into ``out_dir`` (made if needed), the page
+    last. Raises InputError if the folder can't be written or the disk is full."""
+    with _folder(Path(out_dir), ("report.html", "report.json", *(f"{name}.png" for name in TRAINING_PICTURES))):
+        groups = report.panels()
+        pngs = save_panels({name: groups[name] for name in TRAINING_PICTURES if groups.get(name)}, out_dir)
+        numbers, page = out_dir / "report.json", out_dir / "report.html"
+        _write_bytes(numbers, json.dumps(report.to_json(), allow_nan=False, ensure_ascii=False, indent=1).encode())
+        _write_bytes(page, render_training_page(report).encode())
+    return ReportFiles(html=page, json=numbers, pngs=pngs)
+
+
+@contextmanager
+def _folder(out_dir: Path, files: Sequence[str]) -> Iterator[None]:
+    """Make the folder, and take an earlier report of these files out of it; say what is wrong with the disk."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         # an earlier report goes first: its page must not stand beside newer pictures, nor the other way round
         # (its numbers stay until the new ones replace them in one move: they may be the only copy)
-        for name in OUR_FILES:
+        for name in files:
             if name != "report.json":
                 (out_dir / name).unlink(missing_ok=True)
-        return _write(data, out_dir, say)
+        yield
     except OSError as error:
         reason = {
             errno.ENOSPC: "the disk is full; free some space or choose another folder",

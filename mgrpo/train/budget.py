@@ -9,6 +9,9 @@ from pathlib import Path
 
 from .metric_log import read_metrics
 
+CALLS = ("encode", "decode", "decode_with_graph")
+"""Counts of :class:`mgrpo.train.prepared_policy.PreparedPolicy`."""
+
 
 def network_units(calls: Mapping[str, float]) -> float:
     """The cost of counted calls (:class:`mgrpo.train.prepared_policy.PreparedPolicy`) in sequences through the network:

@@ -79,6 +79,14 @@ class Processes:
         self._call(lambda: dist.all_gather(gathered, tensor.contiguous()))
         return gathered
 
+    def gather_objects(self, value: ResultT) -> list[ResultT]:
+        """A plain value of every process, in their order."""
+        if self.count == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.count
+        self._call(lambda: dist.all_gather_object(gathered, value))
+        return gathered
+
     def sum_gradients_(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over the processes. A parameter without one counts as zero."""
         if self.count == 1:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
+from mgrpo.grpo.alarms import AlarmConfig
 from mgrpo.grpo.update import PolicyLossConfig
 from mgrpo.grpo.window import StepWindowConfig
 from mgrpo.options import MOST_COUNT, option, require
 
 from .run_config import AdvantageConfig, MotionTaskConfig, NetworkExecution, RewardWeights, RunConfig
+from .tracking import Track
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class PostTrainingConfig(RunConfig):
     loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
     window: StepWindowConfig = field(default_factory=StepWindowConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
+    track: Track = "none"
+    """Also send the metrics to an experiment tracker: wandb, trackio (the package must be installed). A resumed run
+    goes on in the tracker's run that it began."""
+    track_project: str = "mgrpo"
+    """Project at the tracker."""
     profile: bool = False
     """Write a split of the time by phase, network calls, samples per second, FLOPs and peak memory to profile.json; on
     a GPU the phases are waited for, which costs a little."""
@@ -56,6 +65,11 @@ class PostTrainingConfig(RunConfig):
                 f"--execution.reuse-graphs yes needs --optimizer-steps 1, got {self.optimizer_steps}: after the first "
                 "step the rollout's graphs are those of other weights"
             )
+
+    def unused_options(self) -> Mapping[str, str]:
+        """See :class:`mgrpo.options.HasUnusedOptions`."""
+        untracked = {"track_project": f"without {option(self, 'track')}"} if self.track == "none" else {}
+        return {**super().unused_options(), **untracked}
 
 
 @dataclass(frozen=True)
@@ -89,8 +103,9 @@ GRPO_PRESETS: dict[str, GrpoConfig] = {"default": GrpoConfig(), "paper": _PAPER,
 """``paper``: as faithful as is known. ``fast``: the fewest network calls. ``default``: what our own measurements favour
 (docs/grpo.md)."""
 
-CARRIED_OUT = ("execution", "profile", "patience")
-"""Settings that change a run's results by rounding at most, or only when it stops; a resumed run may have others."""
+CARRIED_OUT = ("execution", "profile", "patience", "alarms", "track", "track_project")
+"""Settings that change a run's results by rounding at most, or only when it stops or what is told about it; a resumed
+run may have others."""
 
 __all__ = [
     "CARRIED_OUT",

@@ -6,9 +6,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,18 @@ from torch import Tensor, nn
 from mgrpo.errors import MgrpoError
 from mgrpo.grpo.health import parameter_distance, read_metrics
 
-from .budget import network_units
+from .budget import CALLS, network_units
 from .checkpoints import load_tensors_into
 from .distributed import Processes
 from .gold_watch import GoldWatch
 from .interrupt import GracefulStop, graceful_interrupt
 from .learning_rate import learning_rate_at, set_learning_rate
+from .memory import peak_memory
 from .phases import Phases
 from .prefetch import batches
 from .progress import Progress, notice
 from .run_config import RunConfig
+from .run_dir import RunDir
 from .start import open_run
 
 PartsT = TypeVar("PartsT")
@@ -36,6 +38,32 @@ class Evaluated(Protocol):
 
     def gold(self, policy: Any) -> dict[str, float]:
         """Measures that are no rewards, with the same noise every time."""
+        ...
+
+
+class Unscored(NamedTuple):
+    """Members of one group that could not be scored."""
+
+    condition: int
+    """Number of the condition in its iteration."""
+    clip: str | None
+    """Where the condition comes from, if its batch knows."""
+    members: list[int]
+    """Those of which some reward is NaN."""
+    rewards: list[str]
+    """Rewards that are NaN for one of them or more."""
+
+
+class Observer(AbstractContextManager[Any], Protocol):
+    """What the process that writes does with every iteration, such as
+    :class:`mgrpo.train.observation.Observation`."""
+
+    def iteration(self, done: int, metrics: Mapping[str, float], unscored: Sequence[Unscored]) -> None:
+        """Write and show a finished iteration."""
+        ...
+
+    def unscored(self, done: int, samples: Sequence[Unscored]) -> None:
+        """Name the samples of an iteration that comes to nothing."""
         ...
 
 
@@ -56,6 +84,8 @@ class LoopFrame:
         may_change: Sequence[str] = (),
         beside: Mapping[str, nn.Module] | None = None,
         wait: bool = False,
+        samples: int = 0,
+        observer: Callable[[RunDir, Progress], Observer] | None = None,
     ) -> None:
         """Open the run folder, and restore what its last checkpoint holds if the run is resumed.
 
@@ -70,6 +100,8 @@ class LoopFrame:
             may_change: settings that may differ on resume, see :meth:`mgrpo.train.run_dir.RunDir.create`.
             beside: further networks that a checkpoint must keep, by name.
             wait: whether the phases of an iteration are waited for on a GPU.
+            samples: drawn in an iteration, for their rate; 0: not told.
+            observer: makes what writes and shows iterations; default the log and the progress alone.
 
         Raises:
             InputError: as :func:`mgrpo.train.start.open_run`, or a checkpoint that does not fit.
@@ -90,6 +122,9 @@ class LoopFrame:
         self._moved = self._saved = self.start  # iterations that the weights and the last checkpoint hold
         self._stop = GracefulStop(None)
         self._progress: Progress | None = None
+        self._samples, self._observer = samples, observer
+        self._observed: Observer | None = None
+        self._unscored: list[Unscored] = []
         self._norms: list[float] = []
         self._before: list[Tensor] = []
         self._rate = 0.0
@@ -125,7 +160,10 @@ class LoopFrame:
             graceful_interrupt(self.run) as self._stop,
             Progress(self.label, end, start=self.start) as self._progress,
             closing(drawn),
+            ExitStack() as stack,
         ):
+            if self._observer is not None and self.run is not None:
+                self._observed = stack.enter_context(self._observer(self.run, self._progress))
             try:
                 yield drawn
             except Exception:
@@ -141,11 +179,16 @@ class LoopFrame:
             iteration, config.iterations, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule
         )
         set_learning_rate(self.optimizer, self._rate)
-        self._norms = []
+        self._norms, self._unscored = [], []
         self._before = [parameter.detach().clone() for parameter in self.trained]
 
     def step(
-        self, iteration: int, found: Mapping[str, Tensor | float], rewards: Tensor | None = None
+        self,
+        iteration: int,
+        found: Mapping[str, Tensor | float],
+        rewards: Tensor | None = None,
+        *,
+        unscored: Callable[[], list[Unscored]] | None = None,
     ) -> dict[str, float]:
         """Clip the gradient that is in the parameters, make sure that it is sound, and take an optimiser step.
 
@@ -153,6 +196,7 @@ class LoopFrame:
             iteration: the present one.
             found: what to log; read from the device here, together with the gradient's norm.
             rewards: those behind the gradient ``(B, G, K)``, which a message names where they are NaN.
+            unscored: names the samples without a reward, where there are any; all processes call it together.
 
         Returns ``found`` as numbers. Raises MgrpoError when no reward is known or the gradient is not finite; nothing
         has moved then.
@@ -160,23 +204,28 @@ class LoopFrame:
         norm = nn.utils.clip_grad_norm_(self.trained, self.config.gradient_clip)
         metrics = read_metrics({"norm": norm, **found})
         self._norms.append(metrics.pop("norm"))
-        self._require_sound(iteration, self._norms[-1], rewards, metrics)
+        sound = math.isfinite(self._norms[-1]) and not math.isnan(metrics.get("reward", 0.0))
+        if unscored is not None and (not sound or metrics.get("unscored_samples")):
+            self._unscored = unscored()
+        if not sound:
+            if self._observed is not None:
+                self._observed.unscored(iteration + 1, self._unscored)
+            raise self._unsound(iteration, self._norms[-1], rewards)
         self.optimizer.step()
         self._moved = -1  # in the middle of an iteration
         return metrics
 
-    def _require_sound(self, iteration: int, norm: float, rewards: Tensor | None, metrics: dict[str, float]) -> None:
-        if math.isfinite(norm) and not math.isnan(metrics.get("reward", 0.0)):
-            return
+    def _unsound(self, iteration: int, norm: float, rewards: Tensor | None) -> MgrpoError:
+        """Why training can't go on."""
         bad = [] if rewards is None else torch.nonzero(~torch.isfinite(rewards).all(-1)).tolist()
         names = ", ".join(f"condition {condition} member {member}" for condition, member in bad[:8])
         if rewards is not None and len(bad) == rewards.shape[0] * rewards.shape[1]:
-            raise MgrpoError(
+            return MgrpoError(
                 f"{self.label}: no sample of iteration {iteration + 1} could be scored (all rewards are NaN); the "
                 "state before it is saved"
             )
         where = f" Samples that could not be scored: {names}." if bad else ""
-        raise MgrpoError(
+        return MgrpoError(
             f"{self.label}: the gradient became {norm} in iteration {iteration + 1}; the state before it is saved. "
             f"Lower --learning-rate.{where}"
         )
@@ -188,11 +237,16 @@ class LoopFrame:
             for target, source in zip(self.average.parameters(), self.policy.parameters()):
                 target.lerp_(source.detach(), 1 - self.config.ema)
         norms = self._norms
+        distances: dict[str, Tensor | float] = {"update_ratio": parameter_distance(self._before, self.trained)}
+        if self.average is not None:
+            distances["ema_distance"] = parameter_distance(
+                list(self.policy.parameters()), list(self.average.parameters())
+            )
         return {
             "grad_norm": sum(norms) / len(norms),
             "grad_clipped": sum(norm > self.config.gradient_clip for norm in norms) / len(norms),
-            "update_ratio": float(parameter_distance(self._before, self.trained)),
-            "lr": self._rate,
+            **read_metrics(distances),
+            "learning_rate": self._rate,
             "optimizer_steps": len(norms),
         }
 
@@ -200,10 +254,15 @@ class LoopFrame:
         """Evaluate and save where it is time to, and log ``metrics``, of which the progress shows ``shown``. Whether
         the loop must end here."""
         config, processes, done = self.config, self.processes, iteration + 1
-        if "decode" in metrics:
-            # The calls are this process's; what all of them cost is one number.
-            units = torch.tensor(network_units(metrics), dtype=torch.float64)
-            metrics = metrics | {"network_units": processes.sum_(units).item()}
+        calls = [name for name in CALLS if name in metrics]
+        if calls:  # those of all processes
+            counts = torch.tensor([metrics[name] for name in calls], dtype=torch.float64)
+            metrics = metrics | dict(zip(calls, processes.sum_(counts).tolist(), strict=True))
+            metrics["network_units"] = network_units(metrics)
+            metrics["system/network_calls_per_s"] = metrics["decode"] / metrics["step_time"]
+        if self._samples:
+            metrics["system/samples_per_s"] = self._samples / metrics["step_time"]
+        metrics["system/peak_memory_mib"] = peak_memory(processes.device) / 2**20
         # A signal may have reached some processes only: all stop here.
         signal = processes.largest(self._stop.number or 0)
         if signal and self._stop.number is None:
@@ -217,10 +276,12 @@ class LoopFrame:
             metrics = metrics | {f"validation/{name}": value for name, value in gold.items()}
             improved = self.watch.see(gold)
             enough, measured = self.watch.exhausted, self.watch.latest
-        if self.run is not None:
-            self.run.log(done, metrics)
         assert self._progress is not None
-        self._progress.update(**{name: metrics[name] for name in shown})
+        if self._observed is not None:
+            self._observed.iteration(done, metrics, self._unscored)
+        elif self.run is not None:
+            self.run.log(done, metrics)
+            self._progress.update(**{name: metrics[name] for name in shown})
         if done % config.checkpoint_every == 0 or finished or stopping or improved or enough:
             processes.main_only(lambda: self._save(done, measured))
             self._saved = done

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +56,13 @@ def free_bytes(device: torch.device) -> int:
         except (OSError, ValueError):  # no such group, or "max": no limit
             continue
     return max(free, 0)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory so far: allocated on a GPU, resident in the process on a CPU; bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def saved_bytes(call: Callable[[], Tensor], parameters: set[int]) -> int:

@@ -24,11 +24,23 @@ from mgrpo.models.conditioning import make_cond
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import decode_motion
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
-from mgrpo.rewards import RewardBatch, differentiable_rewards, reward_skeleton, score_groups
+from mgrpo.rewards import FUSED, REWARDS, RewardBatch, differentiable_rewards, reward_skeleton, score_groups
 
 from .checkpoints import load_model
 from .motion_data import MotionData, load_motion_data
 from .run_config import MotionTaskConfig
+
+_ERROR_UNITS: Mapping[str, tuple[str, float]] = {
+    "position": ("mm", 1e3),
+    "aligned_position": ("mm", 1e3),
+    "rotation": ("deg", math.degrees(1)),
+    "velocity": ("mm_s", 1e3),
+    "foot_skate": ("mm_s", 1e3),
+    "ground_penetration": ("mm", 1e3),
+    "jitter": ("m_s3", 1.0),
+    "head_position": ("mm", 1e3),
+}
+"""Unit in the log of the error behind a reward, and how many of it are one in metres, radians and seconds."""
 
 
 class MotionTask:
@@ -81,7 +93,8 @@ class MotionTask:
     def score(self, x0: Tensor, batch: MotionWindows) -> Scored:
         """Rewards of the motion that the samples are, placed by the clean head trajectory; and its joints."""
         scored = self._reward_batch(x0, batch)
-        return Scored(score_groups(scored, self.body, self.reward_weights).rewards, scored.prediction.joints22)
+        result = score_groups(scored, self.body, self.reward_weights)
+        return Scored(result.rewards, scored.prediction.joints22, self._errors(result.errors))
 
     def score_with_gradient(self, x0: Tensor, batch: MotionWindows) -> Scored:
         """The same rewards, up to rounding, with gradients to ``x0``."""
@@ -107,6 +120,17 @@ class MotionTask:
             alignment=self.config.alignment,
             perceptual=self.perceptual,
         )
+
+    def _errors(self, errors: Tensor) -> dict[str, Tensor]:
+        """The errors behind the rewards ``(B, G, K')`` in the units of the tables, by their names in the log."""
+        known = [name for name in self.reward_weights if REWARDS[name] in FUSED]
+        found = {}
+        for name, error in zip(known, errors.detach().unbind(-1), strict=True):
+            unit, scale = _ERROR_UNITS[name]
+            if name == "rotation" and self.config.rotation_error == "frobenius":
+                unit, scale = "frobenius", 1.0
+            found[f"error/{name}_{unit}"] = scale * error
+        return found
 
     @torch.no_grad()
     def measures(self, outcome: Tensor, batch: MotionWindows) -> dict[str, Tensor]:

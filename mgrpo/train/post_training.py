@@ -11,7 +11,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,15 @@ from mgrpo.kernels import GroupAdvantages, group_advantages
 from .compiled import compile_errors
 from .distributed import Processes
 from .grpo_config import CARRIED_OUT, PostTrainingConfig
-from .loop_frame import LoopFrame
+from .loop_frame import LoopFrame, Unscored
 from .memory import MemoryPlan, free_bytes, plan_memory, saved_bytes
+from .observation import Observation
 from .precision import NetworkPrecision
 from .prepared_policy import PreparedPolicy
 from .profile import Profile
 from .seeding import iteration_generator
 from .sharing import Sharing, share_out
+from .tracking import require_tracker
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,8 @@ class PostTraining:
         result = group_advantages(rewards, weights=self.reward_weights, **asdict(self.config.advantage))
         measures: dict[str, list[Tensor]] = {}
         for part, judged in zip(sampled, scored, strict=True):
+            for name, values in judged.errors.items():
+                measures.setdefault(name, []).append(values)
             if judged.outcome is not None:
                 whole = judged.outcome
                 if self.sharing.by == "members":
@@ -271,12 +275,27 @@ class PostTraining:
         """Everything to log about a trial and the gradients that came of it, still on the device."""
         unscored = (~torch.isfinite(trial.rewards).all(-1)).sum()
         metrics: dict[str, Tensor | float] = {**reward_metrics(trial.rewards, self.reward_weights, self.names)}
-        metrics |= advantage_metrics(trial.result, self.names, self.config.advantage.clamp)
+        metrics |= advantage_metrics(trial.result, self.reward_weights, self.names, self.config.advantage.clamp)
         metrics |= update_metrics(statistics)
         metrics["unscored_samples"] = unscored
         for name, values in trial.measures.items():
             metrics[name] = torch.cat(self.processes.gather(values)).nanmean()
         return metrics
+
+    def unscored(self, trial: Trial, sampled: Sequence[Sampled]) -> list[Unscored]:
+        """The samples that could not be scored. Reads the device, and asks the other processes: all call it."""
+        own: dict[int, str] = {}
+        for (first, _), part in zip(self.sharing.own, sampled, strict=True):
+            own |= {first + row: name for row, name in enumerate(getattr(part.batch, "names", ()))}
+        clips = {number: name for part in self.processes.gather_objects(own) for number, name in part.items()}
+        missing = ~torch.isfinite(trial.rewards).cpu()
+        found = []
+        for condition in missing.any(-1).any(-1).nonzero().flatten().tolist():
+            members = missing[condition].any(-1).nonzero().flatten().tolist()
+            kinds = missing[condition].any(0).tolist()
+            names = [name for name, is_missing in zip(self.names, kinds, strict=True) if is_missing]
+            found.append(Unscored(condition, clips.get(condition), members, names))
+        return found
 
 
 def post_train(
@@ -308,9 +327,11 @@ def post_train(
         mgrpo.train.distributed.ProcessLostError: another process ended.
     """
     training = PostTraining(policy, task, config, processes, precision)
+    processes.main_only(lambda: require_tracker(config.track))
     frame = LoopFrame(
         "grpo", policy, task, config, processes, trained=training.trained, command=command, may_change=CARRIED_OUT,
-        wait=config.profile,
+        wait=config.profile, samples=config.conditions * config.group_size,
+        observer=lambda run, progress: Observation(run, config, training.names, progress),
     )  # fmt: skip
     training.plan_memory(frame.kept.get("memory"))
     frame.kept["memory"] = training.memory.state()
@@ -337,7 +358,9 @@ def post_train(
                         statistics.append(training.differentiate(step, part, trial, plan))
                         last = step == len(sampled) - 1
                         found = training.metrics(trial, statistics) if last else {}
-                        metrics = frame.step(iteration, found, trial.rewards)
+                        metrics = frame.step(
+                            iteration, found, trial.rewards, unscored=partial(training.unscored, trial, sampled)
+                        )
             metrics |= frame.updated(iteration) | training.prepared.take_calls() | phases.metrics()
             if profile is not None:
                 profile.take(metrics)

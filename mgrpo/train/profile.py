@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mgrpo.storage import atomic_write_json
 
+from .memory import peak_memory
 from .progress import notice
 
 FILE = "profile.json"
@@ -107,13 +106,6 @@ def table(result: Mapping[str, Any]) -> Table:
         )
     shown.caption += f"; peak memory {result['peak_memory_bytes'] / 2**20:.0f} MiB"
     return shown
-
-
-def peak_memory(device: torch.device) -> int:
-    """Largest memory so far: allocated on a GPU, resident in the process on a CPU; bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def matrix_product_rate(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 3) -> float:

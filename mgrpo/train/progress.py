@@ -7,7 +7,8 @@
 
 `MGRPO_PROGRESS` chooses: `rich` (bar), `plain` (lines), `plain:30` (a line every 30 seconds), `off` (nothing, errors
 apart); unset: a bar when standard error is a terminal, lines otherwise. Everything goes to standard error, so that
-standard output stays clean for results. Bars nest: the outer one shows the stage, the inner one the work in it.
+standard output stays clean for results. Bars nest: the outer one shows the stage, the inner one the work in it. A
+piece of work may have a view, some lines that stand under the bar of a terminal that is wide and high enough for them.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mgrpo.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
@@ -33,6 +35,15 @@ PLAIN_INTERVAL = 1.6
 
 RATE_WINDOW = 20.0
 """Seconds over which the rate is measured, so that a slow start doesn't spoil the time left."""
+
+
+class View(Protocol):
+    """More about a piece of work than its bar tells, such as :class:`mgrpo.train.live_view.LiveView`."""
+
+    def lines(self, width: int) -> Sequence[Sequence[tuple[str, str]]]:
+        """Lines of at most ``width`` columns, in pieces of (text, role of its colour); none: nothing to show. Called
+        from another thread than the work's."""
+        ...
 
 
 class Progress:
@@ -49,6 +60,8 @@ class Progress:
         """Name of one unit in the rate, such as it or windows."""
         self.done = start
         """Units finished so far."""
+        self.view: View | None = None
+        """What to show under the bar; on a terminal only."""
         self._start = start
         self._values: dict[str, Any] = {}
         self._began = time.monotonic()
@@ -290,6 +303,26 @@ class _Display:
             while self._posted:
                 self._print(self._posted.popleft())
 
+    def view_of(self, width: int, height: int) -> RenderableType | None:
+        """The view of the innermost work that has one, framed; None where there is none, or no room for it.
+
+        Called by the thread that draws. It holds rich's lock, for which a holder of ours may be waiting: so it doesn't
+        take ours.
+        """
+        views = [one.view for one in list(self._stack) if one.view is not None]
+        if not views:
+            return None
+        inside = min(width, _WIDEST) - 4  # the frame and a blank on both sides
+        lines = views[-1].lines(inside)
+        if not lines or len(lines) + 2 + len(self._stack) >= height:
+            return None
+        from rich.panel import Panel
+        from rich.text import Text
+
+        text = Text("\n").join(Text.assemble(*((part, _ROLES[role]) for part, role in line)) for line in lines)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return Panel(text, width=inside + 4, border_style="dim")
+
     def _start_ticker(self) -> None:
         self._stop = threading.Event()
         self._ticker = threading.Thread(target=self._tick, args=(self._stop,), name="mgrpo-progress", daemon=True)
@@ -328,6 +361,13 @@ class _Display:
             self._mode = "off"
 
 
+_WIDEST = 120
+"""Columns that a view takes at most."""
+
+_ROLES = {"plain": "", "label": "dim", "value": "", "curve": "cyan", "warning": "yellow"}
+"""Style of each role in a view."""
+
+
 def _rich_progress() -> RichProgress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, TextColumn
@@ -348,10 +388,17 @@ def _rich_progress() -> RichProgress:
             parts += [f"left {format_seconds(left)}"] if left is not None else []
             return Text("  ".join(parts), style="dim")
 
+    class Bars(RichProgress):
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield from super().get_renderables()
+            view = _DISPLAY.view_of(console.width, console.height)
+            if view is not None:
+                yield view
+
     console = Console(
         stderr=True, force_terminal=True if os.environ.get("MGRPO_PROGRESS", "").lower() == "rich" else None
     )
-    return RichProgress(
+    return Bars(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),

@@ -6,6 +6,9 @@
     provenance.json         date, git state, versions and machine, once per start
     provenance-<n>.diff     uncommitted changes of the mgrpo checkout at start n, if any
     metrics.jsonl           one JSON object a line
+    alarms.jsonl            what looked wrong and what to try, if anything did
+    unscored.jsonl          samples that no reward could be given to, if there were any
+    tracker.json            the run's name at an outside tracker, where one is used
     tensorboard/            the same for TensorBoard
     checkpoints/            step_<8 digits>/ folders, best.json and last.json
     .lock                   held while a process uses the folder; the system frees it when the process dies
@@ -46,7 +49,8 @@ from .checkpoints import (
     step_folders,
     write_checkpoint,
 )
-from .metric_log import MetricLog, cut_metrics
+from .json_lines import JsonLines, cut_rows
+from .metric_log import MetricLog
 from .progress import notice
 from .provenance import provenance
 
@@ -63,6 +67,9 @@ ALWAYS_FREE = (
 )
 """Settings that say where a run is kept and carried out, not what it computes; they may differ on resume."""
 
+SIDE_LOGS = ("alarms.jsonl", "unscored.jsonl")
+"""Logs beside metrics.jsonl, for what happens in few iterations; they are there once they hold something."""
+
 _RESUME_FROM = ("--resume-from", "--resume_from")
 """Spellings of the option that names where to go on."""
 
@@ -71,8 +78,11 @@ _OWN_FILES = (
     "config.resolved.yaml",
     "provenance.json",
     "metrics.jsonl",
+    *SIDE_LOGS,
+    "tracker.json",
     "tensorboard",
     "checkpoints",
+    "report",
     LOCK_NAME,
 )
 
@@ -93,6 +103,7 @@ class RunDir:
         self._training: str | None = None
         self._best: dict[str, Any] | None = None
         self._log: MetricLog | None = None
+        self._side_logs: dict[str, JsonLines] = {}
 
     @classmethod
     def create(
@@ -215,7 +226,9 @@ class RunDir:
         """Make the folder look as it did when `checkpoint` was saved; with None, as when the run began."""
         step, length = (checkpoint.step, int(checkpoint.record["metrics_bytes"])) if checkpoint else (0, 0)
         self.start_step = step
-        cut_metrics(self.path / "metrics.jsonl", length=length, step=step)
+        cut_rows(self.path / "metrics.jsonl", length=length, step=step)
+        for name in SIDE_LOGS:
+            cut_rows(self.path / name, step=step)
         self._best = checkpoint.record.get("best") if checkpoint else None
         steps = step_folders(self.checkpoints)
         if self._best is not None and self._best["step"] not in steps:
@@ -273,6 +286,16 @@ class RunDir:
             raise RuntimeError("RunDir.log(): the run folder is closed")
         self._log.write(step, metrics)
 
+    def note(self, name: str, step: int, row: Mapping[str, Any]) -> None:
+        """Append a row about `step` (iterations finished) to one of `SIDE_LOGS`. Raises `StorageError`."""
+        if self._log is None:
+            raise RuntimeError("RunDir.note(): the run folder is closed")
+        if name not in SIDE_LOGS:
+            raise ValueError(f"RunDir.note(): {name!r} is not among {', '.join(SIDE_LOGS)}")
+        if name not in self._side_logs:
+            self._side_logs[name] = JsonLines(self.path / name)
+        self._side_logs[name].write({"step": step, **row})
+
     def save(
         self,
         step: int,
@@ -310,6 +333,8 @@ class RunDir:
         target = self.checkpoints / _folder_name(step)
         is_new = not target.exists()
         try:
+            for log in self._side_logs.values():
+                log.sync()
             write_checkpoint(
                 target,
                 step=step,
@@ -393,6 +418,9 @@ class RunDir:
         if self._log is not None:
             self._log.close()
             self._log = None
+        for log in self._side_logs.values():
+            log.close()
+        self._side_logs = {}
         self._lock.release()
 
     def __enter__(self) -> RunDir:

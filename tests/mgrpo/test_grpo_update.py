@@ -13,6 +13,7 @@ from mgrpo.diffusion.sampler import NoiseKeys, sample, step_noise
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.diffusion.transition import make_transitions, step_weights
 from mgrpo.errors import InputError, MgrpoError
+from mgrpo.grpo import update
 from mgrpo.grpo.health import advantage_metrics, parameter_distance, read_metrics, reward_metrics, update_metrics
 from mgrpo.grpo.rollout import roll_out
 from mgrpo.grpo.update import PolicyLossConfig, accumulate_gradients, channel_weights, check_ratio_is_one, choose_steps
@@ -360,7 +361,7 @@ def test_dead_groups_and_correlations_are_reported():
     rewards[..., 1] = 2 * rewards[..., 0]
     rewards[0] = 1.0
     result = group_advantages(rewards, clamp=1.0)
-    metrics = read_metrics(advantage_metrics(result, ("a", "b"), 1.0))
+    metrics = read_metrics(advantage_metrics(result, torch.ones(2), ("a", "b"), 1.0))
     assert (
         metrics["frac_reward_zero_std"] == 0.25 and metrics["frac_dead_all"] == 0.25 and metrics["frac_dead/b"] == 0.25
     )
@@ -386,6 +387,77 @@ def test_update_metrics_join_passes(policy, transitions):
         and metrics["clip_ratio/region_mean"] == 0
         and metrics["loss"] == pytest.approx(2 * float(seen.loss.sum()))
     )
+
+
+def moved(policy, size=1e-3):
+    """The same network with slightly other weights."""
+    other = copy.deepcopy(policy)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return other
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_gradients_in_the_predictions_and_both_divergences(policy, transitions, graphs, monkeypatch):
+    rollout, steps = rollout_of(policy, transitions, graphs=graphs), transitions.trainable_steps
+    predictions, log_ratios = [], []
+    real_call, real_ratio = update.call, update.sde_log_ratio
+
+    def call(*arguments):
+        predictions.append(real_call(*arguments))
+        predictions[-1].retain_grad()
+        return predictions[-1]
+
+    def log_ratio(*arguments, **options):
+        log_ratios.append(real_ratio(*arguments, **options))
+        return log_ratios[-1]
+
+    monkeypatch.setattr(update, "call", call)
+    monkeypatch.setattr(update, "sde_log_ratio", log_ratio)
+    for step in steps if graphs else ():
+        predictions.append(rollout.steps[step].prediction)
+        predictions[-1].retain_grad()
+    network = policy if graphs else moved(policy)
+    advantages = torch.randn(GROUPS, MEMBERS, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    seen = accumulate_gradients(
+        network, rollout, advantages, PolicyLossConfig(clip_range=10.0), steps=steps, denominator=6.0
+    )
+    squares = [float(one.grad.square().sum()) for one in predictions]
+    assert seen.output_gradient.tolist() == pytest.approx(squares, rel=1e-5) and min(squares) > 0
+    k3 = [float((one.exp() - 1 - one).mean().detach()) for one in log_ratios]
+    assert seen.kl_k3.tolist() == pytest.approx(k3, rel=1e-4, abs=1e-12)
+    metrics = read_metrics(update_metrics([seen, seen]))
+    parts = [squares[:2], squares[2:4], squares[4:]]
+    for name, part in zip(("early", "middle", "late"), parts, strict=True):
+        # both passes; a third of the steps of each, not of the passes one after the other
+        assert metrics[f"output_grad_norm_{name}"] == pytest.approx(math.sqrt(2 * sum(part)), rel=1e-5)
+    assert metrics["approx_kl_k3"] == pytest.approx(sum(k3) / len(k3), rel=1e-4, abs=1e-12)
+    if not graphs:
+        assert metrics["approx_kl_k3"] > 0 and metrics["approx_kl"] > 0
+        assert metrics["clip_ratio/low_min"] == metrics["clip_ratio/high_max"] == 0
+
+
+def test_spreads_before_the_clamp_and_of_the_batch():
+    rewards = torch.tensor([[[1.0, 4.0], [2.0, math.nan]], [[3.0, 1.0], [6.0, 2.0]]])
+    metrics = read_metrics(reward_metrics(rewards, torch.tensor([1.0, 2.0]), ("a", "b")))
+    a, total = torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([9.0, 5.0, 10.0])
+    assert (metrics["rewards/a/min"], metrics["rewards/a/max"]) == (1.0, 6.0)
+    assert metrics["rewards/a/batch_std"] == pytest.approx(float(a.std()))
+    assert (metrics["rewards/b/min"], metrics["rewards/b/max"]) == (1.0, 4.0)
+    assert (metrics["reward_min"], metrics["reward_max"]) == (5.0, 10.0)
+    assert metrics["reward_batch_std"] == pytest.approx(float(total.std()))
+    nothing = read_metrics(reward_metrics(torch.full((2, 2, 1), math.nan), torch.ones(1), ("a",)))
+    assert all(math.isnan(nothing[name]) for name in ("reward_min", "reward_max", "reward_batch_std", "rewards/a/min"))
+
+    scores = torch.randn(8, 4, 2, generator=torch.Generator().manual_seed(0))
+    weights, clamp = torch.tensor([1.0, 0.5]), 0.7
+    free = group_advantages(scores, weights=weights).advantages
+    result = group_advantages(scores, weights=weights, clamp=clamp)
+    metrics = read_metrics(advantage_metrics(result, weights, ("a", "b"), clamp))
+    assert metrics["advantage/std_before_clamp"] == pytest.approx(float(free.std()), rel=1e-5)
+    assert metrics["advantage/std"] == pytest.approx(float(free.clamp(-clamp, clamp).std()), rel=1e-5)
+    assert metrics["advantage/std"] < metrics["advantage/std_before_clamp"]
 
 
 def test_parameter_distance():

@@ -26,6 +26,9 @@ import pytest
 from mgrpo.report import ReportData
 from mgrpo.report.data import Curve, Estimate, MetricRow, PairedDifference, Panel, RunInfo, Stage, paired_row
 from mgrpo.report.page import render_page
+from mgrpo.report.training import TrainingReport, TrainingRun
+from mgrpo.report.training_page import render_training_page
+from mgrpo.report.training_panels import Log, with_network_calls
 from mgrpo.viz.comparison import MotionComparison, SkeletonTrack, frame_errors_mm
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -403,3 +406,34 @@ def test_charts_tell_the_number_under_the_pointer(browser: Chromium, page: Path)
     browser.mouse("mouseMoved", 2, 2)
     browser.wait_for("document.querySelector('.tip').hidden")
     assert browser.troubles() == []
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1200, True), (390, False)])
+def test_the_page_about_training_runs_loads_without_errors_requests_or_sideways_scroll(
+    browser: Chromium, tmp_path: Path, width: int, dark: bool
+) -> None:
+    steps = range(1, 40)
+    rows = [
+        {"step": n, "reward": 0.1 * n, "rewards/near/mean": 0.1 * n, "decode": 5, "step_time": 1.0, "time/update": 0.5}
+        for n in steps
+    ]
+    alarm = {"step": 9, "name": "clipped", "text": "most samples are clipped, try --learning-rate " + "and wait " * 40}
+    settings = {f"group.setting_{n}": str(n) for n in range(30)}
+    runs = [
+        TrainingRun(Log(name, with_network_calls(rows)), "runs/" + name, 50, [alarm], settings | {"seed": name}, ["x"])
+        for name in ("first", "second", "third")
+    ]
+    page = tmp_path / "training.html"
+    page.write_text(render_training_page(TrainingReport(runs, "2026-01-02T03:04:05+00:00")), "utf-8")
+    browser.open(page, width=width, dark=dark)
+    for step in range(10):
+        browser.evaluate(f"window.scrollTo(0, {step} * 600)")
+        browser.settle()
+    assert browser.troubles() == []
+    assert browser.evaluate("document.title") == "Post-training first, second and third"
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate("document.querySelectorAll('#rewards svg.plot').length") == 2
+    left, top, wide, high = _bring(browser, "#calls svg.plot")
+    browser.mouse("mouseMoved", left + 0.5 * wide, top + 0.5 * high)
+    browser.wait_for("!document.querySelector('.tip').hidden")
+    assert "third" in browser.evaluate("document.querySelector('.tip').textContent")

@@ -77,7 +77,10 @@ def rows(folder):
 
 
 def timeless(folder):
-    return [{key: value for key, value in row.items() if "time" not in key} for row in rows(folder)]
+    return [
+        {key: value for key, value in row.items() if not key.startswith(("time", "step_time", "system/"))}
+        for row in rows(folder)
+    ]
 
 
 def same(a, b):
@@ -137,6 +140,20 @@ def test_rewards_and_their_weights_are_logged_under_their_names(base):
     assert names == {"visual", "aligned_position", "rotation", "velocity"}
     total = 2 * row["rewards/visual/mean"] + sum(row[f"rewards/{name}/mean"] for name in names - {"visual"})
     assert row["reward"] == pytest.approx(total, rel=1e-5)
+    errors = {key for key in row if key.startswith("error/")}
+    assert errors == {"error/aligned_position_mm", "error/rotation_deg", "error/velocity_mm_s"}
+    # a reward is exp(-slope error): its mean is not far from that of the mean error
+    assert math.exp(-math.radians(row["error/rotation_deg"])) == pytest.approx(row["rewards/rotation/mean"], rel=0.1)
+    assert math.exp(-row["error/aligned_position_mm"] / 1000) == pytest.approx(
+        row["rewards/aligned_position/mean"], rel=0.1
+    )
+
+
+def test_the_distance_to_the_average_is_logged(base):
+    train_grpo(replace(base, ema=0.5))
+    distances = [row["ema_distance"] for row in rows(base.output)]
+    # half of the first update is in the average, so half is what lies between
+    assert distances[0] == pytest.approx(rows(base.output)[0]["update_ratio"] / 2, rel=0.05)
 
 
 def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(base, tmp_path):
