@@ -75,7 +75,8 @@ class UpdateStatistics:
     log_ratio_max: Tensor
     """Largest |log ratio|: exactly zero before the first update."""
     output_gradient: Tensor
-    """Squared norm of the loss's gradient in what the network predicted: what this step asks of the weights."""
+    """Squared norm of the loss's gradient in the prediction that entered the step: what this step asks of the
+    network."""
 
     def columns(self) -> Tensor:
         """All measures (S', 11) float32, in the order of the fields: what processes exchange."""

@@ -402,10 +402,10 @@ def moved(policy, size=1e-3):
 def test_gradients_in_the_predictions_and_both_divergences(policy, transitions, graphs, monkeypatch):
     rollout, steps = rollout_of(policy, transitions, graphs=graphs), transitions.trainable_steps
     predictions, log_ratios = [], []
-    real_call, real_ratio = update.call, update.sde_log_ratio
+    real_projection, real_ratio = update.project_state, update.sde_log_ratio
 
-    def call(*arguments):
-        predictions.append(real_call(*arguments))
+    def projection(*arguments):
+        predictions.append(real_projection(*arguments))
         predictions[-1].retain_grad()
         return predictions[-1]
 
@@ -413,7 +413,7 @@ def test_gradients_in_the_predictions_and_both_divergences(policy, transitions, 
         log_ratios.append(real_ratio(*arguments, **options))
         return log_ratios[-1]
 
-    monkeypatch.setattr(update, "call", call)
+    monkeypatch.setattr(update, "project_state", projection)
     monkeypatch.setattr(update, "sde_log_ratio", log_ratio)
     for step in steps if graphs else ():
         predictions.append(rollout.steps[step].prediction)

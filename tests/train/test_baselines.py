@@ -114,7 +114,10 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def timeless(folder: Path) -> list[dict[str, float]]:
-    return [{key: value for key, value in row.items() if "time" not in key} for row in read_metrics(folder)]
+    return [
+        {key: value for key, value in row.items() if "time" not in key and not key.startswith("system/")}
+        for row in read_metrics(folder)
+    ]
 
 
 def method(config: BaselineConfig) -> Any:

@@ -165,8 +165,9 @@ def test_a_profile_is_written(base: GrpoConfig, tmp_path: Path, capsys: pytest.C
     assert profile["iterations_timed"] == 3 and set(profile["seconds"]) == {
         "step_time", "time/rollout", "time/reward", "time/update",
     }  # fmt: skip
+    # medians of their own, so that they need not add up exactly
     parts = sum(value for name, value in profile["seconds"].items() if name != "step_time")
-    assert 0 < parts <= 1.01 * profile["seconds"]["step_time"]
+    assert 0 < parts <= 1.3 * profile["seconds"]["step_time"]
     assert profile["samples_per_second"] == pytest.approx(12 / profile["seconds"]["step_time"])
     # 6 steps, of which the first sees each condition once: 4 + 5 x 12 sequences, of which 4 + 4 x 12 with a gradient
     assert profile["network_calls"] == {"encode": 24, "decode": 64, "decode_with_graph": 52}
