@@ -66,7 +66,7 @@ TRITON_FILES = frozenset(
     {"triton_impl.py", "_triton_math.py", "_triton_philox.py", "_triton_rotations.py", "_triton_torque.py"}
 )
 """The files that import triton when they are imported, and are therefore imported on first use."""
-TRAINING_LOOPS = ("prior", "perceptual", "grpo")
+TRAINING_LOOPS = ("prior", "perceptual", "grpo", "finetune", "dpo", "reft")
 
 
 class Import(NamedTuple):

@@ -60,6 +60,8 @@ class DenoisingLoss(NamedTuple):
     """Weighted sum of the terms, a scalar with gradient."""
     terms: dict[str, Tensor]
     """Each modality's term before its weight, scalars with gradient."""
+    x0_pred: Tensor
+    """The prediction that they are about ``(B, T, D)``, with gradient."""
 
 
 class FrameCounts(NamedTuple):
@@ -138,15 +140,100 @@ def _hands_move(hands: Tensor, mask: Tensor) -> Tensor:
     return ((hands - hands[:, :1]).abs().sum(dim=-1) * mask).sum(dim=-1) > _HAND_MOTION_MIN
 
 
+def moving_hands(layout: StateLayout, windows: MotionWindows) -> Tensor:
+    """Windows whose hands are trained ``(B,)`` bool: those whose recorded hands move. None of a layout without
+    hands."""
+    if not layout.include_hands or windows.hand_rotmats is None:
+        return torch.zeros(len(windows), dtype=torch.bool, device=windows.mask.device)
+    return _hands_move(windows.hand_rotmats.flatten(-3), windows.mask)
+
+
 def count_frames(layout: StateLayout, windows: MotionWindows) -> FrameCounts:
     """What the terms of these windows are averaged over. For a batch that is worked through in parts (micro-batches,
     several processes): the sum over all parts goes to each call of :func:`denoising_loss`, and the losses of the parts
     then add up to that of the batch."""
     mask = windows.mask
-    hand_frames = torch.zeros((), dtype=torch.int64, device=mask.device)
-    if layout.include_hands and windows.hand_rotmats is not None:
-        hand_frames = (mask & _hands_move(windows.hand_rotmats.flatten(-3), mask)[:, None]).sum()
-    return FrameCounts(mask.sum(), hand_frames)
+    return FrameCounts(mask.sum(), (mask & moving_hands(layout, windows)[:, None]).sum())
+
+
+def add_noise(schedule: CosineSchedule, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """``x_t = sqrt(ᾱ) x0 + sqrt(1 - ᾱ) noise`` of clean states ``(B, *, D)`` at levels ``t (B,)``; ``noise`` broadcasts
+    to them. The constants are float32, as EgoAllo's."""
+    abar = schedule.alpha_bar.to(t.device, torch.float32)[t].view(-1, *(1,) * (x0.ndim - 1))
+    signal, spread = abar.sqrt().to(x0.dtype), (1.0 - abar).sqrt().to(x0.dtype)
+    return torch.addcmul(x0 * signal, noise.to(x0.dtype), spread)
+
+
+def level_weights(schedule: CosineSchedule, weights: LossWeights, t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weight ``(B,)`` of each level ``t (B,)`` in the loss; a float32 constant."""
+    if weights.level == "egoallo":
+        return schedule.training_weight_f32.to(t.device)[t].to(dtype)
+    return torch.ones(t.shape, dtype=dtype, device=t.device)
+
+
+def frame_errors(
+    layout: StateLayout, x0_pred: Tensor, x0: Tensor, *, mask: Tensor, level_weight: Tensor, hands_count: Tensor
+) -> dict[str, Tensor]:
+    """The error of each modality in each frame ``(*b, T)``: the mean of its channels' squared errors (coefficient i of
+    the shape, from 0, counts 1 / (i + 1)) times the level's weight; 0 in frames that don't count.
+
+    Args:
+        layout: the states'.
+        x0_pred, x0: predicted and clean states ``(*b, T, D)``, compared in the wider of their dtypes.
+        mask: real frames, broadcasting to ``(*b, T)``, bool.
+        level_weight: broadcasting to ``(*b,)``.
+        hands_count: broadcasting to ``(*b,)`` bool, False leaves the hands out.
+    """
+    dtype = torch.promote_types(x0.dtype, x0_pred.dtype)
+    error = (x0_pred.to(dtype) - x0.to(dtype)) ** 2
+    frame_weight = mask.to(dtype) * level_weight[..., None].to(dtype)
+    errors: dict[str, Tensor] = {}
+    for name, part in layout.slices.items():
+        squared = error[..., part]
+        if name == "betas":
+            falling = 1.0 / torch.arange(1, NUM_BETAS + 1, dtype=squared.dtype, device=squared.device)
+            squared = squared * falling
+        weight = frame_weight * (mask & hands_count[..., None]) if name == "hand_rotmats" else frame_weight
+        errors[name] = squared.mean(dim=-1) * weight
+    return errors
+
+
+def regression_loss(
+    layout: StateLayout,
+    x0_pred: Tensor,
+    x0: Tensor,
+    *,
+    mask: Tensor,
+    level_weight: Tensor,
+    hands_count: Tensor,
+    counts: FrameCounts,
+    weights: LossWeights,
+) -> DenoisingLoss:
+    """EgoAllo's loss of predictions ``(B, T, D)`` of clean states: :func:`frame_errors`, summed over a batch and
+    divided by its frames (``counts``, of the hands at least 256), weighted and added up."""
+    terms = {}
+    errors = frame_errors(layout, x0_pred, x0, mask=mask, level_weight=level_weight, hands_count=hands_count)
+    for name, error in errors.items():
+        frames = counts.hand_frames.clamp_min(_HAND_FRAMES_MIN) if name == "hand_rotmats" else counts.frames
+        terms[name] = error.sum() / frames
+    total = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
+    return DenoisingLoss(total, terms, x0_pred)
+
+
+def sequence_errors(
+    layout: StateLayout,
+    x0_pred: Tensor,
+    x0: Tensor,
+    *,
+    mask: Tensor,
+    level_weight: Tensor,
+    hands_count: Tensor,
+    weights: LossWeights,
+) -> Tensor:
+    """The same loss of each sequence by itself ``(*b,)``: its frames' errors summed, over its number of frames."""
+    errors = frame_errors(layout, x0_pred, x0, mask=mask, level_weight=level_weight, hands_count=hands_count)
+    frames = mask.sum(-1).clamp_min(1)
+    return torch.stack([getattr(weights, name) * error.sum(-1) / frames for name, error in errors.items()]).sum(0)
 
 
 def denoising_loss(
@@ -207,15 +294,7 @@ def denoising_loss(
     if not bool(mask.any(dim=-1).all()):
         raise InputError("denoising_loss(): every window must have at least one real frame in its mask")
 
-    # float32 constants, widened where the data is wider: EgoAllo's arithmetic.
-    abar = schedule.alpha_bar.to(t.device, torch.float32)[t]
-    if weights.level == "egoallo":
-        level_weight = schedule.training_weight_f32.to(t.device)[t].to(x0.dtype)
-    else:
-        level_weight = torch.ones_like(abar, dtype=x0.dtype)
-    signal, spread = abar.sqrt()[:, None, None].to(x0.dtype), (1.0 - abar).sqrt()[:, None, None].to(x0.dtype)
-    x_t = torch.addcmul(x0 * signal, noise.to(x0.dtype), spread)
-
+    x_t = add_noise(schedule, x0, t, noise)
     wrists = None
     if denoiser.config.include_hand_positions_cond:
         wrists = hand_positions(windows)
@@ -232,22 +311,13 @@ def denoising_loss(
         cond_dropout_keep_mask=cond_keep,
     )
 
-    dtype = torch.promote_types(x0.dtype, x0_pred.dtype)
-    error = (x0_pred.to(dtype) - x0.to(dtype)) ** 2
-    frame_weight = mask.to(dtype) * level_weight[:, None].to(dtype)
-    counts = count_frames(layout, windows) if counts is None else counts
-    terms: dict[str, Tensor] = {}
-    for name, part in layout.slices.items():
-        squared = error[..., part]
-        if name == "betas":
-            falling = 1.0 / torch.arange(1, NUM_BETAS + 1, dtype=squared.dtype, device=squared.device)
-            squared = squared * falling
-        if name == "hand_rotmats":
-            counted = mask & _hands_move(x0[..., part], mask)[:, None]
-            hand_frames = counts.hand_frames.clamp_min(_HAND_FRAMES_MIN)
-            term = (squared.mean(dim=-1) * frame_weight * counted).sum() / hand_frames
-        else:
-            term = (squared.mean(dim=-1) * frame_weight).sum() / counts.frames
-        terms[name] = term
-    total = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
-    return DenoisingLoss(total=total, terms=terms)
+    return regression_loss(
+        layout,
+        x0_pred,
+        x0,
+        mask=mask,
+        level_weight=level_weights(schedule, weights, t, x0.dtype),
+        hands_count=moving_hands(layout, windows),
+        counts=count_frames(layout, windows) if counts is None else counts,
+        weights=weights,
+    )

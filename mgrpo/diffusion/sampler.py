@@ -335,7 +335,7 @@ def reverse_process(
         if s > 0.0 and x.shape[1] < members:  # from here on the members differ
             x, x0_pred = (part.expand(-1, members, -1, -1) for part in (x, x0_pred))
         project = steps.project_rotations and guidance is None
-        x_prev, x0_pred = _step(x, x0_pred, A, B, s, drawn, steps, project)
+        x_prev, x0_pred = reverse_step(x, x0_pred, A, B, s, drawn, steps, project)
         if k in recorded:
             recorded_x0.append(x0_pred)
         x = x_prev
@@ -375,7 +375,7 @@ def _guided(caller: str, guidance: Guidance, states: Tensor, done: int) -> Tenso
     return guided.to(states)
 
 
-def _step(
+def reverse_step(
     x_t: Tensor,
     x0_pred: Tensor,
     A: float,
@@ -386,7 +386,15 @@ def _step(
     project: bool,
 ) -> tuple[Tensor, Tensor]:
     """The next state and the prediction that entered it, both ``(B, G, T, D)``: projection, noise and sum in one pass
-    over memory, the noise drawn from its key."""
+    over memory, the noise drawn from its key. Differentiable in ``x_t`` and ``x0_pred``.
+
+    Args:
+        x_t, x0_pred: the state and what the network predicts from it, ``(B, G, T, D)``.
+        A, B, s: scalars of the step, see :mod:`mgrpo.diffusion.transition`.
+        noise: the step's noise, or its key; not used where s is 0.
+        steps: the layout, and how rotations are projected.
+        project: whether they are.
+    """
     if A == 0.0 and s == 0.0:  # the last step returns the prediction
         if project:
             x0_pred = _projected(x0_pred, steps)

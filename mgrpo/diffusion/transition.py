@@ -7,6 +7,7 @@ Formulas: fact sheets ``grpo.md`` 3.1 and ``egoallo.md`` D.3. Write ``a = sqrt(á
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -59,6 +60,11 @@ class Transitions:
 
     def __len__(self) -> int:
         return len(self.t)
+
+    def first(self, count: int) -> Transitions:
+        """The first ``count`` steps alone."""
+        parts = {name: getattr(self, name)[:count] for name in ("t", "t_prev", "A", "B", "s", "trainable")}
+        return dataclasses.replace(self, **parts)
 
     @cached_property
     def trainable_steps(self) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ def read_metrics(metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
     return {name: numbers[name] if name in numbers else float(metrics[name]) for name in metrics}
 
 
-def _spread(values: Tensor, dim: int) -> Tensor:
+def spread(values: Tensor, dim: int) -> Tensor:
     """Unbiased standard deviation along an axis over the entries that are not NaN; NaN where there are fewer than
     two."""
     count = (~values.isnan()).sum(dim)
@@ -44,14 +44,14 @@ def reward_metrics(rewards: Tensor, weights: Tensor, names: tuple[str, ...]) -> 
     none = missing.all()
     metrics = {
         "reward": total.nanmean(),
-        "reward_std": _spread(total, 1).nanmean(),
+        "reward_std": spread(total, 1).nanmean(),
         "reward_min": torch.where(none, torch.nan, total.masked_fill(missing, torch.inf).min()),
         "reward_max": torch.where(none, torch.nan, total.masked_fill(missing, -torch.inf).max()),
     }
     for index, name in enumerate(names):
         reward = rewards[..., index]
-        within = _spread(reward, 1).nanmean()
-        between = _spread(reward.nanmean(1), 0) if len(reward) > 1 else torch.zeros_like(within)
+        within = spread(reward, 1).nanmean()
+        between = spread(reward.nanmean(1), 0) if len(reward) > 1 else torch.zeros_like(within)
         metrics[f"rewards/{name}/mean"] = reward.nanmean()
         metrics[f"rewards/{name}/std"] = within
         metrics[f"rewards/{name}/between_std"] = between

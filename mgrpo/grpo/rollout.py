@@ -151,6 +151,7 @@ def roll_out_groups(
     steps: Sequence[int] = (),
     keep_graphs: bool = False,
     same_kernels: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Rollout:
     """:func:`roll_out` of a batch of a task's conditions, as every training draws its groups: the same conditions,
     seen in the same way, with the same noise.
@@ -165,7 +166,7 @@ def roll_out_groups(
         members: which members of the groups.
         share_initial: whether a group shares its initial noise.
         device: the batch's.
-        steps, keep_graphs, same_kernels: as in :func:`roll_out`.
+        steps, keep_graphs, same_kernels, dtype: as in :func:`roll_out`.
     """
     seen = task.seen(batch, iteration=iteration, first=first, members=members)
     condition = torch.arange(first, first + len(batch), device=device)
@@ -173,5 +174,5 @@ def roll_out_groups(
     return roll_out(
         policy, seen.cond, transitions, keys, shape=task.state_shape(batch), steps=steps,
         layout=task.layout, project_rotations=task.project_rotations, mask=seen.mask, per_member=task.per_member,
-        keep_graphs=keep_graphs, same_kernels=same_kernels,
+        keep_graphs=keep_graphs, same_kernels=same_kernels, dtype=dtype,
     )  # fmt: skip

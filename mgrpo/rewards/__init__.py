@@ -99,6 +99,27 @@ def score_groups(
     )
 
 
+def differentiable_rewards(batch: RewardBatch, body: BodyModel, names: tuple[str, ...]) -> Tensor:
+    """The named rewards ``(B, G, K)`` with gradients to the motion; those of :func:`compute_rewards` up to rounding.
+    What FUSED lists is computed in one pass.
+
+    Args:
+        batch: as for :func:`score_groups`, its motion decoded with gradients.
+        body: the body that the motion was decoded with.
+        names: of REWARDS.
+
+    Raises ValueError for a name that is not in REWARDS.
+    """
+    _check_known(names)
+    fused = [name for name in names if REWARDS[name] in FUSED]
+    columns = {}
+    if fused:
+        known = fused_rewards(batch, body, [FUSED[REWARDS[name]] for name in fused], with_advantages=False).rewards
+        columns = dict(zip(fused, known.unbind(-1), strict=True))
+    dtype = batch.prediction.joints22.dtype
+    return torch.stack([columns[name] if name in columns else REWARDS[name](batch).to(dtype) for name in names], -1)
+
+
 def _check_known(names: tuple[str, ...]) -> None:
     unknown = [name for name in names if name not in REWARDS]
     if unknown:
@@ -112,6 +133,7 @@ __all__ = [
     "RewardBatch",
     "RewardScales",
     "compute_rewards",
+    "differentiable_rewards",
     "reward_skeleton",
     "score_groups",
 ]

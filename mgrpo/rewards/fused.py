@@ -46,10 +46,11 @@ def fused_rewards(
     rewards: Sequence[FusedReward],
     *,
     extra_rewards: Tensor | None = None,
+    with_advantages: bool = True,
     advantage_options: Mapping[str, Any] | None = None,
 ) -> MotionRewards:
-    """Errors, rewards and advantages of a batch whose motion was decoded with ``body``; ``extra_rewards (B, G, E)`` are
-    appended to the rewards.
+    """Errors, rewards and advantages (unless without) of a batch whose motion was decoded with ``body``;
+    ``extra_rewards (B, G, E)`` are appended to the rewards.
 
     Reads the motion's rotations and shape. They are rotations already, so they are not projected again, which would
     cost more than all the rest; the joints are posed anew, which costs less than reading them.
@@ -71,5 +72,6 @@ def fused_rewards(
         rotation_error=batch.rotation_error,
         alignment=batch.alignment,
         extra_rewards=extra_rewards,
+        with_advantages=with_advantages,
         advantage_options=advantage_options,
     )

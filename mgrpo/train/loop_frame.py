@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mgrpo.errors import MgrpoError
 from mgrpo.grpo.health import parameter_distance, read_metrics
 
+from .budget import network_units
 from .checkpoints import load_tensors_into
 from .distributed import Processes
 from .gold_watch import GoldWatch
@@ -199,6 +200,8 @@ class LoopFrame:
         """Evaluate and save where it is time to, and log ``metrics``, of which the progress shows ``shown``. Whether
         the loop must end here."""
         config, processes, done = self.config, self.processes, iteration + 1
+        if "decode" in metrics:
+            metrics = metrics | {"network_units": network_units(metrics)}
         # A signal may have reached some processes only: all stop here.
         signal = processes.largest(self._stop.number or 0)
         if signal and self._stop.number is None:

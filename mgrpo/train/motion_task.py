@@ -19,11 +19,12 @@ from mgrpo.grpo.perturbation import perturbed_head
 from mgrpo.grpo.policy import Policy
 from mgrpo.grpo.rollout import roll_out
 from mgrpo.grpo.task import Scored, Seen
+from mgrpo.kernels import motion_rewards
 from mgrpo.models.conditioning import make_cond
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import decode_motion
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
-from mgrpo.rewards import RewardBatch, score_groups
+from mgrpo.rewards import RewardBatch, differentiable_rewards, reward_skeleton, score_groups
 
 from .checkpoints import load_model
 from .motion_data import MotionData, load_motion_data
@@ -50,7 +51,7 @@ class MotionTask:
         self.project_rotations = config.sampler.project
         self.per_member = config.perlin.per_member and config.perlin.alpha > 0
         self.body: BodyModel = data.body.to(device)
-        self._schedule = CosineSchedule.make(policy.config.max_t)
+        self.schedule = CosineSchedule.make(policy.config.max_t)
         self.perceptual = perceptual
         self._source: WindowSource = data.post_training
         self._pool = self._source.batch(0, config.train_windows) if config.train_windows else None
@@ -58,7 +59,7 @@ class MotionTask:
 
     def transitions(self, noisy_steps: Collection[int] | None) -> Transitions:
         """The configured sampler, with noise at these steps only; None: wherever it has any."""
-        return self.config.sampler.transitions(self._schedule, noisy_steps)
+        return self.config.sampler.transitions(self.schedule, noisy_steps)
 
     def draw(self, iteration: int, first: int, size: int) -> MotionWindows:
         """Windows of one rollout: fresh ones, or the next part of a fixed pool."""
@@ -79,16 +80,33 @@ class MotionTask:
     @torch.no_grad()
     def score(self, x0: Tensor, batch: MotionWindows) -> Scored:
         """Rewards of the motion that the samples are, placed by the clean head trajectory; and its joints."""
-        motion = decode_motion(self.layout, x0, batch.T_world_cpf[:, None], self.body)
-        scored = RewardBatch(
-            prediction=motion,
+        scored = self._reward_batch(x0, batch)
+        return Scored(score_groups(scored, self.body, self.reward_weights).rewards, scored.prediction.joints22)
+
+    def score_with_gradient(self, x0: Tensor, batch: MotionWindows) -> Scored:
+        """The same rewards, up to rounding, with gradients to ``x0``."""
+        scored = self._reward_batch(x0, batch)
+        rewards = differentiable_rewards(scored, self.body, tuple(self.reward_weights))
+        return Scored(rewards, scored.prediction.joints22.detach())
+
+    def joint_errors(self, x0_pred: Tensor, batch: MotionWindows, names: tuple[str, ...]) -> Tensor:
+        """Errors behind the joint rewards ``names`` of single predictions ``(B, T, D)``, with gradients: ``(B, K)`` in
+        the unit of each; NaN where no frame can be scored."""
+        return motion_rewards(
+            x0_pred[:, None], batch.T_world_cpf, batch.joints, batch.body_rotmats, reward_skeleton(self.body),
+            batch.mask, rewards=names, rotation_error=self.config.rotation_error, alignment=self.config.alignment,
+            with_advantages=False,
+        ).errors[:, 0]  # fmt: skip
+
+    def _reward_batch(self, x0: Tensor, batch: MotionWindows) -> RewardBatch:
+        return RewardBatch(
+            prediction=decode_motion(self.layout, x0, batch.T_world_cpf[:, None], self.body),
             target=batch,
             scales=self.config.scales,
             rotation_error=self.config.rotation_error,
             alignment=self.config.alignment,
             perceptual=self.perceptual,
         )
-        return Scored(score_groups(scored, self.body, self.reward_weights).rewards, motion.joints22)
 
     @torch.no_grad()
     def measures(self, outcome: Tensor, batch: MotionWindows) -> dict[str, Tensor]:

@@ -1,0 +1,37 @@
+"""What a run has spent: optimiser steps and network calls, the same for every method of post-training, so that methods
+can be compared at equal cost (docs/baselines.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .metric_log import read_metrics
+
+
+def network_units(calls: Mapping[str, float]) -> float:
+    """The cost of counted calls (:class:`mgrpo.train.prepared_policy.PreparedPolicy`) in sequences through the network:
+    1 for a prediction, 2 more for its gradient."""
+    return calls["decode"] + 2 * calls["decode_with_graph"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What was spent in training; evaluations don't count."""
+
+    optimizer_steps: int
+    network_units: float
+    """See :func:`network_units`."""
+    encode: int
+    """Conditions that were encoded."""
+    decode: int
+    """Sequences that were predicted."""
+    decode_with_graph: int
+    """Those of them of which a gradient could be taken."""
+
+
+def run_budget(folder: str | Path) -> Budget:
+    """What the run in a folder has spent until now, from its log. Raises InputError when there is none."""
+    rows = read_metrics(folder)
+    return Budget(**{name: sum(row.get(name) or 0 for row in rows) for name in Budget.__dataclass_fields__})
