@@ -138,7 +138,7 @@ def test_three_iterations(name: str, options: dict[str, Any]) -> None:
     assert "validation/mpjpe_mm" in log[1] and "validation/mpjpe_mm" not in log[0]
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert moved and not any(key.startswith("latent_from_cond") for key in moved)
-    scored = "variant" not in CASES[name][1] and name != "denoise" or name == "best-of-group"
+    scored = ("variant" not in CASES[name][1] and name != "denoise") or name == "best-of-group"
     assert ("reward" in log[0]) == scored
 
 
