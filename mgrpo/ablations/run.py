@@ -103,14 +103,14 @@ def print_plan(plan: Plan, output: Path, console: Console | None = None) -> None
     shown = Table(
         title=f"ablate {plan.ablation}: {len(plan.rows)} rows, {len(plan.seeds)} seeds, {len(plan.stages)} stages"
     )
-    for heading in ("stage", "work", "iterations", "after", "state"):
+    for heading in ("stage", "work", "iterations", "state"):
         shown.add_column(heading, overflow="fold")
     for stage in plan.stages:
         iterations = str(getattr(stage.config, "iterations", ""))
         if stage.equal_calls is not None:
-            iterations = "as many as equal network calls need"
+            iterations = "for equal network calls"
         shown.add_row(
-            stage.name, stage.kind, iterations, "\n".join(stage.after), read_record(output, stage.name)["state"]
+            stage.name, stage.kind, iterations, read_record(output, stage.name)["state"]
         )
     (console or Console()).print(shown)
 

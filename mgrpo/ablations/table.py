@@ -43,7 +43,7 @@ def _table(results: AblationResults, family: str, published: tuple[Dataset, ...]
                 f"Published rows: as printed in the paper's Table {ablation.name[-1]}, on other data with other "
                 "networks; only the order of rows may be compared with ours."
             )
-    for name, result in results.rows.items():
+    for name in results.rows:
         rows.append(Row(results.label(name), "model", results.mean(name, columns)))
     for name, result in results.rows.items():
         if cells := results.difference(name, columns):
