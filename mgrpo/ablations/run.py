@@ -109,9 +109,7 @@ def print_plan(plan: Plan, output: Path, console: Console | None = None) -> None
         iterations = str(getattr(stage.config, "iterations", ""))
         if stage.equal_calls is not None:
             iterations = "for equal network calls"
-        shown.add_row(
-            stage.name, stage.kind, iterations, read_record(output, stage.name)["state"]
-        )
+        shown.add_row(stage.name, stage.kind, iterations, read_record(output, stage.name)["state"])
     (console or Console()).print(shown)
 
 

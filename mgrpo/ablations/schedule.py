@@ -167,12 +167,11 @@ def _side_by_side(
                 process.join()
                 del running[name]
                 record = read_record(output, name)
-                if record["state"] not in ("finished", "failed", "interrupted") or (
-                    process.exitcode and record["state"] == "finished"
-                ):
-                    record = record | {"state": "failed", "defect": False, "error": _ended(process.exitcode)}
-                if record["state"] == "interrupted" and not stop.requested:
-                    record = record | {"state": "failed", "defect": False, "error": "its process was stopped"}
+                if record["state"] not in ("finished", "failed"):
+                    if stop.requested:  # also where nothing was there to take the signal
+                        record = record | {"state": "interrupted"}
+                    else:
+                        record = record | {"state": "failed", "defect": False, "error": _ended(process.exitcode)}
                 _note_end(stage, record, outcome, progress)
     finally:
         for _, process, _ in running.values():

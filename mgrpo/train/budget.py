@@ -18,20 +18,17 @@ def network_units(calls: Mapping[str, float]) -> float:
 
 @dataclass(frozen=True)
 class Budget:
-    """What was spent in training; evaluations don't count."""
+    """What was spent in training, by all processes; evaluations don't count."""
 
     optimizer_steps: int
     network_units: float
     """See :func:`network_units`."""
-    encode: int
-    """Conditions that were encoded."""
-    decode: int
-    """Sequences that were predicted."""
-    decode_with_graph: int
-    """Those of them of which a gradient could be taken."""
 
 
 def run_budget(folder: str | Path) -> Budget:
     """What the run in a folder has spent until now, from its log. Raises InputError when there is none."""
     rows = read_metrics(folder)
-    return Budget(**{name: sum(row.get(name) or 0 for row in rows) for name in Budget.__dataclass_fields__})
+    return Budget(
+        optimizer_steps=int(sum(row.get("optimizer_steps") or 0 for row in rows)),
+        network_units=float(sum(row.get("network_units") or 0 for row in rows)),
+    )

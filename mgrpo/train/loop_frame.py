@@ -201,7 +201,9 @@ class LoopFrame:
         the loop must end here."""
         config, processes, done = self.config, self.processes, iteration + 1
         if "decode" in metrics:
-            metrics = metrics | {"network_units": network_units(metrics)}
+            # The calls are this process's; what all of them cost is one number.
+            units = torch.tensor(network_units(metrics), dtype=torch.float64)
+            metrics = metrics | {"network_units": processes.sum_(units).item()}
         # A signal may have reached some processes only: all stop here.
         signal = processes.largest(self._stop.number or 0)
         if signal and self._stop.number is None:

@@ -89,7 +89,7 @@ class NetworkExecution:
     """How the same computation is carried out: faster, or in less memory."""
 
     micro_conditions: int = 0
-    """Conditions that pass through the network together; 0: all of a process, or as many as memory allows."""
+    """Conditions that pass through the network together; 0: all of a process, in GRPO as many as memory allows."""
     precision: Precision = "fp32"
     """Numbers that the network computes with: fp32; tf32, bf16 (faster on GPUs of compute capability 8 or more).
     States, noise, log-probs and rewards stay float32."""
@@ -114,7 +114,7 @@ class RunConfig:
     output: Path = Path("runs/grpo")
     """Run folder: configuration, logs and checkpoints."""
     iterations: int = 2000
-    """Rollouts."""
+    """Rollouts, each followed by its optimiser steps."""
     conditions: int = 64
     """Conditions (head trajectories) in a rollout."""
     group_size: int = 16

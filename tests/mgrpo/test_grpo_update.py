@@ -230,6 +230,25 @@ def test_members_are_sampled_as_one_until_their_noise_differs(policy):
     assert alone.rows == GROUPS * 6 * MEMBERS
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_sharing_the_condition_changes_no_sample(policy, transitions, graphs):
+    """Encoding once for a group, and decoding once while its members are equal, against every sample for itself."""
+    generator = torch.Generator().manual_seed(5)
+    cond = torch.randn(GROUPS, FRAMES, CONFIG.d_cond, generator=generator, dtype=torch.float64)
+    options = {
+        "keys": NoiseKeys(0, 1, torch.arange(GROUPS), MEMBERS), "shape": (FRAMES, policy.layout.dim),
+        "steps": transitions.trainable_steps, "project_rotations": True, "dtype": torch.float64,
+    }  # fmt: skip
+    shared = roll_out(policy, cond, transitions, keep_graphs=graphs, **options)
+    plain = roll_out(policy, cond.repeat_interleave(MEMBERS, 0), transitions, per_member=True, **options)
+    assert shared.rows == GROUPS and plain.rows == GROUPS * MEMBERS
+    torch.testing.assert_close(shared.x0.flatten(0, 1), plain.x0.flatten(0, 1), rtol=1e-10, atol=1e-11)
+    for k, step in shared.steps.items():
+        expected = plain.steps[k].x0_pred.flatten(0, 1)
+        got = step.x0_pred.expand(-1, MEMBERS, -1, -1).flatten(0, 1)
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
+
+
 def test_padded_frames_change_nothing(policy, transitions):
     """With a mask, what stands in padded frames of state noise and advantages' gradient is left out of the loss."""
     generator = torch.Generator().manual_seed(5)

@@ -17,6 +17,7 @@ from mgrpo.commands.sample import SampleConfig
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
 from mgrpo.options import command_options, option, refuse_unused, require
+from mgrpo.train.baseline_config import DpoConfig, FinetuneConfig, ReftConfig
 from mgrpo.train.grpo import GrpoConfig
 from mgrpo.train.perceptual import PerceptualTrainingConfig
 from mgrpo.train.prior import PriorConfig
@@ -25,6 +26,9 @@ CONFIGS: dict[str, Any] = {
     "prior": PriorConfig(),
     "perceptual": PerceptualTrainingConfig(),
     "grpo": GrpoConfig(),
+    "finetune": FinetuneConfig(),
+    "dpo": DpoConfig(),
+    "reft": ReftConfig(),
     "sample": SampleConfig(checkpoint=Path("runs/prior")),
 }
 
@@ -92,6 +96,27 @@ def test_the_numbers_above_are_all_of_them() -> None:
         ("train grpo --rewards.visual nan", "--rewards.visual must be finite"),
         ("train grpo --perceptual None", "--perceptual: the visual reward has a weight"),
         ("train grpo --group-size 70000", "--group-size must be at most 65536"),
+        ("train finetune --levels 0", "--levels must be at least 1, got 0"),
+        ("train finetune --geometric.level 0", "--geometric.level must be at least 1, got 0"),
+        ("train finetune --geometric.velocity -1", "--geometric.velocity must be at least 0, got -1.0"),
+        (
+            "train finetune --geometric.position 0 --geometric.aligned-position 0 --geometric.rotation 0 "
+            "--geometric.velocity 0",
+            "--geometric.velocity: every weight is 0",
+        ),
+        ("train finetune --loss.betas -1", "--loss.betas must be at least 0"),
+        ("train finetune --variant best-of-group --perceptual None", "--perceptual: the visual reward has a weight"),
+        ("train finetune --variant best-of-group --sampler.kernel ode", "the members of a group are all alike"),
+        ("train finetune --execution.precision fp16-scaled", "--execution.precision fp16-scaled is not offered"),
+        ("train dpo --beta 0", "--beta must be positive, got 0.0"),
+        ("train dpo --mode online --refresh-every 0", "--refresh-every must be at least 1, got 0"),
+        ("train dpo --sampler.eta 0", "the members of a group are all alike"),
+        ("train dpo --perlin.per-member", "--perlin.per-member: the two motions of a pair are compared under one"),
+        ("train dpo --group-size 1", "--group-size must be at least 2"),
+        ("train reft --last-steps 0", "--last-steps must be at least 1, got 0"),
+        ("train reft --last-steps 31", "--last-steps (31) can't exceed --sampler.steps (30)"),
+        ("train reft --min-spread 0", "--min-spread must be positive, got 0.0"),
+        ("train reft --sampler.kernel ode", "the members of a group are all alike"),
         ("demo --grpo.perlin.lattice 0", "--grpo.perlin.lattice must be at least 1 frame"),
         ("sample --checkpoint X --eta nan", "--eta must be finite, got nan"),
         ("sample --checkpoint X --kernel cps --eta 2", "--eta must be at most 1 with --kernel cps, got 2.0"),
@@ -135,6 +160,22 @@ def test_on_the_command_line(
         ("train grpo --rewards.rotation 0 --rotation-error frobenius", "--rotation-error has no effect while"),
         ("train grpo --scales.head 2", "--scales.head has no effect while the reward has no weight"),
         ("train grpo --advantage.scheme center_only --advantage.eps 1e-6", "--advantage.eps has no effect with"),
+        ("train finetune --group-size 4", "--group-size has no effect with --variant denoise, which draws no samples"),
+        ("train finetune --perlin.alpha 0.2", "--perlin.alpha has no effect with --variant denoise"),
+        ("train finetune --rewards.visual 0", "--rewards.visual has no effect with --variant denoise"),
+        ("train finetune --geometric.level 9", "--geometric.level has no effect with --variant denoise"),
+        ("train finetune --validate-every 0 --sampler.steps 9", "--sampler.steps has no effect with --variant denoise"),
+        (
+            "train finetune --variant geometric --geometric.rotation 0 --rotation-error frobenius",
+            "--rotation-error has no effect with --geometric.rotation 0",
+        ),
+        (
+            "train finetune --variant best-of-group --alignment egoallo --geometric.level 3",
+            "--geometric.level has no effect with --variant best-of-group",
+        ),
+        ("train dpo --refresh-every 40", "--refresh-every has no effect with --mode offline"),
+        ("train dpo --advantage.clamp 3", "--advantage.clamp has no effect here, where members are ranked by it"),
+        ("train reft --no-normalize --min-spread 0.1", "--min-spread has no effect with --no-normalize"),
         ("train prior --data.short-share 0.5", "--data.short-share has no effect with --data.slices"),
     ],
 )
@@ -158,6 +199,9 @@ def test_what_every_configuration_calls_unused_exists() -> None:
         dataclasses.replace(CONFIGS["prior"], warmup=0),
         changed(CONFIGS["grpo"], ("perlin", "alpha"), 0.0).perlin,
         changed(CONFIGS["grpo"], ("advantage", "scheme"), "center_only").advantage,
+        dataclasses.replace(CONFIGS["finetune"], variant="geometric", validate_every=0),
+        dataclasses.replace(CONFIGS["finetune"], variant="best-of-group"),
+        dataclasses.replace(CONFIGS["reft"], normalize=False),
         dataclasses.replace(CONFIGS["grpo"], rewards=dataclasses.replace(CONFIGS["grpo"].rewards, visual=0.0)),
     ]
     names = 0

@@ -22,11 +22,13 @@ from mgrpo.grpo.perturbation import PerlinConfig
 from mgrpo.grpo.task import Scored
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import decode_motion
+from mgrpo.models.state import pack_windows
 from mgrpo.rewards import RewardBatch
 from mgrpo.rewards.aligned_position import aligned_position_error
 from mgrpo.rewards.joint_position import position_error
 from mgrpo.rewards.joint_rotation import rotation_error
 from mgrpo.rewards.joint_velocity import velocity_error
+from mgrpo.train import finetune
 from mgrpo.train.baseline import Baseline
 from mgrpo.train.baseline_config import BaselineConfig, GeometricConfig
 from mgrpo.train.budget import run_budget
@@ -138,8 +140,7 @@ def test_three_iterations(name: str, options: dict[str, Any]) -> None:
     assert "validation/mpjpe_mm" in log[1] and "validation/mpjpe_mm" not in log[0]
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert moved and not any(key.startswith("latent_from_cond") for key in moved)
-    scored = ("variant" not in CASES[name][1] and name != "denoise") or name == "best-of-group"
-    assert ("reward" in log[0]) == scored
+    assert ("reward" in log[0]) == (name not in ("denoise", "geometric"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -203,14 +204,16 @@ def test_budgets_count_alike(options: dict[str, Any]) -> None:
         config = case(name, options, output=options["output"] / name, iterations=2, validate_every=0)
         run(config)
         budget = run_budget(config.output)
-        assert (budget.decode, budget.decode_with_graph) == (2 * decode, 2 * graph), name
+        for row in read_metrics(config.output):
+            assert (row["decode"], row["decode_with_graph"]) == (decode, graph), name
+            assert row["network_units"] == decode + 2 * graph
         assert budget.network_units == 2 * (decode + 2 * graph) and budget.optimizer_steps == 2
-        assert read_metrics(config.output)[0]["network_units"] == decode + 2 * graph
     config = GrpoConfig(**{**options, "output": options["output"] / "grpo", "iterations": 2, "optimizer_steps": 3})
     train_grpo(config)
     budget = run_budget(config.output)
     assert budget.optimizer_steps == 6
-    assert budget.network_units == budget.decode + 2 * budget.decode_with_graph > 0
+    rows = read_metrics(config.output)
+    assert budget.network_units == sum(row["decode"] + 2 * row["decode_with_graph"] for row in rows) > 0
 
 
 def test_denoising_is_the_priors_loss(options: dict[str, Any]) -> None:
@@ -265,15 +268,18 @@ def test_geometric_errors_are_added_where_there_is_little_noise(options: dict[st
         torch.testing.assert_close(a, b, atol=2e-3 * float(b.abs().max()), rtol=2e-3)
 
 
-def favour(monkeypatch: pytest.MonkeyPatch, best: int, worst: int) -> None:
-    """From now on these members of every group are the best and the worst."""
+def favour(monkeypatch: pytest.MonkeyPatch, best: int, worst: int, alike: int | None = None) -> None:
+    """From now on these members of every group are the best and the worst; those of group ``alike`` are equal."""
     real = MotionTask.score
 
     def score(self: MotionTask, x0: Tensor, batch: Any) -> Scored:
         scored = real(self, x0, batch)
         order = torch.zeros(x0.shape[1])
         order[best], order[worst] = 1.0, -1.0
-        return scored._replace(rewards=order[None, :, None].expand_as(scored.rewards).clone())
+        rewards = order[None, :, None].expand_as(scored.rewards).clone()
+        if alike is not None:
+            rewards[alike] = 0.0
+        return scored._replace(rewards=rewards)
 
     monkeypatch.setattr(MotionTask, "score", score)
 
@@ -300,6 +306,49 @@ def test_the_best_of_a_group_is_learned_under_its_condition(
     expected = sum({"betas": 0.1, "body_rotmats": 1.0, "contacts": 0.1}[name] * (terms[name] * level).mean()
                    for name in terms)  # fmt: skip
     assert float(found.metrics["loss"]) == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+def test_what_is_learned_is_the_best_sample_of_groups_that_have_one(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    favour(monkeypatch, best=2, worst=0, alike=1)
+    real, seen = finetune.regression_loss, []
+
+    def watched(layout: Any, x0_pred: Tensor, x0: Tensor, **rest: Any) -> Any:
+        seen.append((x0, rest["mask"]))
+        return real(layout, x0_pred, x0, **rest)
+
+    monkeypatch.setattr(finetune, "regression_loss", watched)
+    baseline = method(case("best-of-group", options))
+    windows = baseline.draw(1)
+    found = baseline.differentiate(1, windows, Phases(CPU, wait=False))
+    ((x0, mask),) = seen
+    samples = baseline.draw_groups(baseline.prepared, 1, windows).x0[0]
+    assert torch.equal(x0[[0, 2]], samples[[0, 2], 2]) and not torch.equal(samples[0, 2], samples[0, 0])
+    assert mask.any(-1).tolist() == [True, False, True]
+    assert float(found.metrics["learned_groups"]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("winner", ["best", "truth"])
+def test_the_pairs_of_dpo(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, winner: str) -> None:
+    favour(monkeypatch, best=1, worst=3, alike=0)
+    real, seen = PreferenceTraining._compare, []
+
+    def watched(self: Any, iteration: int, level: int, part: Any, cond: Any, pair: Tensor, *rest: Tensor) -> Tensor:
+        seen.append((pair, *rest))
+        return real(self, iteration, level, part, cond, pair, *rest)
+
+    monkeypatch.setattr(PreferenceTraining, "_compare", watched)
+    baseline = method(case("dpo truth", options, winner=winner))
+    windows = baseline.draw(1)
+    found = baseline.differentiate(1, windows, Phases(CPU, wait=False))
+    ((pair, usable, pairs),) = seen
+    samples = baseline.draw_groups(baseline.reference, 1, windows).x0[0]
+    truth = winner == "truth"
+    assert torch.equal(pair[1:, 0], pack_windows(baseline.policy.layout, windows)[1:] if truth else samples[1:, 1])
+    assert torch.equal(pair[1:, 1], samples[1:, 3])
+    assert usable.tolist() == [truth, True, True] and int(pairs) == 2 + truth  # the recording beats them all
+    assert float(found.metrics["dpo/pairs"]) == pytest.approx(int(pairs) / 3)
 
 
 @pytest.mark.parametrize("winner", ["best", "truth"])
@@ -366,6 +415,15 @@ def test_reft_follows_the_gradient_of_its_rewards(options: dict[str, Any]) -> No
     assert (values[1] - values[0]) / 4e-3 == pytest.approx(predicted, rel=0.02)
 
 
+def test_reft_raises_the_reward(options: dict[str, Any]) -> None:
+    """On windows that come again, with every step in the gradient."""
+    config = case("reft", options, ema=0.0, last_steps=6, iterations=25, train_windows=3, validate_every=0)
+    run(replace(config, checkpoint_every=100))
+    rewards = [row["reward"] for row in read_metrics(config.output)]
+    spread = torch.tensor(rewards[:5]).std().item()
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 3 * spread
+
+
 def test_reft_weighs_rewards_by_their_spread(options: dict[str, Any]) -> None:
     baseline = method(case("reft", options, rewards=RewardWeights(2, 0, 1, 0, 0), min_spread=0.1))
     rewards = torch.tensor([[[1.0, 5.0], [3.0, 5.01], [math.nan, 1.0]]], requires_grad=True)
@@ -390,7 +448,8 @@ def test_a_rollout_without_any_score_ends_the_run_and_keeps_the_state(
         return scored._replace(rewards=scored.rewards * math.nan) if len(calls) == 3 else scored
 
     monkeypatch.setattr(MotionTask, scorer, broken)
-    with pytest.raises(MgrpoError, match=f"{name.replace('best-of-group', 'finetune')}: no sample of iteration 3 could"):
+    label = name.replace("best-of-group", "finetune")
+    with pytest.raises(MgrpoError, match=f"{label}: no sample of iteration 3 could be scored"):
         run(case(name, options, checkpoint_every=100, validate_every=0))
     assert load_model(options["output"], Denoiser, DenoiserConfig, prefer="last")[2].step == 2
 

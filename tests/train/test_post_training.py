@@ -3,8 +3,12 @@ something fails."""
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import resource
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,11 +23,14 @@ from mgrpo.diffusion.transition import make_transitions
 from mgrpo.errors import InputError, MgrpoError
 from mgrpo.grpo.policy import PlainPolicy
 from mgrpo.grpo.task import Scored, Seen, TensorBatch
+from mgrpo.grpo.update import PolicyLossConfig
+from mgrpo.grpo.window import StepWindowConfig
 from mgrpo.kernels import _checks
 from mgrpo.models import host
-from mgrpo.train.checkpoints import read_checkpoint
+from mgrpo.train.checkpoints import find_checkpoint, read_checkpoint
 from mgrpo.train.distributed import open_processes
 from mgrpo.train.grpo_config import AdvantageConfig, ExecutionConfig, PostTrainingConfig
+from mgrpo.train.interrupt import TrainingInterrupted
 from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.post_training import PostTraining, post_train
 from mgrpo.train.precision import NetworkPrecision
@@ -248,6 +255,57 @@ def test_memory_does_not_grow_over_2000_iterations(tmp_path: Path) -> None:
     config = replace(CONFIG, iterations=2000, conditions=2, validate_every=0, checkpoint_every=500)
     train(replace(config, output=tmp_path / "run"), Watched())
     assert len(sizes) == 4 and sizes[3] - sizes[0] < 8 << 20, [size >> 20 for size in sizes]
+
+
+class Interrupting(Reach):
+    """Every start of the training gets Ctrl-C in its first iteration."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def score(self, x0, batch):
+        if not self.told:
+            self.told = True
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().score(x0, batch)
+
+
+def test_interrupted_twenty_times_it_is_the_run_that_never_was(tmp_path: Path) -> None:
+    """With everything that has a state: optimiser, average, moving window, several steps, evaluations and patience."""
+    config = replace(
+        CONFIG, iterations=21, optimizer_steps=2, ema=0.9, warmup=5, schedule="cosine", validate_every=3,
+        patience=100, window=StepWindowConfig(size=2, move_every=4, quiet_outside=True),
+        loss=PolicyLossConfig(timestep_fraction=0.5, kl_coef=0.01), checkpoint_every=50,
+    )  # fmt: skip
+    whole = train(replace(config, output=tmp_path / "whole"))
+    starts = 0
+    for starts in range(1, 30):
+        try:
+            parts = train(replace(config, output=tmp_path / "parts", resume=starts > 1), Interrupting())
+        except TrainingInterrupted:
+            continue
+        break
+    assert starts >= 21
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    ours, theirs = (read_checkpoint(find_checkpoint(tmp_path / name, prefer="last")) for name in ("parts", "whole"))
+    for mine, other in ((ours.model_tensors, theirs.model_tensors), (ours.optimizer_tensors, theirs.optimizer_tensors)):
+        assert mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
+    assert ours.state == theirs.state
+    untimed = [
+        [{key: value for key, value in row.items() if "time" not in key} for row in read_metrics(tmp_path / name)]
+        for name in ("parts", "whole")
+    ]
+    assert untimed[0] == untimed[1]
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = train(replace(CONFIG, output=tmp_path / "plain"))
+    backwards = itertools.count(2_000_000_000, -100_000)
+    monkeypatch.setattr(time, "time", lambda: float(next(backwards)))
+    jumped = train(replace(CONFIG, output=tmp_path / "jumped"))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), jumped.parameters(), strict=True))
+    for row in read_metrics(tmp_path / "jumped"):
+        assert 0 < row["step_time"] < 60 and 0 <= row["time/rollout"] <= row["step_time"]
 
 
 class Gold(Reach):
