@@ -87,7 +87,7 @@ class AblateConfig:
     """Motion to train on: `demo` (ships with the package), a pack or clip npz, a folder of them, or an HDF5 file in
     EgoAllo's layout."""
     data_test: str = ""
-    """Motion to evaluate on, all of it (of an HDF5 file its held-out part); none: the held-out clips of --data-train."""
+    """Motion to evaluate on, all of it (of HDF5 files the held-out part); none: the held-out clips of --data-train."""
     data: MotionDataConfig = field(default_factory=_data)
     seeds: tuple[int, ...] = (0, 1, 2)
     """Training seeds; each has its own prior and perceptual model. More may be added later."""
@@ -185,8 +185,8 @@ class Table3Config(AblateConfig):
 
 @dataclass(frozen=True)
 class Table4Config(AblateConfig):
-    """The perceptual model against samples of the prior or against recordings with Gaussian noise (the paper's Table 4).
-    GRPO takes no part."""
+    """The perceptual model against samples of the prior or against noisy recordings (the paper's Table 4). GRPO takes no
+    part."""
 
     sigmas: tuple[float, ...] = (0.01, 0.05, 0.1)
     """Standard deviations of the noise: radians on every local rotation's vector, and units of the shape."""

@@ -210,6 +210,19 @@ def test_a_failed_row_stops_no_other(clips, tmp_path, monkeypatch, capsys):
     assert run_ablation("table2", config) == 0 and "visual" in result_of(config)["rows"]
 
 
+def test_side_by_side(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "carry_out", lambda *_: pytest.fail("in this process"))
+    config = tiny(Table4Config, clips, tmp_path / "out", seeds=(0,), rows=("samples",), jobs=2)
+    assert run_ablation("table4", config) == 0
+    found = json.loads((config.output / "table4" / "results.json").read_text())
+    assert found["rows"]["samples"]["seeds"] == [0]
+    assert {path.name for path in (config.output / "logs").iterdir()} == {
+        "shared.seed0.prior.txt",
+        "shared.seed0.perceptual.txt",
+        "table4.seed0.samples.evaluation.txt",
+    }
+
+
 def test_equal_network_calls(clips, tmp_path):
     config = tiny(Table5Config, clips, tmp_path / "out", seeds=(0,), rows=("finetune@calls",))
     assert run_ablation("table5", config) == 0
