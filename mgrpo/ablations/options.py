@@ -185,8 +185,8 @@ class Table3Config(AblateConfig):
 
 @dataclass(frozen=True)
 class Table4Config(AblateConfig):
-    """The perceptual model against samples of the prior or against noisy recordings (the paper's Table 4). GRPO takes no
-    part."""
+    """The perceptual model against samples of the prior or against noisy recordings (the paper's Table 4). GRPO
+    takes no part."""
 
     sigmas: tuple[float, ...] = (0.01, 0.05, 0.1)
     """Standard deviations of the noise: radians on every local rotation's vector, and units of the shape."""
