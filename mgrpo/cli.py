@@ -47,8 +47,8 @@ class Command:
     line."""
     presets: str | None = None
     """Name of a dictionary of configurations; one may be named directly after the command, options then change it."""
-    preset_option: bool = False
-    """Whether --preset names one of these too, and sets all options as it says."""
+    preset_option: str = ""
+    """Option that names one of these too, such as --preset, and sets all options as it says."""
     result: str | None = None
     """Text before the path that the function returns; None when the function tells its result itself."""
 
@@ -68,7 +68,7 @@ COMMANDS = (
         "PriorConfig",
         "train_prior",
         presets="PRIOR_PRESETS",
-        preset_option=True,
+        preset_option="--preset",
         result="last checkpoint",
     ),
     Command(
@@ -119,6 +119,60 @@ COMMANDS = (
         "mgrpo.commands.report",
         "ReportConfig",
         "run_report",
+    ),
+    Command(
+        ("ablate", "table2"),
+        "parts of the method, row by row (the paper's Table 2)",
+        "mgrpo.ablations.run",
+        "Table2Config",
+        "ablate_table2",
+        presets="TABLE2_SCALES",
+        preset_option="--scale",
+    ),
+    Command(
+        ("ablate", "table3"),
+        "diversity under Perlin noise, and what GRPO makes of it (Table 3)",
+        "mgrpo.ablations.run",
+        "Table3Config",
+        "ablate_table3",
+        presets="TABLE3_SCALES",
+        preset_option="--scale",
+    ),
+    Command(
+        ("ablate", "table4"),
+        "the perceptual model's negatives (Table 4)",
+        "mgrpo.ablations.run",
+        "Table4Config",
+        "ablate_table4",
+        presets="TABLE4_SCALES",
+        preset_option="--scale",
+    ),
+    Command(
+        ("ablate", "table5"),
+        "GRPO against fine-tuning, DPO and back-propagated rewards (Table 5)",
+        "mgrpo.ablations.run",
+        "Table5Config",
+        "ablate_table5",
+        presets="TABLE5_SCALES",
+        preset_option="--scale",
+    ),
+    Command(
+        ("ablate", "sampler"),
+        "transition kernels and their noise",
+        "mgrpo.ablations.run",
+        "SamplerAblationConfig",
+        "ablate_sampler",
+        presets="SAMPLER_SCALES",
+        preset_option="--scale",
+    ),
+    Command(
+        ("ablate", "stepweights"),
+        "weights and number of the trained steps",
+        "mgrpo.ablations.run",
+        "StepWeightsConfig",
+        "ablate_stepweights",
+        presets="STEPWEIGHTS_SCALES",
+        preset_option="--scale",
     ),
     Command(
         ("evaluate",),
@@ -324,7 +378,7 @@ def _parse(command: Command, module: Any, words: list[str]) -> Any:
                 )
             default["default"] = presets[words[0]]
             words = words[1:]
-        elif command.preset_option and (named := _option(words, "--preset")) in presets:
+        elif command.preset_option and (named := _option(words, command.preset_option)) in presets:
             default["default"] = presets[named]
     description = inspect.cleandoc(config_class.__doc__ or command.summary) + note
     return tyro.cli(config_class, args=words, prog=f"mgrpo {name}", description=description, **default)

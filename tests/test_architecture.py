@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("diffusion",),
     ("rewards", "grpo", "eval"),
     ("train",),
-    ("commands", "demo", "doctor"),
+    ("commands", "demo", "doctor", "ablations"),
     ("cli",),
     ("__main__",),
 )
@@ -36,7 +36,7 @@ PICTURES: Mapping[str, frozenset[str]] = {
 }
 """Parts beside the layers, and all that they may import. The commands and the demo use them."""
 
-USERS_OF_PICTURES = ("commands", "demo", "cli")
+USERS_OF_PICTURES = ("commands", "demo", "ablations", "cli")
 
 OUTSIDE: Mapping[str, frozenset[str]] = {
     "kernels": frozenset({"torch", "triton"}),
@@ -200,7 +200,7 @@ def test_imports_point_down() -> None:
                 continue
             if part in PICTURES:
                 if module.part not in USERS_OF_PICTURES:
-                    problems.append(said(module, found, "pictures are made by the commands and the demo"))
+                    problems.append(said(module, found, "made by the commands, the demo and the ablations"))
             elif layer_of(part) >= layer_of(module.part):
                 problems.append(said(module, found, f"{part} does not stand below {module.part}"))
     refuse(problems)

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from mgrpo.data import AugmentConfig
-from mgrpo.demo.diversity import diversity_by_alpha
 from mgrpo.demo.report_data import DemoResults, demo_report, printed_diversity
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.diffusion.schedule import CosineSchedule
@@ -32,6 +31,7 @@ from mgrpo.report.data import Stage
 from mgrpo.storage import atomic_write_json
 from mgrpo.train.checkpoints import find_checkpoint, load_model
 from mgrpo.train.device import resolve_device
+from mgrpo.train.diversity import diversity_by_alpha
 from mgrpo.train.grpo import train_grpo
 from mgrpo.train.grpo_config import GrpoConfig
 from mgrpo.train.motion_data import MotionDataConfig, load_motion_data

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from mgrpo.data import MotionWindows
-from mgrpo.demo.diversity import DiversityAt
 from mgrpo.eval.evaluate import EvaluationResult, compare
 from mgrpo.eval.metrics import METRICS
 from mgrpo.eval.statistics import over_windows_and_seeds
@@ -45,6 +44,7 @@ from mgrpo.report.training_panels import (
     starting_ratio,
     validation,
 )
+from mgrpo.train.diversity import DiversityAt
 from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.provenance import provenance
 from mgrpo.viz.comparison import MotionComparison, SkeletonTrack

@@ -80,6 +80,68 @@ def bootstrap_intervals(
     return [_bca(sums[:, m], counts[:, m], drawn[:, m], level) for m in range(values.shape[1])]
 
 
+def two_way_intervals(
+    values: Tensor,
+    clusters: Sequence[Hashable],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Interval]:
+    """Interval of the mean of each measure of ``values (K, N, M)`` over K trainings and N windows, both drawn again.
+
+    Each draw takes whole clusters of windows and whole trainings with replacement, independently of each other (Owen,
+    "The pigeonhole bootstrap", 2007), and the interval is between percentiles of the means. It is wide rather than
+    narrow in large numbers, but a few trainings can't show how much trainings differ. With one training the windows
+    alone are drawn, with one cluster the trainings alone; with one of each the interval is NaN. Arguments, and what is
+    raised, as in :func:`bootstrap_intervals`.
+    """
+    if values.ndim != 3 or len(clusters) != values.shape[1]:
+        raise InputError(
+            f"two_way_intervals() needs values (K, N, M) and N clusters, got shape {tuple(values.shape)} and "
+            f"{len(clusters)} clusters."
+        )
+    if not 0 < level < 1:
+        raise InputError(f"two_way_intervals(): level must lie between 0 and 1, got {level}.")
+    if resamples < 100:
+        raise InputError(f"two_way_intervals(): resamples must be at least 100, got {resamples}.")
+    values = values.double().cpu()
+    trainings, _, measures = values.shape
+    numbers: dict[Hashable, int] = {}
+    group = torch.tensor([numbers.setdefault(name, len(numbers)) for name in clusters], dtype=torch.long)
+    if trainings * len(numbers) < 2:
+        return [Interval(math.nan, math.nan)] * measures
+    scored = ~values.isnan()
+    shape = (trainings, len(numbers), measures)
+    sums = torch.zeros(shape, dtype=torch.float64).index_add_(1, group, values.nan_to_num(nan=0.0))
+    counts = torch.zeros(shape, dtype=torch.float64).index_add_(1, group, scored.double())
+    generator = torch.Generator().manual_seed(seed)
+    block = max(1, _DRAWS_AT_ONCE // (len(numbers) * trainings))
+    means = []
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        weights = [
+            torch.zeros(size, count, dtype=torch.float64).scatter_add_(
+                1,
+                torch.randint(count, (size, count), generator=generator),
+                torch.ones(size, count, dtype=torch.float64),
+            )
+            for count in shape[:2]
+        ]
+        drawn = [torch.einsum("rk,rc,kcm->rm", *weights, table) for table in (sums, counts)]
+        means.append(drawn[0] / drawn[1])
+    found = []
+    for column in torch.cat(means).unbind(1):
+        ordered = column[~column.isnan()].sort().values
+        ends = [float(_quantile(ordered, share)) if len(ordered) else math.nan for share in _tails(level)]
+        found.append(Interval(*ends))
+    return found
+
+
+def _tails(level: float) -> tuple[float, float]:
+    return (1 - level) / 2, (1 + level) / 2
+
+
 def _resampled_means(sums: Tensor, counts: Tensor, resamples: int, seed: int) -> Tensor:
     """Means ``(resamples, M)`` of sets of clusters drawn with replacement."""
     clusters = len(sums)
@@ -116,7 +178,7 @@ def _bca(sums: Tensor, counts: Tensor, drawn: Tensor, level: float) -> Interval:
     spread = (deviation**2).sum()
     acceleration = (deviation**3).sum() / (6 * spread**1.5) if float(spread) > 0 else torch.zeros(())
     ends = []
-    for tail in ((1 - level) / 2, (1 + level) / 2):
+    for tail in _tails(level):
         moved = shift + torch.special.ndtri(torch.tensor(tail, dtype=torch.float64))
         scale = 1 - acceleration * moved
         # Beyond this the transformation turns over: the outermost resample is all that can be said.

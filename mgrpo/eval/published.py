@@ -70,7 +70,13 @@ class PublishedRow:
         return cells
 
 
-_FACTORS = {("m", "mm"): 1000.0, ("mm", "m"): 0.001, ("m/s", "mm/s"): 1000.0, ("mm/s", "m/s"): 0.001}
+_FACTORS = {
+    ("m", "mm"): 1000.0,
+    ("mm", "m"): 0.001,
+    ("m/s", "mm/s"): 1000.0,
+    ("mm/s", "m/s"): 0.001,
+    ("%", ""): 0.01,
+}
 
 
 def convert(value: float, unit: str, wanted: str) -> float:

@@ -37,7 +37,7 @@ from .metrics import METRICS, MetricInfo, metric_names
 from .statistics import PairedDifference, Statistic
 
 Family = Literal["standard", "paper", "all"]
-RowKind = Literal["truth", "model", "mean", "difference"]
+RowKind = Literal["truth", "model", "mean", "difference", "published"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Row:
     """What the line is about."""
     kind: RowKind
     """``truth``: the recorded motion; ``model``: a model's samples; ``mean``: the mean motion of a model's samples
-    (shows how much of a gain averaging alone would give); ``difference``: paired difference of two models."""
+    (shows how much of a gain averaging alone would give); ``difference``: paired difference of two models;
+    ``published``: printed elsewhere."""
     cells: dict[str, Cell]
     """Cells by name of the measure; absent where the measure has no meaning for the row."""
     mark: str = ""
@@ -224,7 +225,7 @@ def to_rich(
             for info in table.columns
         ]
         width = max([_longest_word(row.name), *map(len, cells)])
-        style = "dim" if row.kind in ("truth", "mean") else ""
+        style = "dim" if row.kind in ("truth", "mean", "published") else ""
         shown.add_column(row.name, justify="right", style=style, min_width=width, width=width if tight else None)
     for info, label in zip(table.columns, labels):
         best = table.best(info.name)

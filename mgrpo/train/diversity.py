@@ -14,8 +14,9 @@ from mgrpo.diffusion.transition import Transitions
 from mgrpo.eval.metrics import group_diversity
 from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.motion import decode_motion
-from mgrpo.train.grpo_config import GrpoConfig
-from mgrpo.train.motion_task import sample_groups
+
+from .grpo_config import GrpoConfig
+from .motion_task import sample_groups
 
 _FIRST_DRAW = 1 << 20
 """Iteration number of the first draw: far from those of any training run, so that no noise is met twice."""
