@@ -21,6 +21,8 @@ FAR = {torch.float32: 1e12, torch.float64: 1e100}
 
 
 class Cloud(NamedTuple):
+    """Points moved and scaled so that neither their place nor their size costs digits."""
+
     anchor: Tensor
     """(*batch, 3) the first point that has weight; zero if none has."""
     extent: Tensor

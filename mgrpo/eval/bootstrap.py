@@ -63,18 +63,9 @@ def bootstrap_intervals(
             f"bootstrap_intervals() needs values (N, M) and N clusters, got shape {tuple(values.shape)} and "
             f"{len(clusters)} clusters."
         )
-    if not 0 < level < 1:
-        raise InputError(f"bootstrap_intervals(): level must lie between 0 and 1, got {level}.")
-    if resamples < 100:
-        raise InputError(f"bootstrap_intervals(): resamples must be at least 100, got {resamples}.")
-    values = values.double().cpu()
-    numbers: dict[Hashable, int] = {}
-    group = torch.tensor([numbers.setdefault(name, len(numbers)) for name in clusters], dtype=torch.long)
-    scored = ~values.isnan()
-    shape = (len(numbers), values.shape[1])
-    sums = torch.zeros(shape, dtype=torch.float64).index_add_(0, group, values.nan_to_num(nan=0.0))
-    counts = torch.zeros(shape, dtype=torch.float64).index_add_(0, group, scored.double())
-    if len(numbers) < 2:
+    _require_usable("bootstrap_intervals", level, resamples)
+    sums, counts = _by_cluster(values, clusters)
+    if len(sums) < 2:
         return [Interval(math.nan, math.nan)] * values.shape[1]
     drawn = _resampled_means(sums, counts, resamples, seed)
     return [_bca(sums[:, m], counts[:, m], drawn[:, m], level) for m in range(values.shape[1])]
@@ -101,22 +92,13 @@ def two_way_intervals(
             f"two_way_intervals() needs values (K, N, M) and N clusters, got shape {tuple(values.shape)} and "
             f"{len(clusters)} clusters."
         )
-    if not 0 < level < 1:
-        raise InputError(f"two_way_intervals(): level must lie between 0 and 1, got {level}.")
-    if resamples < 100:
-        raise InputError(f"two_way_intervals(): resamples must be at least 100, got {resamples}.")
-    values = values.double().cpu()
-    trainings, _, measures = values.shape
-    numbers: dict[Hashable, int] = {}
-    group = torch.tensor([numbers.setdefault(name, len(numbers)) for name in clusters], dtype=torch.long)
-    if trainings * len(numbers) < 2:
+    _require_usable("two_way_intervals", level, resamples)
+    sums, counts = _by_cluster(values, clusters)
+    trainings, drawn_clusters, measures = sums.shape
+    if trainings * drawn_clusters < 2:
         return [Interval(math.nan, math.nan)] * measures
-    scored = ~values.isnan()
-    shape = (trainings, len(numbers), measures)
-    sums = torch.zeros(shape, dtype=torch.float64).index_add_(1, group, values.nan_to_num(nan=0.0))
-    counts = torch.zeros(shape, dtype=torch.float64).index_add_(1, group, scored.double())
     generator = torch.Generator().manual_seed(seed)
-    block = max(1, _DRAWS_AT_ONCE // (len(numbers) * trainings))
+    block = max(1, _DRAWS_AT_ONCE // (drawn_clusters * trainings))
     means = []
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
@@ -126,7 +108,7 @@ def two_way_intervals(
                 torch.randint(count, (size, count), generator=generator),
                 torch.ones(size, count, dtype=torch.float64),
             )
-            for count in shape[:2]
+            for count in (trainings, drawn_clusters)
         ]
         drawn = [torch.einsum("rk,rc,kcm->rm", *weights, table) for table in (sums, counts)]
         means.append(drawn[0] / drawn[1])
@@ -136,6 +118,24 @@ def two_way_intervals(
         ends = [float(_quantile(ordered, share)) if len(ordered) else math.nan for share in _tails(level)]
         found.append(Interval(*ends))
     return found
+
+
+def _require_usable(function: str, level: float, resamples: int) -> None:
+    if not 0 < level < 1:
+        raise InputError(f"{function}(): level must lie between 0 and 1, got {level}.")
+    if resamples < 100:
+        raise InputError(f"{function}(): resamples must be at least 100, got {resamples}.")
+
+
+def _by_cluster(values: Tensor, clusters: Sequence[Hashable]) -> tuple[Tensor, Tensor]:
+    """Sums of the scored values ``(*b, N, M)`` of each cluster of windows, and how many they are: ``(*b, C, M)``
+    float64 on the CPU, clusters in the order of their first windows."""
+    values = values.double().cpu()
+    numbers: dict[Hashable, int] = {}
+    group = torch.tensor([numbers.setdefault(name, len(numbers)) for name in clusters], dtype=torch.long)
+    empty = torch.zeros(*values.shape[:-2], len(numbers), values.shape[-1], dtype=torch.float64)
+    sums = empty.index_add(-2, group, values.nan_to_num(nan=0.0))
+    return sums, empty.index_add(-2, group, (~values.isnan()).double())
 
 
 def _tails(level: float) -> tuple[float, float]:

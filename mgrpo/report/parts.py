@@ -39,10 +39,12 @@ def readable_date(date: str) -> str:
 
 
 def paragraph(text: str, kind: str = "intro") -> str:
+    """A paragraph of plain text with the class ``kind``; nothing for no text."""
     return f'<p class="{kind}">{escape(text)}</p>' if text else ""
 
 
 def section(anchor: str, title: str, body: str, intro: str = "") -> str:
+    """A section; ``title`` and ``intro`` are text, ``body`` is HTML."""
     heading = f'<h2 id="{anchor}-title">{escape(title)}</h2>'
     return f'<section id="{anchor}" aria-labelledby="{anchor}-title">{heading}{paragraph(intro)}{body}</section>'
 
@@ -55,6 +57,7 @@ def card(name: str, big: str, sub: str) -> str:
 
 
 def before_and_after(before: str, after: str) -> str:
+    """Two values, given as HTML, with an arrow between them."""
     return (
         f'<span class="before">{before}</span><span class="arrow" role="img" aria-label="to">→</span>'
         f'<span class="after">{after}</span>'
