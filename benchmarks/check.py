@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from .workload import Workload
 
 
+_ONLY = "figure or workload, what its name begins with (grpo: all of grpo_*), or a pattern with * and ?; repeatable"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description=__doc__)
-    parser.add_argument("--only", action="append", metavar="NAME", help="figure or workload, with * and ?; repeatable")
+    parser.add_argument("--only", action="append", metavar="NAME", help=_ONLY)
     parser.add_argument("--threads", type=int, default=2, help="threads of everything (2, as the figures want)")
     parser.add_argument("--tries", type=int, default=3, help="measurements of a workload while the machine is busy (3)")
     parser.add_argument("--list", action="store_true", help="print the figures and end")
@@ -49,13 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def select(requirements: Sequence[Requirement], patterns: Sequence[str] | None) -> list[Requirement]:
-    """Requirements whose name or workload matches one of the patterns; all without patterns."""
+    """Requirements whose name or workload is one of the patterns, begins with it and an underscore, or matches it; all
+    without patterns."""
     if not patterns:
         return list(requirements)
     return [
         requirement
         for requirement in requirements
-        if any(fnmatch.fnmatch(name, one) for name in (requirement.name, requirement.workload) for one in patterns)
+        if any(
+            fnmatch.fnmatch(name, one) or name.startswith(f"{one}_")
+            for name in (requirement.name, requirement.workload)
+            for one in patterns
+        )
     ]
 
 

@@ -10,7 +10,7 @@ from benchmarks.requirement import Requirement, Verdict
 from benchmarks.results import Row
 from benchmarks.run import duration
 
-WORKLOAD = "grpo_tiny"
+WORKLOAD = "grpo_narrow"
 
 
 def ratio(name: str, ours: str, base: str, wanted: float) -> Requirement:

@@ -35,8 +35,20 @@ SETTINGS = {
     "cuda": Setting("egoallo", 64, 16, 128, 2, updated_conditions=8, updated_steps=1),
 }
 
-WHOLE = Setting("tiny", 4, 16, 32, 10, updated_conditions=4, updated_steps=9)
-"""A whole iteration: the paper's group size, as few conditions as a CPU takes in a second."""
+WHOLE = Setting("narrow", 4, 16, 32, 10, updated_conditions=4, updated_steps=9)
+"""A whole iteration: the paper's group size, as few conditions as a CPU takes in a second, and the released network's
+depth: the shallow preset for CPUs has so little of an encoder that sharing it means less than to those who train."""
+
+
+def network(preset: str) -> Any:
+    """Configuration of a network: a preset, or ``narrow``, EgoAllo's at an eighth of its width, without hands."""
+    from mgrpo.models.denoiser import DENOISER_PRESETS
+
+    if preset != "narrow":
+        return DENOISER_PRESETS[preset]
+    return replace(
+        DENOISER_PRESETS["egoallo"], d_latent=64, d_feedforward=256, d_noise_emb=128, include_hands=False
+    )
 
 PLAIN_LOOP = "plain loop"
 PLAIN_LOOP_FUSED = "plain loop, our operators"
@@ -147,9 +159,9 @@ def _policy(inputs: Inputs) -> Any:
     """An untrained network that predicts nearly rotations, as a trained one does: others cost more to project."""
     import torch
 
-    from mgrpo.models.denoiser import DENOISER_PRESETS, Denoiser
+    from mgrpo.models.denoiser import Denoiser
 
-    policy = Denoiser(DENOISER_PRESETS[inputs["setting"].preset], seed=0)
+    policy = Denoiser(network(inputs["setting"].preset), seed=0)
     with torch.no_grad():
         last = policy.decoders["body_rotmats"][-1]
         last.weight.mul_(0.1)
@@ -188,14 +200,13 @@ def prepare_reward(inputs: Inputs) -> Callable[[], Any]:
     import torch
 
     from mgrpo.body import default_body
-    from mgrpo.models.denoiser import DENOISER_PRESETS
     from mgrpo.models.motion import decode_motion
     from mgrpo.models.state import StateLayout
     from mgrpo.rewards import RewardBatch, score_groups
 
     setting, device, seed = inputs["setting"], inputs["device"], inputs["seed"]
     windows = _windows(setting, device, seed)
-    layout = StateLayout(include_hands=DENOISER_PRESETS[setting.preset].include_hands)
+    layout = StateLayout(include_hands=network(setting.preset).include_hands)
     body = default_body().to(device)
     body = body if layout.include_hands else body.body_only()
     generator = torch.Generator().manual_seed(seed)

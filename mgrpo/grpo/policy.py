@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,15 @@ class Policy(Protocol):
 
     def decode(self, x_t: Tensor, t: Tensor, memory: Any) -> Tensor:
         """Predict ``x0 (B, G, T, D)`` from ``x_t (B, G, T, D)`` at ``t (B,)``."""
+        ...
+
+
+class EncodesLevels(Policy, Protocol):
+    """A policy that encodes the same conditions at several noise levels in one call; the algorithm then makes fewer and
+    larger ones. Not required of a policy."""
+
+    def encode_levels(self, cond: Any, levels: Sequence[int], **options: Any) -> list[Any]:
+        """What :meth:`encode` makes of ``cond (B, …)`` at each of the levels, up to rounding."""
         ...
 
 

@@ -14,7 +14,8 @@ from mgrpo.diffusion.transition import Transitions
 from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.state import StateLayout, project_state
 
-from .policy import Policy, at_level, call
+from .encoding import EncodedSteps
+from .policy import Policy, at_level
 from .task import Batch, Task
 
 
@@ -100,15 +101,20 @@ def roll_out(
     if per_member:
         mask = None if mask is None else mask.repeat_interleave(keys.members, dim=0)
         keys = keys.one_row_per_member()
-    index = {level: k for k, (level, *_) in enumerate(transitions.scalars)}
+    levels = [level for level, *_ in transitions.scalars]
+    index = {level: k for k, level in enumerate(levels)}
     wanted = frozenset(steps)
+    encoded = EncodedSteps(
+        policy, cond, mask, levels, rows=len(keys.condition), device=keys.condition.device,
+        with_graph=wanted if keep_graphs else (), alone=() if keep_graphs else wanted,
+    )  # fmt: skip
     predictions: dict[int, Tensor] = {}
 
     def predict(x_t: Tensor, level: int) -> Tensor:
         k = index[level]
         t = at_level(level, x_t.shape[0], x_t.device)
         with torch.set_grad_enabled(k in wanted and (keep_graphs or same_kernels)):
-            prediction = call(policy, x_t, t, cond, mask)
+            prediction = policy.decode(x_t, t, encoded.take(k))
             if keep_graphs and project_rotations:
                 assert layout is not None
                 prediction = project_state(layout, prediction.to(dtype))

@@ -174,14 +174,32 @@ def accumulate_gradients(
     """
     if weights is None:
         weights = step_weights(rollout.transitions, config.step_weight).tolist()
-    columns = [
-        _one_step(policy, rollout, advantages, config, step, weights[step], denominator, reference, backward)
-        for step in steps
-    ]
+    backward = torch.Tensor.backward if backward is None else backward
+    kept: list[_Step] = []
+    columns: list[Tensor] = []
+    for step in steps:
+        one = _step_loss(policy, rollout, advantages, config, step, weights[step], denominator, reference)
+        if rollout.steps[step].prediction is None:
+            backward(one.loss)
+            columns.append(one.measures())
+        else:
+            kept.append(one)
+    if kept:  # the steps' graphs have the encoded conditions in common
+        backward(torch.stack([one.loss for one in kept]).sum())
+        columns += [one.measures() for one in kept]
     return statistics_from_columns(torch.as_tensor(steps), advantages.numel(), torch.stack(columns))
 
 
-def _one_step(
+@dataclass(frozen=True)
+class _Step:
+    """The loss of one step, and what to call once its gradients were taken: its measures (11,) in the order of
+    UpdateStatistics."""
+
+    loss: Tensor
+    measures: Callable[[], Tensor]
+
+
+def _step_loss(
     policy: Policy,
     rollout: Rollout,
     advantages: Tensor,
@@ -190,9 +208,7 @@ def _one_step(
     weight: float,
     denominator: float | Tensor,
     reference: Policy | None,
-    backward: Callable[[Tensor], None] | None,
-) -> Tensor:
-    """Gradients of one step; its measures (11,) in the order of UpdateStatistics."""
+) -> _Step:
     recorded = rollout.steps[step]
     rows, members = advantages.shape
     level, _, scale, deviation = rollout.transitions.scalars[step]
@@ -244,18 +260,21 @@ def _one_step(
         kl=kl_reference.view(-1, members) if config.kl_coef else None,
         kl_coef=config.kl_coef,
     )
-    (torch.Tensor.backward if backward is None else backward)(result.loss)
-    with torch.no_grad():
+
+    @torch.no_grad()
+    def measures() -> Tensor:
         ratio = result.ratio
         # Through its own graph the policy is the one that sampled.
         same = kept is not None
         moved = torch.zeros_like(ratio[0, 0]) if same else sde_kl(x0_pred, old, scale, deviation, **options).mean()
-        measures = [
-            result.loss.detach(), ratio.mean(), ratio.min(), ratio.max(), result.clip_fraction_low,
+        found = [
+            result.loss, ratio.mean(), ratio.min(), ratio.max(), result.clip_fraction_low,
             result.clip_fraction_high, moved, result.approx_kl, kl_reference.mean(), log_ratio.abs().max(),
             asked[0] if asked else torch.zeros_like(moved),
         ]  # fmt: skip
-        return torch.stack([measure.float() for measure in measures])
+        return torch.stack([measure.float() for measure in found])
+
+    return _Step(result.loss, measures)
 
 
 @lru_cache(maxsize=16)

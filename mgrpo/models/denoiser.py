@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -197,6 +197,14 @@ class EncoderMemory:
             projected=tuple(tuple(part[index] for part in layer) for layer in self.projected),
             key_mask=None if self.key_mask is None else self.key_mask[index],
         )
+
+    def split(self, size: int) -> list[EncoderMemory]:
+        """The memories of ``size`` conditions each."""
+        t = self.t.split(size)
+        key_mask = (None,) * len(t) if self.key_mask is None else self.key_mask.split(size)
+        # One split for all: its gradient is one concatenation, while that of a slice is as large as the whole.
+        layers = [zip(*(part.split(size) for part in layer), strict=True) for layer in self.projected]
+        return [EncoderMemory(*one) for one in zip(t, zip(*layers, strict=True), key_mask, strict=True)]
 
 
 class RotaryEmbedding(nn.Module):
@@ -636,6 +644,30 @@ class Denoiser(nn.Module, PretrainedModel):
             projected=tuple(block.condition_projection(x, tokens, rotary) for block in self.decoder_layers),
             key_mask=key_mask,
         )
+
+    def encode_levels(
+        self,
+        cond: Tensor,
+        levels: Sequence[int],
+        *,
+        mask: Tensor | None = None,
+        encode: Callable[..., EncoderMemory] | None = None,
+    ) -> list[EncoderMemory]:
+        """:meth:`encode` of the same conditions at several levels, in one pass over all of them.
+
+        Args:
+            cond, mask: as in :meth:`encode`.
+            levels: each in 1 … max_t.
+            encode: what to call in the place of :meth:`encode`.
+
+        Raises:
+            InputError: as :meth:`encode`.
+        """
+        batch, count = len(cond), len(levels)
+        t = torch.cat([torch.full((batch,), level, dtype=torch.int64, device=cond.device) for level in levels])
+        options = {} if mask is None else {"mask": mask.repeat(count, 1)}
+        repeated = cond.repeat(count, *(1,) * (cond.ndim - 1))
+        return (encode or self.encode)(repeated, t, **options).split(batch)
 
     def decode(self, x_t: Tensor, t: Tensor, memory: EncoderMemory) -> Tensor:
         """Predict clean states of G samples per condition.

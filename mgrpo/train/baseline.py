@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -63,7 +64,7 @@ class Groups(NamedTuple):
     """Samples of each part ``(b, G, T, D)``."""
 
 
-class Baseline:
+class Baseline(ABC):
     """A method: the gradient of one optimiser step. Everything else is :func:`train_baseline`'s."""
 
     label: ClassVar[str]
@@ -101,9 +102,9 @@ class Baseline:
         """Networks that a checkpoint must keep besides the policy, by name."""
         return {}
 
+    @abstractmethod
     def differentiate(self, iteration: int, windows: MotionWindows, phases: Phases) -> Found:
         """Put the gradient of this process's windows into the policy's parameters, as its part of the whole one."""
-        raise NotImplementedError
 
     def prepare(self, network: nn.Module) -> PreparedPolicy:
         """A network as training calls it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,12 @@ class PreparedPolicy:
         """See :class:`mgrpo.grpo.policy.Policy`."""
         self.calls["encode"] += len(t)
         return self._encode(cond, t, **options)
+
+    @property
+    def encode_levels(self) -> Callable[..., list[Any]] | None:
+        """See :class:`mgrpo.grpo.policy.EncodesLevels`; None where the policy has no such method."""
+        of_policy = getattr(self.policy, "encode_levels", None)
+        return None if of_policy is None else partial(of_policy, encode=self.encode)
 
     def decode(self, x_t: Tensor, t: Tensor, memory: Any) -> Tensor:
         """See :class:`mgrpo.grpo.policy.Policy`."""

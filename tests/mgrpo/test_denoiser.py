@@ -265,6 +265,34 @@ def test_memory_can_be_split_by_condition(tiny: torch.Generator) -> None:
             torch.testing.assert_close(part, whole[index], atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_several_levels_in_one_pass(variant: str, tiny: torch.Generator) -> None:
+    """Memories and gradients of one pass over all levels against a pass for each."""
+    model = small(variant)
+    x, cond, _ = inputs(model, 3, 2, 6, tiny)
+    mask = torch.arange(6) < torch.tensor([6, 2, 5])[:, None]
+    levels = [900, 17, 1]
+    seeds = torch.randn(len(levels), *x.shape, generator=tiny, dtype=x.dtype)
+    gradients = []
+    outputs = []
+    for together in (True, False):
+        at = [torch.full((3,), level) for level in levels]
+        memories = (
+            model.encode_levels(cond, levels, mask=mask)
+            if together
+            else [model.encode(cond, t, mask=mask) for t in at]
+        )
+        assert [memory.t.tolist() for memory in memories] == [[level] * 3 for level in levels]
+        out = torch.stack([model.decode(x, t, memory) for t, memory in zip(at, memories, strict=True)])
+        model.zero_grad()
+        (out * seeds).sum().backward()
+        outputs.append(out.detach())
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    torch.testing.assert_close(*outputs, atol=1e-12, rtol=0)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-10, rtol=1e-10, msg=name)
+
+
 # Behaviour of the parts
 
 

@@ -13,7 +13,7 @@ from mgrpo.diffusion.sampler import NoiseKeys, sample, step_noise
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.diffusion.transition import make_transitions, step_weights
 from mgrpo.errors import InputError, MgrpoError
-from mgrpo.grpo import update
+from mgrpo.grpo import encoding, update
 from mgrpo.grpo.health import advantage_metrics, parameter_distance, read_metrics, reward_metrics, update_metrics
 from mgrpo.grpo.rollout import roll_out
 from mgrpo.grpo.update import PolicyLossConfig, accumulate_gradients, channel_weights, check_ratio_is_one, choose_steps
@@ -248,6 +248,22 @@ def test_sharing_the_condition_changes_no_sample(policy, transitions, graphs):
         expected = plain.steps[k].x0_pred.flatten(0, 1)
         got = step.x0_pred.expand(-1, MEMBERS, -1, -1).flatten(0, 1)
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize(("graphs", "calls"), [(True, 2), (False, 6)])
+def test_steps_the_update_does_not_encode_again_are_encoded_together(policy, transitions, graphs, calls, monkeypatch):
+    """Five of the six steps are trained: with graphs one call for these and one for the last; without, only what the
+    update computes in the same way."""
+    seen = []
+    encode = policy.encode
+    monkeypatch.setattr(policy, "encode", lambda cond, t, **rest: seen.append(len(t)) or encode(cond, t, **rest))
+    rollout = rollout_of(policy, transitions, graphs=graphs)
+    assert len(rollout.steps) == 5 and len(seen) == calls and sum(seen) == 6 * GROUPS
+    monkeypatch.setattr(encoding, "ROWS_AT_ONCE", 3 * GROUPS)  # parts of three and two steps
+    seen.clear()
+    limited = rollout_of(policy, transitions, graphs=graphs)
+    assert len(seen) == calls + graphs and max(seen) == (3 * GROUPS if graphs else GROUPS)
+    torch.testing.assert_close(limited.x0, rollout.x0, rtol=1e-11, atol=1e-12)
 
 
 def test_padded_frames_change_nothing(policy, transitions):
