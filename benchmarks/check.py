@@ -52,19 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def select(requirements: Sequence[Requirement], patterns: Sequence[str] | None) -> list[Requirement]:
-    """Requirements whose name or workload is one of the patterns, begins with it and an underscore, or matches it; all
-    without patterns."""
+    """Requirements whose name or workload is one of the patterns or matches it, or, where there are none, begins with
+    it and an underscore; all without patterns."""
     if not patterns:
         return list(requirements)
-    return [
-        requirement
-        for requirement in requirements
-        if any(
-            fnmatch.fnmatch(name, one) or name.startswith(f"{one}_")
-            for name in (requirement.name, requirement.workload)
-            for one in patterns
-        )
-    ]
+    found: list[Requirement] = []
+    for pattern in patterns:
+        for shape in (pattern, f"{pattern}_*"):
+            matching = [
+                one for one in requirements if fnmatch.fnmatch(one.name, shape) or fnmatch.fnmatch(one.workload, shape)
+            ]
+            if matching:
+                break
+        found += matching
+    return [one for one in requirements if one in found]
 
 
 def judge_all(

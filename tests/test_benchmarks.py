@@ -423,6 +423,9 @@ def test_the_wanted_figures_are_about_workloads_that_exist() -> None:
     assert text["fk_quaternion_2048"] == "15x eager torch" and text["rewards_256"] == "45x eager torch"
     assert text["procrustes_32768_peers"] == "no peer faster"
     assert len(check.select(wanted, ["so3_near_104k"])) == 2 and check.select(wanted, None) == wanted
+    assert {one.workload for one in check.select(wanted, ["grpo"])} == {"grpo_narrow"}
+    assert len(check.select(wanted, ["grpo", "fk_quaternion_2048", "fk_quaternion_2048"])) > 5
+    assert check.select(wanted, ["gr"]) == []
 
 
 def test_the_check_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
