@@ -36,7 +36,7 @@ COST = (
     "and rewards are then 20 to 200 times slower on the CPU."
 )
 CXX_FLAGS = [
-    "-O2",
+    "-O3",
     "-g0",  # Python's own flags ask for debug symbols, six times the size
     "-std=c++17",
     "-fvisibility=hidden",
