@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "result_memory.h"
 #include "row_view.h"
 
 namespace mgrpo {
@@ -113,7 +114,7 @@ inline Tensor new_rows(const Tensor& like, int64_t inner, const std::vector<int6
   std::vector<int64_t> shape;
   for (int64_t axis = 0; axis < like.dim() - inner; ++axis) shape.push_back(like.size(axis));
   shape.insert(shape.end(), tail.begin(), tail.end());
-  return torch::stable::new_empty(like, shape);
+  return new_result(like, shape);
 }
 
 // Whether a result of this many numbers is worth storing past the caches: where it is larger than a core's own cache,

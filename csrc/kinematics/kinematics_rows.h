@@ -17,7 +17,7 @@ inline Tensor new_batch(const Tensor& like, const Sizes& batch, const Sizes& tai
   if (!wanted) return torch::stable::new_empty(like, {0});
   Sizes shape = batch;
   shape.insert(shape.end(), tail.begin(), tail.end());
-  return torch::stable::new_empty(like, shape);
+  return new_result(like, shape);
 }
 
 // Axes of one pose's table of `numbers` per joint.

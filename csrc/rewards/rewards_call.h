@@ -188,7 +188,7 @@ inline Gradients new_gradients(const Call& call, bool want_rotations, bool want_
   const auto make = [&](bool wanted, int64_t numbers) {
     const std::vector<int64_t> shape =
         wanted ? std::vector<int64_t>{call.B, call.G, call.T, numbers} : std::vector<int64_t>{0};
-    return torch::stable::new_empty(call.like, shape);
+    return new_result(call.like, shape);
   };
   const int64_t numbers = numbers_per_rotation(call.options.representation) * call.options.rotations;
   return {make(want_rotations, numbers), make(want_betas, call.options.shape_numbers),

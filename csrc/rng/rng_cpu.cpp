@@ -24,7 +24,7 @@ Tensor draw(const Tensor& step_member, const Tensor& condition, int64_t count, i
   const PhiloxKeys keys(step_member, condition, seed, iteration, stream);
   STD_TORCH_CHECK(count >= 0 && count <= kPhiloxMaxCount, "philox: count must be in [0, 2^30]");
   const int64_t rows = keys.rows();
-  Tensor out = torch::stable::new_empty(condition, {rows, count}, ScalarType::Float);
+  Tensor out = new_result(condition, {rows, count}, ScalarType::Float);
   float* numbers = output<float>(out);
   const int64_t tasks_per_row = (count + kNumbersPerTask - 1) / kNumbersPerTask;
   // Which thread draws a number changes nothing: each is a function of its own counter.

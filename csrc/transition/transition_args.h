@@ -129,7 +129,7 @@ inline ScalarType compute_dtype(bool is_double) { return is_double ? ScalarType:
 inline Output new_output(Tensor& tensor) { return {tensor.mutable_data_ptr(), state_dtype(tensor, "a result")}; }
 
 inline Tensor new_state(const Tensor& like, ScalarType dtype) {
-  return torch::stable::new_empty(like, {like.size(0), like.size(1), like.size(2)}, dtype);
+  return new_result(like, {like.size(0), like.size(1), like.size(2)}, dtype);
 }
 
 inline Tensor new_gradient(const Tensor& state, bool needed) {

@@ -1,0 +1,117 @@
+// Memory of large results, kept when they are freed and given to later ones of the same size.
+//
+// The C library returns large blocks to the system, so each new one costs a page fault per 4 kB, which the system fills
+// with zeros first: for operators that are bound by memory that is half of their time.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+#include <vector>
+
+namespace mgrpo {
+
+class ResultMemory {
+ public:
+  static constexpr int64_t kLeast = int64_t{1} << 20;  // bytes; smaller results come from torch
+
+  // One for the process, never destroyed: tensors may outlive everything else.
+  static ResultMemory& shared() {
+    static ResultMemory* const memory = new ResultMemory;
+    return *memory;
+  }
+
+  // Uninitialised, aligned to 64 bytes; null where there is none left.
+  void* take(int64_t bytes) {
+    const int64_t size = rounded(bytes);
+    {
+      // Waiting could last forever in a process that was forked while another thread was here.
+      std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+      if (lock.owns_lock()) {
+        for (size_t i = kept_.size(); i-- > 0;) {
+          if (kept_[i]->size != size) continue;
+          Head* const head = kept_[i];
+          kept_.erase(kept_.begin() + static_cast<std::ptrdiff_t>(i));
+          held_ -= size;
+          return head + 1;
+        }
+      }
+    }
+    void* memory = nullptr;
+    if (posix_memalign(&memory, sizeof(Head), sizeof(Head) + static_cast<size_t>(size)) != 0) return nullptr;
+    Head* const head = static_cast<Head*>(memory);
+    head->size = size;
+    return head + 1;
+  }
+
+  void give_back(void* data) {
+    Head* const head = static_cast<Head*>(data) - 1;
+    {
+      std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+      if (lock.owns_lock() && head->size <= limit_) {
+        // The oldest make room: sizes that nobody asks for any more go first.
+        size_t leaving = 0;
+        for (; held_ + head->size > limit_; ++leaving) {
+          held_ -= kept_[leaving]->size;
+          std::free(kept_[leaving]);
+        }
+        kept_.erase(kept_.begin(), kept_.begin() + static_cast<std::ptrdiff_t>(leaving));
+        kept_.push_back(head);
+        held_ += head->size;
+        return;
+      }
+    }
+    std::free(head);
+  }
+
+ private:
+  struct alignas(64) Head {
+    int64_t size;
+  };
+
+  ResultMemory() {
+    const char* wanted = std::getenv("MGRPO_RESULT_MEMORY_MB");
+    const long long megabytes = wanted == nullptr ? 256 : std::atoll(wanted);
+    limit_ = megabytes <= 0 ? 0 : static_cast<int64_t>(megabytes) << 20;
+  }
+
+  // Up to an eighth more than asked for, so that batches of nearly the same size use the same blocks.
+  static int64_t rounded(int64_t bytes) {
+    int64_t step = kLeast / 8;
+    while (step * 16 < bytes) step *= 2;
+    return (bytes + step - 1) / step * step;
+  }
+
+  std::mutex mutex_;
+  std::vector<Head*> kept_;  // the oldest first
+  int64_t held_ = 0, limit_ = 0;
+};
+
+// An uninitialised contiguous tensor of this shape and type on the device of `like`: what operators return.
+inline torch::stable::Tensor new_result(const torch::stable::Tensor& like, const std::vector<int64_t>& shape,
+                                        torch::headeronly::ScalarType dtype) {
+  using torch::headeronly::ScalarType;
+  const bool half = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
+  const int64_t number = dtype == ScalarType::Float ? 4 : dtype == ScalarType::Double ? 8 : half ? 2 : 0;
+  int64_t bytes = number;
+  for (const int64_t size : shape) bytes *= size;
+  if (like.is_cpu() && bytes >= ResultMemory::kLeast) {
+    if (void* data = ResultMemory::shared().take(bytes)) {
+      std::vector<int64_t> strides(shape.size());
+      int64_t stride = 1;
+      for (size_t axis = shape.size(); axis-- > 0; stride *= shape[axis]) strides[axis] = stride;
+      void (*const give_back)(void*) = [](void* given) { ResultMemory::shared().give_back(given); };
+      return torch::stable::from_blob(data, shape, strides, like.device(), dtype, give_back);
+    }
+  }
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+inline torch::stable::Tensor new_result(const torch::stable::Tensor& like, const std::vector<int64_t>& shape) {
+  return new_result(like, shape, like.scalar_type());
+}
+
+}  // namespace mgrpo

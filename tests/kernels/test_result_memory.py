@@ -1,0 +1,91 @@
+"""Large results of the C++ backend get the memory of results that were freed, and never that of one still in use."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from mgrpo.kernels import available_backends, project_so3, sde_step
+
+pytestmark = pytest.mark.skipif(
+    "cpp" not in available_backends("project_so3"), reason="the native extension is not built"
+)
+
+LARGE = 1 << 19
+"""Numbers of a result of 2 MiB."""
+
+
+def result(number: int, scale: float) -> torch.Tensor:
+    return sde_step(torch.full((1, number, 1), scale), torch.zeros(1, number, 1), 2.0, 0.0, 0.0, None, backend="cpp")
+
+
+def test_freed_memory_is_used_again() -> None:
+    first = result(LARGE, 1.0)
+    place = first.data_ptr()
+    assert place % 64 == 0
+    del first
+    again = result(LARGE - 1000, 3.0)  # nearly as large
+    assert again.data_ptr() == place and bool((again == 6.0).all()) and again.shape == (1, LARGE - 1000, 1)
+
+
+def test_results_in_use_share_nothing() -> None:
+    alive = [result(LARGE, float(number)) for number in range(4)]
+    view = alive[1][:, 10:20]
+    del alive[1]
+    gc.collect()
+    more = [result(LARGE, 9.0) for _ in range(4)]
+    held = {one.data_ptr() for one in (*alive, *more)} | {view.untyped_storage().data_ptr()}
+    assert len(held) == 8
+    assert [float(one.max()) for one in alive] == [0.0, 4.0, 6.0] and bool((view == 2.0).all())
+
+
+def test_they_are_ordinary_tensors() -> None:
+    matrices = torch.randn(80_000, 3, 3, dtype=torch.float64)
+    found = project_so3(matrices, backend="cpp")
+    assert found.is_contiguous() and found.dtype == torch.float64 and found.device == matrices.device
+    assert torch.equal(pickle.loads(pickle.dumps(found)), found)
+    assert torch.equal(found.clone().share_memory_(), found)
+    before = found.clone()
+    found.mul_(2.0)
+    assert torch.equal(torch.from_numpy(found.numpy()), 2.0 * before)
+    assert torch.equal(project_so3(matrices, backend="cpp"), before)
+
+
+def test_several_threads() -> None:
+    def work(number: int) -> bool:
+        for turn in range(30):
+            mine = result(LARGE + 4096 * (turn % 3), float(number))
+            if not bool((mine == 2.0 * number).all()):
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(1, 9)))
+
+
+@pytest.mark.parametrize(("megabytes", "kept"), [("0", False), ("1", False), ("64", True)])
+def test_the_limit(megabytes: str, kept: bool) -> None:
+    """With less than a result's size none is kept: its pages are new ones each time."""
+    program = """
+import resource, torch
+from mgrpo.kernels import sde_step
+x, zero = torch.ones(1, 1 << 22, 1), torch.zeros(1, 1 << 22, 1)
+for _ in range(3):
+    sde_step(x, zero, 2.0, 0.0, 0.0, None, backend="cpp")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    sde_step(x, zero, 2.0, 0.0, 0.0, None, backend="cpp")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    # Without this the C library may keep such blocks itself, as it likes.
+    environment = {**os.environ, "MGRPO_RESULT_MEMORY_MB": megabytes, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    faults = int(said.stdout)
+    assert faults < 200 if kept else faults > 500, faults
