@@ -166,6 +166,15 @@ COMMANDS = (
         preset_option="--scale",
     ),
     Command(
+        ("ablate", "presets"),
+        "the presets of `train grpo` at equal optimiser steps and equal network calls",
+        "mgrpo.ablations.run",
+        "PresetsConfig",
+        "ablate_presets",
+        presets="PRESETS_SCALES",
+        preset_option="--scale",
+    ),
+    Command(
         ("ablate", "stepweights"),
         "weights and number of the trained steps",
         "mgrpo.ablations.run",

@@ -223,6 +223,21 @@ class SamplerAblationConfig(AblateConfig):
         _different(self, "etas")
 
 
+PRESET_PARTS = ("loss", "window", "advantage", "rotation_error", "alignment", "optimizer_steps")
+"""What the presets of GRPO differ in, besides whether the sampler projects and how gradients are taken."""
+
+
+@dataclass(frozen=True)
+class PresetsConfig(AblateConfig):
+    """The presets of `mgrpo train grpo` at equal optimiser steps, and at the network calls of `paper`. They set
+    --grpo.loss, --grpo.window and the like; sizes, rewards and noise are --grpo's."""
+
+    def unused_options(self) -> Mapping[str, str]:
+        """See :class:`mgrpo.options.HasUnusedOptions`."""
+        set_by_rows = (*(f"grpo.{part}" for part in PRESET_PARTS), "grpo.execution.reuse_graphs")
+        return {**super().unused_options(), **dict.fromkeys(set_by_rows, "here: each row has its preset's")}
+
+
 @dataclass(frozen=True)
 class StepWeightsConfig(AblateConfig):
     """Weights of the sampler's steps in the loss, and how many steps are trained."""
@@ -269,4 +284,5 @@ TABLE3_SCALES = scales(Table3Config)
 TABLE4_SCALES = scales(Table4Config)
 TABLE5_SCALES = scales(Table5Config)
 SAMPLER_SCALES = scales(SamplerAblationConfig)
+PRESETS_SCALES = scales(PresetsConfig)
 STEPWEIGHTS_SCALES = scales(StepWeightsConfig)

@@ -93,6 +93,8 @@ class Plan:
     rows: tuple[Row, ...]
     seeds: tuple[int, ...]
     stages: tuple[Stage, ...]
+    unchanged: frozenset[str] = frozenset()
+    """Rows whose training is GRPO with the ablation's own settings, which ablations in the same folder share."""
 
     def evaluation(self, row: Row, seed: int) -> str:
         """Name of the stage that evaluates a row."""
@@ -108,6 +110,8 @@ class Plan:
             return f"shared/seed{seed}/prior"
         if row.method == "perceptual" and not row.changes:
             return f"shared/seed{seed}/perceptual"
+        if row.name in self.unchanged:
+            return f"shared/seed{seed}/grpo"
         return f"{self.ablation}/seed{seed}/{row.name}"
 
 
@@ -115,7 +119,10 @@ def make_plan(name: str, config: AblateConfig) -> Plan:
     """The stages of ablation ``name``. Raises InputError for options of which no valid training can be made."""
     ablation = ABLATIONS[name]
     rows = chosen_rows(ablation, config)
-    plan = Plan(name, rows, config.seeds, ())
+    base = replace(config.grpo, sampler=config.sampler)
+    same = frozenset(row.name for row in rows if row.method == "grpo" and _configuration(row, base, None) == base)
+    plan = Plan(name, rows, config.seeds, (), same)
+    by_name = {row.name: row for row in rows}
     stages: dict[str, Stage] = {}
     data = replace(config.data, motion=config.data_train)
     for seed in config.seeds:
@@ -143,7 +150,8 @@ def make_plan(name: str, config: AblateConfig) -> Plan:
                 ends = None
                 after = both[:1] if row.method == "perceptual" else both
                 if row.equal_calls is not None:
-                    ends = (f"{name}/seed{seed}/{row.equal_calls}", f"{name}/seed{seed}/{own_row(row)}")
+                    reference, own = (plan.training(by_name[other], seed) for other in (row.equal_calls, own_row(row)))
+                    ends = (reference, own)
                     after = (*after, *ends)
                 stages[training] = Stage(training, row.method, replace(made, output=output), after, ends)
             is_perceptual = row.method == "perceptual"

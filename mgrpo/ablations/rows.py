@@ -8,9 +8,12 @@ from itertools import product
 from typing import Any, Literal
 
 from mgrpo.errors import InputError
+from mgrpo.train.grpo_config import GRPO_PRESETS
 
 from .options import (
+    PRESET_PARTS,
     AblateConfig,
+    PresetsConfig,
     SamplerAblationConfig,
     StepWeightsConfig,
     Table2Config,
@@ -158,6 +161,27 @@ def _stepweights(config: StepWeightsConfig) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def _presets(config: PresetsConfig) -> tuple[Row, ...]:
+    steps, calls = "equal optimiser steps", "equal network calls"
+    changes = {
+        name: {
+            **{part: getattr(preset, part) for part in PRESET_PARTS},
+            "sampler.project": preset.sampler.project,
+            "execution.reuse_graphs": preset.execution.reuse_graphs,
+        }
+        for name, preset in GRPO_PRESETS.items()
+    }
+    names = ("paper", "default", "fast")
+    return (
+        Row("prior", "Prior", "prior", block=steps),
+        *(Row(name, name, "grpo", changes[name], "prior", block=steps) for name in names),
+        *(
+            Row(f"{name}@calls", name, "grpo", changes[name], "prior", block=calls, equal_calls="paper")
+            for name in names[1:]
+        ),
+    )
+
+
 _SEVEN = {"paper": PAPER_COLUMNS, "standard": STANDARD_COLUMNS}
 
 ABLATIONS: dict[str, Ablation] = {
@@ -176,6 +200,7 @@ ABLATIONS: dict[str, Ablation] = {
         ),
         Ablation("table5", "Table 5: post-training methods", _table5, _SEVEN),
         Ablation("sampler", "Transition kernels and their noise", _sampler, _SEVEN),
+        Ablation("presets", "Presets of GRPO", _presets, _SEVEN),
         Ablation("stepweights", "Weights and number of trained steps", _stepweights, _SEVEN),
     )
 }

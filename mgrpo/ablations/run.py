@@ -21,6 +21,7 @@ from mgrpo.train.provenance import provenance
 from .estimate import estimate_seconds
 from .figure import write_figure
 from .options import (
+    PRESETS_SCALES,
     SAMPLER_SCALES,
     STEPWEIGHTS_SCALES,
     TABLE2_SCALES,
@@ -28,6 +29,7 @@ from .options import (
     TABLE4_SCALES,
     TABLE5_SCALES,
     AblateConfig,
+    PresetsConfig,
     SamplerAblationConfig,
     StepWeightsConfig,
     Table2Config,
@@ -179,24 +181,32 @@ def ablate_sampler(config: SamplerAblationConfig, *, command: list[str] | None =
     return run_ablation("sampler", config, command=command)
 
 
+def ablate_presets(config: PresetsConfig, *, command: list[str] | None = None) -> int:
+    """See :func:`run_ablation`."""
+    return run_ablation("presets", config, command=command)
+
+
 def ablate_stepweights(config: StepWeightsConfig, *, command: list[str] | None = None) -> int:
     """See :func:`run_ablation`."""
     return run_ablation("stepweights", config, command=command)
 
 
 __all__ = [
+    "PRESETS_SCALES",
     "SAMPLER_SCALES",
     "STEPWEIGHTS_SCALES",
     "TABLE2_SCALES",
     "TABLE3_SCALES",
     "TABLE4_SCALES",
     "TABLE5_SCALES",
+    "PresetsConfig",
     "SamplerAblationConfig",
     "StepWeightsConfig",
     "Table2Config",
     "Table3Config",
     "Table4Config",
     "Table5Config",
+    "ablate_presets",
     "ablate_sampler",
     "ablate_stepweights",
     "ablate_table2",

@@ -163,6 +163,7 @@ def test_on_the_command_line(
         ("train prior --warmup 0 --no-warmup-from-zero", "--warmup-from-zero has no effect with --warmup 0"),
         ("train prior --loss.hand_rotmats 0.5", "--loss.hand-rotmats has no effect with --preset tiny"),
         ("train perceptual --gaussian-sigma 0.1", "--gaussian-sigma has no effect with --negatives samples"),
+        ("ablate presets --grpo.loss.clip-range 0.1", "--grpo.loss.clip-range has no effect here: each row has its"),
         ("train perceptual --negatives gaussian --last-steps 2", "--last-steps has no effect with --negatives"),
         ("train perceptual --validate-every 0 --validation-samples 2", "--validation-samples has no effect"),
         (

@@ -4,6 +4,7 @@ fails stops nothing else, and the tables' numbers are those of the evaluations."
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import math
@@ -15,6 +16,7 @@ import torch
 
 from mgrpo.ablations import schedule, stages
 from mgrpo.ablations.options import (
+    PresetsConfig,
     SamplerAblationConfig,
     StepWeightsConfig,
     Table2Config,
@@ -31,6 +33,7 @@ from mgrpo.errors import InputError, MgrpoError
 from mgrpo.eval.bootstrap import two_way_intervals
 from mgrpo.grpo.window import StepWindowConfig
 from mgrpo.models.denoiser import DENOISER_PRESETS
+from mgrpo.train.grpo_config import GRPO_PRESETS
 from mgrpo.train.interrupt import TrainingInterrupted
 from mgrpo.train.motion_data import MotionDataConfig
 
@@ -44,6 +47,7 @@ CLASSES = {
     "table4": Table4Config,
     "table5": Table5Config,
     "sampler": SamplerAblationConfig,
+    "presets": PresetsConfig,
     "stepweights": StepWeightsConfig,
 }
 
@@ -233,6 +237,41 @@ def test_equal_network_calls(clips, tmp_path):
     one = spent["finetune"] / config.grpo.iterations
     assert spent["finetune"] < spent["grpo"] and abs(spent["finetune@calls"] - spent["grpo"]) <= one / 2
     assert rows["finetune"].budget["optimizer_steps"] == rows["grpo"].budget["optimizer_steps"] == 2
+
+
+def test_ablations_share_their_own_grpo(clips, tmp_path):
+    """A row that changes nothing is trained once for all ablations of the folder; one that changes something is not."""
+    shared = {}
+    for name in ("table2", "table3", "table5", "stepweights"):
+        plan = make_plan(name, tiny(CLASSES[name], clips, tmp_path / "out"))
+        shared[name] = {row.name for row in plan.rows if plan.training(row, 0) == "shared/seed0/grpo"}
+        trained = [stage.name for stage in plan.stages if stage.kind == "grpo"]
+        assert len(trained) == len(set(trained)) and trained.count("shared/seed0/grpo") == len(shared[name])
+    window = tiny(StepWeightsConfig, clips, tmp_path).grpo.window.size
+    assert shared == {"table2": {"perlin"}, "table3": {"shared-0.1"}, "table5": {"grpo"}, "stepweights": set()}
+    several = make_plan("stepweights", tiny(StepWeightsConfig, clips, tmp_path, window_sizes=(window,)))
+    assert several.unchanged == {f"inv_snr-{window}"}
+
+
+def test_presets_differ_in_what_they_name(clips, tmp_path):
+    plan = make_plan("presets", tiny(PresetsConfig, clips, tmp_path, seeds=(0,)))
+    made = {stage.name.rpartition("/")[2]: stage.config for stage in plan.stages if stage.kind == "grpo"}
+    assert set(made) == {"paper", "default", "fast", "default@calls", "fast@calls"}
+    for name, config in made.items():
+        preset = GRPO_PRESETS[name.partition("@")[0]]
+        assert (config.loss, config.window, config.advantage) == (preset.loss, preset.window, preset.advantage)
+        assert config.sampler.project == preset.sampler.project and config.sampler.steps == 6
+        assert config.execution.reuse_graphs == preset.execution.reuse_graphs
+        assert (config.alignment, config.rotation_error) == (preset.alignment, preset.rotation_error)
+        usual = dataclasses.asdict(replace(preset, **{part: getattr(config, part) for part in SIZES}))
+        assert usual == dataclasses.asdict(config)
+
+
+SIZES = (
+    *("iterations", "conditions", "group_size", "train_windows", "warmup", "validate_every", "checkpoint_every"),
+    *("output", "data", "seed", "resume", "prior", "perceptual", "sampler"),
+)
+"""What an ablation sets for all presets alike; a preset that differs in anything else is not what the row shows."""
 
 
 @pytest.mark.parametrize("name", sorted(ABLATIONS))
