@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from mgrpo.demo.pipeline import DemoConfig, run_demo
+from mgrpo.demo.config import DemoConfig
+from mgrpo.demo.pipeline import run_demo
 
 __all__ = ["DemoConfig", "run_demo"]

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from mgrpo.data import MotionWindows
+from mgrpo.demo.config import DemoConfig
 from mgrpo.eval.evaluate import EvaluationResult, compare
 from mgrpo.eval.metrics import METRICS
 from mgrpo.eval.statistics import over_windows_and_seeds
@@ -48,9 +49,6 @@ from mgrpo.train.diversity import DiversityAt
 from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.provenance import provenance
 from mgrpo.viz.comparison import MotionComparison, SkeletonTrack
-
-if TYPE_CHECKING:
-    from mgrpo.demo.pipeline import DemoConfig
 
 _STAGE_LABELS = {"perceptual": "perceptual model", "grpo": "GRPO"}
 _HEADLINE = ("mpjpe_mm", "pa_mpjpe_mm", "mpjve_mm_s")

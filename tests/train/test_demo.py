@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mgrpo.demo import DemoConfig, run_demo
-from mgrpo.demo.pipeline import StageClock, stage_configs
+from mgrpo.demo.config import stage_configs
+from mgrpo.demo.pipeline import StageClock
 from mgrpo.errors import InputError
 from mgrpo.eval.metrics import METRICS
 from mgrpo.report import ReportData
