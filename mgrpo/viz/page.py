@@ -44,7 +44,9 @@ def render_stage_page(stage: Stage, look: Look, theme: Theme = "auto") -> str:
     return Template(_asset("viewer.html")).substitute(
         title=escape(stage.title),
         theme=theme,
-        style=_asset("viewer.css").replace("/*light*/", LIGHT.css_variables()).replace("/*dark*/", DARK.css_variables()),
+        style=_asset("viewer.css")
+        .replace("/*light*/", LIGHT.css_variables())
+        .replace("/*dark*/", DARK.css_variables()),
         script=_asset("viewer.js"),
         data=data,
         notes=notes,
