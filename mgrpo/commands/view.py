@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ from mgrpo.errors import InputError
 from mgrpo.eval.formats import ReadOptions
 from mgrpo.eval.formats.tracks import Unit, Up
 from mgrpo.options import require
-from mgrpo.storage import atomic_write, make_folder
+from mgrpo.storage import atomic_write, folder_for_results
 from mgrpo.train.progress import Progress, notice
-from mgrpo.viz.film import SIZES, Layout, Look, Show, write_film, write_still
+from mgrpo.viz.film import SIZES, Layout, Look, Show, StagePainter, write_film, write_still
 from mgrpo.viz.live import LiveViewer, require_port, require_viser
 from mgrpo.viz.mp4 import have_mp4_encoder
 from mgrpo.viz.page import Theme, render_stage_page
@@ -159,12 +160,15 @@ def run_view(config: ViewConfig) -> int:
             if path.is_dir():
                 raise InputError(f"--{option} {path}: a folder; name a file")
             refuse_run_folder(path.parent, f"--{option}")
-            make_folder(path.parent)
-    stage = load(config)
     if not config.writes:
-        serve(stage, config)
+        serve(load(config), config)
         return 0
-    for path in write(stage, config):
+    with contextlib.ExitStack() as folders:
+        for path in (config.html, config.video, config.png):
+            if path is not None:
+                folders.enter_context(folder_for_results(path.parent))
+        written = write(load(config), config)
+    for path in written:
         print(path)
     return 0
 
@@ -199,28 +203,39 @@ def look_of(config: ViewConfig) -> Look:
 
 
 def write(stage: Stage, config: ViewConfig) -> list[Path]:
-    """Write what is asked for. Returns the files."""
+    """Write what is asked for. Returns the files. Raises InputError before anything is written where a time of --at is
+    not in the motion, or the panels don't fit the picture."""
     look, written = look_of(config), []
+    if config.png is not None or config.video is not None:
+        StagePainter(stage, look)
+    pictures = stills(stage, config) if config.png is not None else {}
     if config.html is not None:
         atomic_write(config.html, render_stage_page(stage, look, config.theme))
         written.append(config.html)
-    if config.png is not None:
-        moments = config.at or (stage.seconds((stage.frames - 1) // 2),)
-        for moment in moments:
-            first, last = stage.seconds(0), stage.seconds(stage.frames - 1)
-            if not first - 0.5 / stage.fps <= moment <= last + 0.5 / stage.fps:
-                raise InputError(f"--at {moment:g}: the motion shown has {first:.2f} to {last:.2f} s")
-        for moment in moments:
-            path = config.png
-            if len(moments) > 1:
-                path = path.with_name(f"{path.stem}_{moment:06.2f}s{path.suffix}")
-            write_still(stage, look, path, stage.frame_at(moment))
-            written.append(path)
+    for path, frame in pictures.items():
+        write_still(stage, look, path, frame)
+        written.append(path)
     if config.video is not None:
         with Progress("draw", stage.frames, "frames") as progress:
             write_film(stage, look, config.video, on_frame=progress.update)
         written.append(config.video)
     return written
+
+
+def stills(stage: Stage, config: ViewConfig) -> dict[Path, int]:
+    """Files of --png and the frame of each. Raises InputError for a time that the motion doesn't have."""
+    assert config.png is not None
+    first, last = stage.seconds(0), stage.seconds(stage.frames - 1)
+    for moment in config.at:
+        if not first - 0.5 / stage.fps <= moment <= last + 0.5 / stage.fps:
+            raise InputError(f"--at {moment:g}: the motion shown has {first:.2f} to {last:.2f} s")
+    if len(config.at) <= 1:
+        return {config.png: stage.frame_at(config.at[0]) if config.at else (stage.frames - 1) // 2}
+    frames = {stage.frame_at(moment) for moment in config.at}
+    return {
+        config.png.with_name(f"{config.png.stem}_{stage.seconds(frame):07.2f}s{config.png.suffix}"): frame
+        for frame in sorted(frames)
+    }
 
 
 def serve(stage: Stage, config: ViewConfig) -> None:
