@@ -140,6 +140,7 @@ class LiveViewer:
 
     def _panel(self, look: Look) -> None:
         gui, stage = self.server.gui, self.stage
+        gui.main_panel.dock_right()  # beside the scene, not over it
         self.readout = gui.add_html(self.chart.html(0, self._dark))
         self.slider = gui.add_slider("Frame", 0, max(stage.frames - 1, 1), 1, 0, disabled=stage.frames < 2)
         self.clock = gui.add_text("Time", "", disabled=True)
@@ -215,12 +216,7 @@ class LiveViewer:
         dark = self._dark
         palette = palette_of(dark)
         self.server.gui.configure_theme(
-            dark_mode=dark,
-            show_logo=False,
-            show_share_button=False,
-            control_layout="fixed",
-            control_width="large",
-            brand_color=(31, 111, 181),
+            dark_mode=dark, show_logo=False, show_share_button=False, control_width="large", brand_color=(31, 111, 181)
         )
         shade = SHADES[dark]
         line, section = mix(shade, rgb(palette.muted), 0.28), mix(shade, rgb(palette.muted), 0.55)
