@@ -205,6 +205,13 @@ COMMANDS = (
         "run_sample",
     ),
     Command(
+        ("view",),
+        "look at motion files: in the browser, as an offline page, a film or pictures",
+        "mgrpo.commands.view",
+        "ViewConfig",
+        "run_view",
+    ),
+    Command(
         ("convert",),
         "store a model in another layout: EgoAllo's, a run's, or that of the Hugging Face Hub",
         "mgrpo.commands.convert",

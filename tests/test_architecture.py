@@ -45,7 +45,7 @@ OUTSIDE: Mapping[str, frozenset[str]] = {
     "terminal": frozenset(),
     "geometry": frozenset({"torch"}),
     "npz": frozenset({"numpy"}),
-    "viz": frozenset({"numpy", "PIL", "imageio_ffmpeg"}),
+    "viz": frozenset({"numpy", "PIL", "imageio_ffmpeg", "viser"}),
     "report": frozenset({"numpy", "matplotlib"}),
     "cli": frozenset({"tyro"}),
     "__main__": frozenset(),

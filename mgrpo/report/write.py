@@ -19,8 +19,9 @@ from mgrpo.report.training import PICTURES as TRAINING_PICTURES
 from mgrpo.report.training import TrainingReport
 from mgrpo.report.training_page import render_training_page
 from mgrpo.storage import replacing
-from mgrpo.viz.animation import have_mp4_encoder, write_animation
+from mgrpo.viz.animation import write_animation
 from mgrpo.viz.filmstrip import render_filmstrip
+from mgrpo.viz.mp4 import have_mp4_encoder
 
 PICTURES = ("results", "rewards", "training", "health", "diversity", "filmstrip")
 """Names of the PNGs a report may hold."""

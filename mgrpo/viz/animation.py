@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from mgrpo.storage import replacing
 from mgrpo.viz.camera import frame_clip
 from mgrpo.viz.comparison import ROLE_LABELS, ROLES, MotionComparison
 from mgrpo.viz.mannequin import mannequin_for
+from mgrpo.viz.mp4 import Mp4Writer
 from mgrpo.viz.palette import LIGHT, Palette, mix, rgb
 from mgrpo.viz.scene import draw_panel, font
 
@@ -71,55 +71,6 @@ REST_SECONDS = 0.4
 """How long the last frame of a clip stands."""
 
 
-class _Mp4Writer:
-    """Feeds pictures to the ffmpeg of the imageio-ffmpeg wheel, which writes an mp4 file."""
-
-    def __init__(self, path: Path, fps: float) -> None:
-        self.path = path
-        self.fps = fps
-        self._writer: Generator[None, bytes, None] | None = None
-
-    def add(self, picture: Image.Image) -> None:
-        """Encode one more picture; all must have the first one's size."""
-        if self._writer is None:
-            import imageio_ffmpeg
-
-            self._writer = imageio_ffmpeg.write_frames(
-                str(self.path),
-                picture.size,
-                fps=self.fps,
-                codec="libx264",
-                pix_fmt_out="yuv420p",
-                macro_block_size=2,
-                output_params=[
-                    "-crf",
-                    "21",
-                    "-preset",
-                    "veryfast",
-                    "-threads",
-                    "1",
-                    "-movflags",
-                    "+faststart",
-                    "-f",
-                    "mp4",
-                ],
-                ffmpeg_log_level="error",
-            )
-            self._writer.send(None)
-        self._writer.send(np.asarray(picture).tobytes())
-
-    def close(self) -> None:
-        """Let the encoder finish the file, if it still runs."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-    def check(self) -> None:
-        """Raise OSError if the encoder, which doesn't tell, wrote nothing."""
-        if not self.path.is_file() or self.path.stat().st_size == 0:
-            raise OSError(f"the video encoder wrote nothing to {self.path}")
-
-
 def _gif_table(palette: Palette) -> Image.Image:
     """A palette picture of up to 256 colours: ramps between the scheme's colours, which is all that the film holds."""
     black, white = (0, 0, 0), (255, 255, 255)
@@ -152,11 +103,6 @@ def _save_gif(path: Path, pictures: Sequence[Image.Image], durations: Sequence[f
             loop=0,
             optimize=False,
         )
-
-
-def have_mp4_encoder() -> bool:
-    """Whether the imageio-ffmpeg package (which brings its own ffmpeg) is there."""
-    return importlib.util.find_spec("imageio_ffmpeg") is not None
 
 
 def film_clips(comparisons: Sequence[MotionComparison], frame_limit: int) -> list[MotionComparison]:
@@ -199,7 +145,7 @@ def write_animation(
     with contextlib.ExitStack() as writing:
         writer = None
         if mp4 is not None:
-            writer = _Mp4Writer(writing.enter_context(replacing(mp4)), fps)
+            writer = Mp4Writer(writing.enter_context(replacing(mp4)), fps)
             writing.callback(writer.close)
         for index, picture in enumerate(pictures):
             ends = index + 1 in last_of_clip

@@ -56,9 +56,14 @@ def _smooth(values: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def frame_clip(comparison: MotionComparison) -> Framing:
-    """A view for a clip: from the front and a little to the side of where the recorded body mostly faces, gliding with
-    its pelvis."""
-    joints = comparison.ground_truth.joints[0].astype(np.float64)
+    """A view for a clip, by its recorded body."""
+    return frame_joints(comparison.ground_truth.joints[0], comparison.parents)
+
+
+def frame_joints(joints: np.ndarray, parents: tuple[int, ...] = BODY_PARENTS) -> Framing:
+    """A view for joints (T, J, 3) in metres: from the front and a little to the side of where the body mostly faces,
+    gliding with its pelvis. Frames with NaN are passed over."""
+    joints = joints.astype(np.float64)
     frames = len(joints)
     pelvis = _fill_missing(joints[:, 0, :2])
     centers = _smooth(pelvis, sigma=max(2.0, min(12.0, frames / 8)))
@@ -67,7 +72,7 @@ def frame_clip(comparison: MotionComparison) -> Framing:
         return Framing(centers, 0.9, 0.0, 0.8, 0.95)
 
     azimuth = 0.0
-    if comparison.parents == BODY_PARENTS:
+    if parents == BODY_PARENTS:
         left = finite[:, 1, :2] - finite[:, 2, :2]
         # forward = left x up; its mean decides unless the body turns so much that the mean says nothing
         forward = np.stack((left[:, 1], -left[:, 0]), axis=1)
@@ -111,13 +116,15 @@ class Camera:
         """Focal length in pixels."""
         return FOCAL * self.height
 
+    def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Unit vectors (3,) in the world: back (from the target to the camera), right and up on the picture."""
+        ce, se, ca, sa = np.cos(self.elevation), np.sin(self.elevation), np.cos(self.azimuth), np.sin(self.azimuth)
+        return np.array((ce * ca, ce * sa, se)), np.array((-sa, ca, 0.0)), np.array((-se * ca, -se * sa, ce))
+
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """World points (…, 3) to pixels: (x, y, pixels per metre), each (…). Depth in metres is focal / scale; it never
         goes below 5 cm."""
-        ce, se, ca, sa = np.cos(self.elevation), np.sin(self.elevation), np.cos(self.azimuth), np.sin(self.azimuth)
-        back = np.array((ce * ca, ce * sa, se))
-        right = np.array((-sa, ca, 0.0))
-        up = np.array((-se * ca, -se * sa, ce))
+        back, right, up = self.axes()
         relative = np.asarray(points, dtype=np.float64) - self.target
         depth = np.maximum(self.distance - relative @ back, 0.05)
         scale = self.focal / depth

@@ -53,7 +53,7 @@ class Panel:
         self.background = background
         self.line = line
         self.image = Image.new("RGB", (camera.width, camera.height), background)
-        self._draw = ImageDraw.Draw(self.image)
+        self.draw = ImageDraw.Draw(self.image)
 
     def floor(self, *, radius: float = 2.4, cell: float = 0.5) -> None:
         """A grid with ``cell`` metres spacing on z = 0 that fades out at ``radius`` metres around the camera's
@@ -76,7 +76,7 @@ class Panel:
                 continue
             xs, ys, _ = self.camera.project(np.array(segments))
             for (x1, x2), (y1, y2) in zip(xs, ys):
-                self._draw.line((x1, y1, x2, y2), fill=color, width=width)
+                self.draw.line((x1, y1, x2, y2), fill=color, width=width)
 
     def disc(self, point: np.ndarray, radius: float, color: Rgb) -> None:
         """A disc lying on the floor under ``point`` (metres)."""
@@ -85,7 +85,7 @@ class Panel:
             (point[0] + radius * np.cos(angles), point[1] + radius * np.sin(angles), np.zeros_like(angles)), axis=1
         )
         xs, ys, _ = self.camera.project(ring)
-        self._draw.polygon(list(zip(xs.tolist(), ys.tolist())), fill=color)
+        self.draw.polygon(list(zip(xs.tolist(), ys.tolist())), fill=color)
 
     def path(self, points: np.ndarray, color: Rgb, width: float) -> None:
         """A line through world points (N, 3); stretches with NaN are left out."""
@@ -93,7 +93,7 @@ class Panel:
         good = np.isfinite(xs) & np.isfinite(ys)
         for index in range(len(points) - 1):
             if good[index] and good[index + 1]:
-                self._draw.line(
+                self.draw.line(
                     (xs[index], ys[index], xs[index + 1], ys[index + 1]), fill=color, width=max(1, round(width))
                 )
 
@@ -109,7 +109,7 @@ class Panel:
         )
         xs, ys, _ = self.camera.project(np.concatenate((hull, np.zeros((*hull.shape[:2], 1))), axis=-1))
         for polygon in _flat(np.stack((xs, ys), axis=-1)):
-            self._draw.polygon(polygon, fill=color)
+            self.draw.polygon(polygon, fill=color)
 
     def ghost(self, mannequin: Mannequin, joints: np.ndarray, color: Rgb) -> None:
         """A flat silhouette of a body."""
@@ -122,7 +122,7 @@ class Panel:
             xs[starts], ys[starts], start_radii * scale[starts], xs[ends], ys[ends], end_radii * scale[ends]
         )
         for polygon in _flat(hull):
-            self._draw.polygon(polygon, fill=color)
+            self.draw.polygon(polygon, fill=color)
 
     def body(self, mannequin: Mannequin, joints: np.ndarray, color: Rgb) -> None:
         """A shaded body, limbs from far to near. Joints (J, 3) with NaN draw nothing."""
@@ -158,7 +158,7 @@ class Panel:
             tones = (mix(base, (0, 0, 0), 0.42), mix(base, (0, 0, 0), 0.2), base, mix(base, (255, 255, 255), 0.28))
             for outlines, tone in zip(layers, tones):
                 for limb in part:
-                    self._draw.polygon(outlines[limb], fill=tone)
+                    self.draw.polygon(outlines[limb], fill=tone)
 
 
 def _limb_arrays(mannequin: Mannequin) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -49,8 +49,8 @@ from mgrpo.report.findings import compute_findings, diversity_finding, headline_
 from mgrpo.report.motion_pack import pack_clips
 from mgrpo.report.numbers import fixed, log_ticks, nice_ticks, running_mean, seconds, short, signed, with_error
 from mgrpo.report.page import render_page
-from mgrpo.viz.animation import have_mp4_encoder
 from mgrpo.viz.comparison import BODY_PARENTS, MotionComparison, SkeletonTrack, frame_errors_mm
+from mgrpo.viz.mp4 import have_mp4_encoder
 from mgrpo.viz.palette import LIGHT
 
 EVIL = '<script>alert("1")</script> & \u2028 </script>'

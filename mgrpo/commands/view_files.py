@@ -1,0 +1,328 @@
+"""Motion files on one time line, posed and measured, ready to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mgrpo.body import BodyModel
+from mgrpo.body.model import HEAD_ROW
+from mgrpo.data.packs import DEMO, DEMO_ASSET
+from mgrpo.errors import InputError, in_file
+from mgrpo.eval.formats import MotionTracks, ReadOptions, RotationMotion, read_motions
+from mgrpo.geometry import quat_normalize, rotmat_to_quat
+from mgrpo.viz.comparison import frame_errors_mm
+from mgrpo.viz.stage import Actor, Stage
+from mgrpo.viz.surface import Surface, rotation_matrices
+
+FASTEST = 60.0
+"""Most frames per second that are shown; faster recordings lose frames evenly."""
+
+MOST_BYTES = 3 << 30
+"""Most memory for the motions shown; a sample takes 0.7 kB a frame."""
+
+_CHUNK = 1024
+_SAME_RATE = 1e-3
+_GAP = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One motion of one file, chosen to be shown."""
+
+    path: str
+    """The file as the user named it."""
+    name: str
+    """Name in the viewer."""
+    motion: MotionTracks | RotationMotion
+    color: int
+    """Number of its colour, see :func:`mgrpo.viz.stage.color_of`; 0 is the truth."""
+    samples: int
+    """Samples to show, at most as many as there are."""
+
+    def __post_init__(self) -> None:
+        for label, numbers in (("frame numbers", self.motion.frame_nums), ("times", self.motion.times)):
+            if numbers is not None and len(numbers) > 1 and not bool((np.diff(numbers) > 0).all()):
+                raise InputError(f"{self.path}: {label} that don't rise; sort its frames and drop repeated ones")
+
+    @property
+    def notes(self) -> list[str]:
+        """What was assumed about the file."""
+        return [*self.motion.notes, *(self.motion.shape_notes if isinstance(self.motion, RotationMotion) else ())]
+
+
+def read_source(
+    path: str, name: str, color: int, options: ReadOptions, *, clip: str, samples: int, say: Callable[[str], None]
+) -> Source:
+    """The motion of a file that ``clip`` (a name or a pattern; empty: the first) means; ``demo`` is the pack that ships
+    with the package. ``say`` is told when there are others. Raises InputError for files and names that don't exist."""
+    if path == DEMO:
+        with resources.as_file(resources.files("mgrpo") / "assets" / DEMO_ASSET) as asset:
+            motions = read_motions(asset, options)
+    else:
+        motions = read_motions(path, options)
+    chosen = motions[0]
+    if len(motions) > 1:
+        found = next((one for one in motions if clip in ("", one.name) or fnmatchcase(one.name, clip)), None)
+        names = ", ".join(one.name for one in motions[:40]) + (" ..." if len(motions) > 40 else "")
+        if found is None:
+            raise InputError(f"--clip: {path} has no motion called {clip!r}. It has: {names}")
+        chosen = found
+        if not clip:
+            say(f"{path} has {len(motions)} motions and '{chosen.name}' is shown; --clip chooses: {names}")
+    return Source(path, name, chosen, color, min(samples, chosen.samples))
+
+
+def time_axes(sources: Sequence[Source]) -> tuple[list[np.ndarray], str]:
+    """Time of every frame of every source in seconds on one axis, and by what they were brought together.
+
+    By their clocks where all have time stamps that overlap; by frame numbers where one has them and all have one rate
+    (who has none counts from 0); otherwise all begin at 0.
+    """
+    motions = [source.motion for source in sources]
+    clocks = [motion.times for motion in motions if motion.times is not None]
+    if len(clocks) == len(motions) and max(clock[0] for clock in clocks) <= min(clock[-1] for clock in clocks):
+        return [clock - min(clock[0] for clock in clocks) for clock in clocks], "time stamps"
+    rates = [motion.fps for motion in motions]
+    if any(motion.frame_nums is not None for motion in motions) and max(rates) - min(rates) <= _SAME_RATE * min(rates):
+        rate = rates[0]
+        axes = [np.arange(len(motion)) if motion.frame_nums is None else motion.frame_nums for motion in motions]
+        return [axis / rate for axis in axes], "frame numbers"
+    return [np.arange(len(motion)) / motion.fps for motion in motions], "their first frames"
+
+
+def time_line(
+    sources: Sequence[Source], axes: Sequence[np.ndarray], start: float, seconds: float
+) -> tuple[np.ndarray, float]:
+    """Times of the frames shown (T,) and their rate: the stretch that the predictions (or, alone, the truth) cover, cut
+    to ``seconds`` from ``start`` on (0: all of it), at the lowest of the rates, and at most :data:`FASTEST`.
+
+    Raises InputError where nothing is left, or a truth and its predictions have no time in common.
+    """
+    shown = [axis for source, axis in zip(sources, axes) if source.color != 0] or list(axes)
+    first, last = min(axis[0] for axis in shown), max(axis[-1] for axis in shown)
+    for source, axis in zip(sources, axes):
+        if source.color == 0 and (axis[-1] < first or axis[0] > last):
+            raise InputError(
+                f"the truth {source.path} has {axis[0]:.2f} to {axis[-1]:.2f} s, the others {first:.2f} to "
+                f"{last:.2f} s: no time in common. Are they of one recording? --clip names a pack's clip"
+            )
+    begin = max(first, first + start)
+    if begin > last:
+        raise InputError(f"--start {start:g} is after the end: the motion has {last - first:.2f} s")
+    end = min(last, begin + seconds) if seconds > 0 else last
+    rate = min(source.motion.fps for source in sources)
+    rate /= np.ceil(rate / FASTEST - 1e-6)
+    return begin + np.arange(int(np.floor((end - begin) * rate + 1e-6)) + 1) / rate, float(rate)
+
+
+def place_on_line(source: Source, axis: np.ndarray, times: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
+    """Where each time lies among a source's frames, counted in frames (T,), and whether it is there at all (T,): not
+    outside its span, and not in a gap of its frames. ``step`` is the seconds between the frames shown."""
+    slack = 0.5 / source.motion.fps
+    inside = (times >= axis[0] - 1e-6) & (times <= axis[-1] + min(slack, 0.5 * step))
+    positions = np.interp(times, axis, np.arange(len(axis)))
+    if len(axis) > 1:
+        low = np.clip(np.floor(positions + 1e-6).astype(np.int64), 0, len(axis) - 2)
+        gap = np.diff(axis)[low] > _GAP / source.motion.fps
+        inside &= ~gap | (np.abs(positions - np.round(positions)) < 1e-3)
+    return positions, inside
+
+
+def pose(
+    source: Source, positions: np.ndarray, inside: np.ndarray, progress: Callable[[int], None]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Joints (S, T, 22, 3) and orientations (S, T, 22, 4; None where there are no rotations), float32, NaN where the
+    source isn't there. Posed in pieces; between two frames positions go straight, orientations turn evenly."""
+    motion, frames = source.motion, len(positions)
+    joints = np.full((source.samples, frames, 22, 3), np.nan, np.float32)
+    turned = isinstance(motion, RotationMotion) or motion.R_world_joint is not None
+    quats = np.full((source.samples, frames, 22, 4), np.nan, np.float32) if turned else None
+    for begin in range(0, frames, _CHUNK):
+        rows = np.arange(begin, min(begin + _CHUNK, frames))
+        rows = rows[inside[rows]]
+        progress(min(_CHUNK, frames - begin))
+        if not len(rows):
+            continue
+        low = np.clip(np.floor(positions[rows] + 1e-6).astype(np.int64), 0, len(motion) - 1)
+        high = np.minimum(low + 1, len(motion) - 1)
+        wanted, back = np.unique(np.concatenate((low, high)), return_inverse=True)
+        there, turns = _posed(motion, torch.from_numpy(wanted), source.samples)
+        share = np.clip(positions[rows] - low, 0.0, 1.0)[:, None, None]
+        before, after = back[: len(rows)], back[len(rows) :]
+        joints[:, rows] = there[:, before] + share * (there[:, after] - there[:, before])
+        if quats is not None and turns is not None:
+            a, b = turns[:, before], turns[:, after]
+            b = np.where((a * b).sum(-1, keepdims=True) < 0, -b, b)
+            mixed = a + share * (b - a)
+            quats[:, rows] = mixed / np.linalg.norm(mixed, axis=-1, keepdims=True)
+    return joints, quats
+
+
+def _posed(
+    motion: MotionTracks | RotationMotion, rows: torch.Tensor, samples: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Some frames of a motion: joints (S, n, 22, 3), orientations (S, n, 22, 4) or None."""
+    if isinstance(motion, RotationMotion):
+        placed = motion.placed(rows)
+        joints, rotmats = placed.joints, placed.R_world_joint
+    else:
+        joints = motion.joints[:, rows]
+        rotmats = None if motion.R_world_joint is None else motion.R_world_joint[:, rows]
+    if not bool(torch.isfinite(joints).all()):
+        raise InputError("it has values that are not finite (NaN or infinity); cut the motion there or repair it")
+    quats = None if rotmats is None else quat_normalize(rotmat_to_quat(rotmats))[:samples].numpy()
+    return joints[:samples].numpy(), quats
+
+
+def surfaces_of(source: Source) -> tuple[Surface, ...]:
+    """The surface of each sample shown, with its mean shape; none where the motion has no rotations or the body no
+    mesh."""
+    motion = source.motion
+    if not isinstance(motion, RotationMotion) or motion.body.mesh is None:
+        return ()
+    body, mesh = motion.body, motion.body.mesh
+    betas = motion.shape()[: source.samples].mean(dim=1)
+    weights, faces = mesh.weights.float().numpy(), mesh.faces.numpy().astype(np.int32)
+    directions = mesh.shapedirs[..., : betas.shape[-1]].double()
+    rest = mesh.v_template.double() + torch.einsum("vcb,sb->svc", directions, betas)
+    joints = body.rest_joints(betas)
+    return tuple(
+        Surface(vertices.float().numpy(), rest_joints.float().numpy(), weights, faces)
+        for vertices, rest_joints in zip(rest, joints)
+    )
+
+
+def head_path(source: Source, actor: Actor, positions: np.ndarray, inside: np.ndarray) -> np.ndarray | None:
+    """Head poses (T, 7) float32 on the time line: those of the file, else the eyes of the posed body; None where there
+    are no rotations."""
+    motion = source.motion
+    if not isinstance(motion, RotationMotion) or actor.quats is None:
+        return None
+    if motion.T_world_cpf is not None:
+        nearest = np.round(positions).astype(np.int64)
+        path = motion.T_world_cpf[nearest].astype(np.float32)
+        low = np.clip(np.floor(positions).astype(np.int64), 0, len(motion) - 1)
+        high = np.minimum(low + 1, len(motion) - 1)
+        xyz = motion.T_world_cpf[:, 4:]
+        path[:, 4:] = xyz[low] + (positions - low)[:, None] * (xyz[high] - xyz[low])
+        path[~inside] = np.nan
+        return path
+    quats = actor.quats[0, :, HEAD_ROW]
+    eyes = motion.body.t_head_cpf(motion.shape()[0].mean(dim=0)).numpy()
+    moved = np.einsum("tij,j->ti", rotation_matrices(quats), eyes)
+    return np.concatenate((quats, actor.joints[0, :, HEAD_ROW] + moved), axis=1).astype(np.float32)
+
+
+def build_stage(
+    sources: Sequence[Source],
+    *,
+    start: float = 0.0,
+    seconds: float = 0.0,
+    progress: Callable[[int], None] = lambda n: None,
+) -> Stage:
+    """The sources posed on one time line (the truth, colour 0, first), errors against the truth where there is one.
+
+    Raises InputError where they have nothing in common or would take more than :data:`MOST_BYTES`.
+    """
+    axes, brought_by = time_axes(sources)
+    times, rate = time_line(sources, axes, start, seconds)
+    needed = sum(source.samples for source in sources) * len(times) * 22 * 7 * 4
+    if needed > MOST_BYTES:
+        raise InputError(
+            f"{len(times):,} frames of {sum(source.samples for source in sources)} motions would take "
+            f"{needed / 1e9:.1f} GB; show fewer by --samples, or a part by --start and --seconds"
+        )
+    actors: list[Actor] = []
+    heads: list[np.ndarray | None] = []
+    for source, axis in zip(sources, axes):
+        positions, inside = place_on_line(source, axis, times, 1 / rate)
+        with in_file(source.path):
+            joints, quats = pose(source, positions, inside, progress)
+        contacts = getattr(source.motion, "contacts", None)
+        if contacts is not None:
+            contacts = contacts[: source.samples, np.round(positions).astype(np.int64)].astype(np.float32)
+        actor = Actor(source.name, joints, source.color, quats, contacts, surfaces_of(source))
+        if actors and actors[0].color == 0:
+            actor = replace(actor, error_mm=frame_errors_mm(joints, actors[0].joints[0]).astype(np.float32))
+        actors.append(actor)
+        heads.append(head_path(source, actor, positions, inside))
+    # The head's path was the input of the predictions; the truth's own is the same where they have none.
+    given = [isinstance(source.motion, RotationMotion) and source.motion.T_world_cpf is not None for source in sources]
+    order = sorted(range(len(sources)), key=lambda index: not given[index])
+    notes = [f"{source.path}: read as {source.motion.format}" for source in sources]
+    notes += [f"{source.path}: {note}" for source in sources for note in source.notes]
+    if len(sources) > 1:
+        notes.append(f"brought together by {brought_by}, {rate:g} frames per second")
+    names = [source.motion.name for source in sources if source.motion.name]
+    return Stage(
+        title=names[0] if names else " · ".join(source.name for source in sources),
+        fps=rate,
+        actors=tuple(actors),
+        start=float(times[0]),
+        T_world_cpf=next((heads[index] for index in order if heads[index] is not None), None),
+        notes=tuple(notes),
+    )
+
+
+def default_names(files: Sequence[str]) -> list[str]:
+    """A name for each file: without folder and suffix where these differ, with the last folder where that does, else
+    the paths."""
+    for count in (1, 2):
+        names = ["/".join([*Path(file).parts[-count:-1], Path(file).stem]) for file in files]
+        if len(set(names)) == len(names):
+            return names
+    if len(set(files)) < len(files):
+        raise InputError("a file was given twice; give each once, or tell them apart by --names")
+    return list(files)
+
+
+def colors_for(names: Sequence[str]) -> list[int]:
+    """Numbers of colours: `prior` and names that begin with `post` get those that they have in all pictures, the others
+    the next free ones; one motion alone gets the post-trained model's."""
+    known = {index: 1 if name.lower() == "prior" else 2 for index, name in enumerate(names) if _role(name)}
+    colors, free = [], iter(number for number in range(1, 1000) if number not in known.values())
+    for index in range(len(names)):
+        colors.append(known[index] if index in known else 2 if len(names) == 1 else next(free))
+    return colors
+
+
+def _role(name: str) -> bool:
+    return name.lower() == "prior" or name.lower().startswith("post")
+
+
+def read_stage(
+    files: Sequence[str],
+    names: Sequence[str],
+    truth: str,
+    body: BodyModel,
+    *,
+    options: ReadOptions,
+    truth_options: ReadOptions,
+    clip: str,
+    samples: int,
+    start: float,
+    seconds: float,
+    say: Callable[[str], None],
+    progress: Callable[[int], None] = lambda n: None,
+) -> Stage:
+    """The stage of what the user named; see :class:`mgrpo.commands.view.ViewConfig`."""
+    options, truth_options = replace(options, body=body), replace(truth_options, body=body)
+    names = list(names) or default_names(files)
+    sources = []
+    if truth:
+        found = read_source(truth, "ground truth", 0, truth_options, clip=clip, samples=1, say=say)
+        if found.motion.samples > 1:
+            raise InputError(f"--truth {truth}: the truth must be one motion, it holds {found.motion.samples} samples")
+        sources.append(found)
+    sources += [
+        read_source(file, name, color, options, clip=clip, samples=samples, say=say)
+        for file, name, color in zip(files, names, colors_for(names))
+    ]
+    return build_stage(sources, start=start, seconds=seconds, progress=progress)

@@ -1,0 +1,161 @@
+"""Bodies and heads in a viser scene, each of which knows how to be where it is in one frame."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from mgrpo.viz.comparison import BODY_PARENTS
+from mgrpo.viz.palette import Rgb, mix, rgb
+from mgrpo.viz.stage import CONTACT, JOINTS, Actor, Stage, color_of, thinned
+
+SHADES: dict[bool, Rgb] = {False: (255, 255, 255), True: (26, 26, 26)}
+"""viser's backgrounds, light and dark, that pale colours are mixed with."""
+
+_PATH = 100
+_BONES = np.array([(parent, joint) for joint, parent in enumerate(BODY_PARENTS) if parent >= 0])
+
+
+def _ring(steps: int = 20) -> np.ndarray:
+    """A level ring of radius 1 around the origin as pieces (steps, 2, 3)."""
+    angles = np.linspace(0, 2 * np.pi, steps + 1)
+    rim = np.stack((np.cos(angles), np.sin(angles), np.zeros(steps + 1)), axis=1)
+    return np.stack((rim[:-1], rim[1:]), axis=1)
+
+
+_RING = _ring()
+
+
+def rings(points: np.ndarray, radius: float = 0.11) -> np.ndarray:
+    """Level rings on the floor under points (N, 3) as pieces (JOINTS * 20, 2, 3), unused ones of no length: what marks
+    contacts, in lines because these keep their colour in any light."""
+    pieces = np.zeros((JOINTS, *_RING.shape), np.float32)
+    pieces[: len(points)] = (
+        radius * _RING + np.concatenate((points[:, :2], np.full((len(points), 1), 0.006)), axis=1)[:, None, None]
+    )
+    return pieces.reshape(-1, 2, 3)
+
+
+class LiveBody:
+    """One sample of one actor in the scene. The first sample is solid, the others are pale."""
+
+    def __init__(self, server: Any, path: str, actor: Actor, sample: int) -> None:
+        self.actor, self.sample, self.path, self.server = actor, sample, path, server
+        self.color: Rgb = (0, 0, 0)
+        self.mesh: Any = None
+        self.opacity: float | None = None
+        scene = server.scene
+        here = np.nan_to_num(actor.joints[sample, 0])
+        self.bones = scene.add_line_segments(
+            f"{path}/bones", here[_BONES], (0, 0, 0), thickness=0.034 if sample == 0 else 0.02
+        )
+        self.joints = scene.add_point_cloud(
+            f"{path}/joints", here, np.zeros((JOINTS, 3), np.uint8), point_size=0.03, point_shape="circle",
+            precision="float32",
+        )  # fmt: skip
+        self.rings: Any = None
+        if sample == 0 and actor.contacts is not None:
+            self.rings = scene.add_line_segments(f"{path}/contacts", rings(here[:0]), (0, 0, 0), thickness=0.024)
+
+    def paint(self, dark: bool) -> None:
+        """Take the colours of a scheme."""
+        self.color = rgb(color_of(self.actor.color, dark))
+        self.mark = rgb(CONTACT[dark])
+        bone = self.color if self.sample == 0 else mix(SHADES[dark], self.color, 0.45)
+        self.bones.colors = np.tile(np.array(bone, np.uint8), (len(_BONES), 2, 1))
+        self.paint_joints = np.tile(np.array(bone, np.uint8), (JOINTS, 1))
+        if self.rings is not None:
+            self.rings.colors = np.tile(np.array(self.mark, np.uint8), (JOINTS * len(_RING), 2, 1))
+        if self.mesh is not None:
+            self.mesh.color = self.color
+
+    def _skinned(self, opacity: float | None) -> Any:
+        """The surface, made when it is first wanted; its opacity decides how the browser sorts it, so another one is
+        another mesh."""
+        if self.mesh is None or self.opacity != opacity:
+            surface = self.actor.surfaces[self.sample]
+            self.opacity = opacity
+            self.mesh = self.server.scene.add_mesh_skinned(
+                f"{self.path}/surface", surface.rest_vertices, surface.faces.astype(np.uint32),
+                bone_wxyzs=np.tile((1.0, 0.0, 0.0, 0.0), (JOINTS, 1)), bone_positions=surface.rest_joints,
+                skin_weights=surface.weights, color=self.color, opacity=opacity, cast_shadow=self.sample == 0,
+                receive_shadow=self.sample == 0,
+            )  # fmt: skip
+        return self.mesh
+
+    def move(self, frame: int, *, visible: bool, show: str, contacts: bool) -> None:
+        """Stand as in a frame, or be hidden; what is hidden is not sent."""
+        solid = bool(self.actor.surfaces) and show != "skeleton"
+        rods = not self.actor.surfaces or show == "skeleton" or (show == "both" and self.sample == 0)
+        self.bones.visible = visible and rods
+        self.joints.visible = visible and rods and self.sample == 0
+        if self.mesh is not None:
+            self.mesh.visible = visible and solid
+        if self.rings is not None:
+            self.rings.visible = visible and contacts
+        if not visible:
+            return
+        joints = self.actor.joints[self.sample, frame]
+        if solid and self.actor.quats is not None:
+            mesh = self._skinned(0.22 if self.sample else 0.4 if show == "both" else None)
+            mesh.visible = True
+            for bone, position, quat in zip(mesh.bones, joints, self.actor.quats[self.sample, frame]):
+                bone.position, bone.wxyz = position, quat
+        touching = self.actor.touching(self.sample, frame) > 0.5 if contacts else np.zeros(JOINTS, bool)
+        if rods:
+            self.bones.points = joints[_BONES]
+            self.joints.points = joints
+            self.joints.colors = np.where(touching[:, None], np.array(self.mark, np.uint8), self.paint_joints)
+        if self.rings is not None and contacts:
+            self.rings.points = rings(joints[touching & (np.abs(joints[:, 2]) < 0.2)])
+
+
+class LiveHead:
+    """The pyramid before the eyes and the way of the head, ten seconds to either side."""
+
+    def __init__(self, server: Any, path: str) -> None:
+        self.server, self.path = server, path
+        self.frustum: Any = None
+        nowhere = np.zeros((2 * _PATH, 2, 3), np.float32)
+        self.way = server.scene.add_line_segments(
+            f"{path}/way", nowhere, (0, 0, 0), thickness=2.2, thickness_units="screen"
+        )
+
+    def paint(self, ink: Rgb, muted: Rgb, shade: Rgb) -> None:
+        """Take the colours of a scheme."""
+        if self.frustum is None:
+            self.frustum = self.server.scene.add_camera_frustum(
+                f"{self.path}/eyes", 2 * math.atan(0.055 / 0.14), 0.075 / 0.055, scale=0.05, color=ink,
+                thickness=2.0, thickness_units="screen", cast_shadow=False, receive_shadow=False,
+            )  # fmt: skip
+        self.frustum.color = ink
+        colors = np.zeros((2 * _PATH, 2, 3), np.uint8)
+        colors[:_PATH], colors[_PATH:] = mix(shade, ink, 0.6), mix(shade, muted, 0.4)
+        self.way.colors = colors
+
+    def move(self, stage: Stage, frame: int, visible: bool) -> None:
+        """Be where the head is in a frame, or hidden."""
+        gaze = stage.gaze(frame)
+        self.frustum.visible = self.way.visible = visible and gaze is not None
+        if not visible or gaze is None or stage.T_world_cpf is None:
+            return
+        (w, x, y, z), position = gaze
+        self.frustum.wxyz = (-z, y, -x, w)  # a camera's axes: x right, y down, z forward
+        self.frustum.position = position
+        reach = round(10 * stage.fps)
+        self.way.points = np.concatenate(
+            (
+                _segments(stage.T_world_cpf[max(0, frame - reach) : frame + 1, 4:]),
+                _segments(stage.T_world_cpf[frame : frame + reach + 1, 4:]),
+            )
+        )
+
+
+def _segments(path: np.ndarray) -> np.ndarray:
+    """Pieces (_PATH, 2, 3) of a path (N, 3), the last repeated; where it isn't known it goes straight on."""
+    points = path[np.isfinite(path).all(axis=1)]
+    points = points[thinned(len(points), _PATH + 1)]
+    points = np.concatenate((points, np.repeat(points[-1:], _PATH + 1 - len(points), axis=0)))
+    return np.stack((points[:-1], points[1:]), axis=1).astype(np.float32)

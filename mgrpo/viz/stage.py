@@ -1,0 +1,184 @@
+"""What the viewer shows: motions by name on one time line, each with its samples, contacts, surface and errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from mgrpo.errors import InputError
+from mgrpo.viz.camera import Framing, frame_joints
+from mgrpo.viz.comparison import BODY_PARENTS
+from mgrpo.viz.palette import DARK, LIGHT, Palette
+from mgrpo.viz.surface import Surface
+
+JOINTS = len(BODY_PARENTS)
+
+_MORE_COLORS = (("#8b3f9e", "#cf93df"), ("#7d7a10", "#cfcb58"), ("#a23b4f", "#f08ca0"), ("#3c5a14", "#a9cf78"))
+
+CONTACT = ("#00a88f", "#2fe0c4")
+"""Colour of what touches, on light and on dark: apart from every body's own."""
+
+
+def color_of(number: int, dark: bool) -> str:
+    """Colour of an actor, ``#rrggbb``: number 0 is the truth's, 1 the prior's, 2 that of the post-trained model, as in
+    all of mgrpo's pictures; from 8 on they begin again at 1."""
+    palette = DARK if dark else LIGHT
+    own = (palette.ground_truth, palette.prior, palette.post_trained, palette.accent)
+    every = (*own, *(pair[dark] for pair in _MORE_COLORS))
+    return every[number if number < len(every) else 1 + (number - 1) % (len(every) - 1)]
+
+
+def palette_of(dark: bool) -> Palette:
+    """The colours of a scheme."""
+    return DARK if dark else LIGHT
+
+
+@dataclass(frozen=True, eq=False)
+class Actor:
+    """S motions under one name over the T frames of a stage. The first sample is the one shown, the others are its
+    ghosts. Raises InputError for arrays that don't fit together."""
+
+    name: str
+    joints: np.ndarray
+    """Joint positions (S, T, 22, 3) float32, metres, z up, root first; NaN in frames that it doesn't have."""
+    color: int
+    """Number of its colour, see :func:`color_of`."""
+    quats: np.ndarray | None = None
+    """Orientations of the joints in the world (S, T, 22, 4), unit, wxyz; None: not known, so there is no surface."""
+    contacts: np.ndarray | None = None
+    """Contact of each joint below the root (S, T, 21), 0 to 1; None: not known."""
+    surfaces: tuple[Surface, ...] = ()
+    """Surface of each sample, S or none."""
+    error_mm: np.ndarray | None = None
+    """Mean distance of the 22 joints from the truth's (S, T), millimetres, NaN where either has no frame; None: this is
+    the truth, or there is none."""
+
+    def __post_init__(self) -> None:
+        samples, frames = self.joints.shape[:2]
+        expected = {
+            "joints": (samples, frames, JOINTS, 3),
+            "quats": (samples, frames, JOINTS, 4),
+            "contacts": (samples, frames, JOINTS - 1),
+            "error_mm": (samples, frames),
+        }
+        for name, shape in expected.items():
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise InputError(f"Actor '{self.name}': {name} must have shape {shape}, got {value.shape}")
+        if self.surfaces and (self.quats is None or len(self.surfaces) != samples):
+            raise InputError(f"Actor '{self.name}': surfaces need orientations and one for each of {samples} samples")
+
+    @property
+    def samples(self) -> int:
+        """Number S of motions."""
+        return int(self.joints.shape[0])
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """Whether it is there in each frame (T,) bool."""
+        return np.isfinite(self.joints[0, :, 0, 0])
+
+    def vertices(self, sample: int, frame: int) -> np.ndarray | None:
+        """Vertices (V, 3) of a sample in a frame, skinned now; None where it has no surface or isn't there."""
+        if not self.surfaces or self.quats is None or not self.present[frame]:
+            return None
+        return self.surfaces[sample].vertices(self.joints[sample, frame], self.quats[sample, frame])
+
+    def touching(self, sample: int, frame: int) -> np.ndarray:
+        """Contact of all 22 joints in a frame, (22,) from 0 to 1; the root's is 0, as are those not known."""
+        found = np.zeros(JOINTS, np.float32)
+        if self.contacts is not None and self.present[frame]:
+            found[1:] = np.clip(np.nan_to_num(self.contacts[sample, frame]), 0, 1)
+        return found
+
+    @cached_property
+    def mean_error_mm(self) -> float:
+        """Mean error of the sample shown, millimetres; NaN where there is none."""
+        if self.error_mm is None or not np.isfinite(self.error_mm[0]).any():
+            return float("nan")
+        return float(np.nanmean(self.error_mm[0]))
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Actors over the same T frames. Raises InputError where their frames differ."""
+
+    title: str
+    fps: float
+    """Frames per second."""
+    actors: tuple[Actor, ...]
+    """At least one; the truth, if there is one, comes first and has colour 0."""
+    start: float = 0.0
+    """Time of the first frame in the recording, seconds."""
+    T_world_cpf: np.ndarray | None = None
+    """Pose of the head (central pupil frame) in each frame (T, 7) float32, wxyz + xyz: x left, y up, z forward; NaN
+    where not known."""
+    notes: tuple[str, ...] = ()
+    """What was assumed about the files."""
+
+    def __post_init__(self) -> None:
+        if not self.actors:
+            raise InputError("Stage: at least one actor is needed")
+        for actor in self.actors:
+            if actor.joints.shape[1] != self.frames:
+                raise InputError(
+                    f"Stage: '{actor.name}' has {actor.joints.shape[1]} frames, '{self.actors[0].name}' {self.frames}"
+                )
+        if self.T_world_cpf is not None and self.T_world_cpf.shape != (self.frames, 7):
+            raise InputError(f"Stage: T_world_cpf must have shape ({self.frames}, 7), got {self.T_world_cpf.shape}")
+
+    @property
+    def frames(self) -> int:
+        """Number of frames T."""
+        return int(self.actors[0].joints.shape[1])
+
+    @property
+    def truth(self) -> Actor | None:
+        """The recorded motion, if there is one."""
+        return self.actors[0] if self.actors[0].color == 0 else None
+
+    @property
+    def compared(self) -> tuple[Actor, ...]:
+        """The actors that have errors."""
+        return tuple(actor for actor in self.actors if actor.error_mm is not None)
+
+    def seconds(self, frame: int) -> float:
+        """Time of a frame in the recording."""
+        return self.start + frame / self.fps
+
+    def frame_at(self, seconds: float) -> int:
+        """The frame nearest to a time in the recording, within the stage."""
+        return int(np.clip(round((seconds - self.start) * self.fps), 0, self.frames - 1))
+
+    def gaze(self, frame: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Pose of the head in a frame as quaternion (4,) wxyz and position (3,); None where not known."""
+        if self.T_world_cpf is None or not np.isfinite(self.T_world_cpf[frame]).all():
+            return None
+        return self.T_world_cpf[frame, :4], self.T_world_cpf[frame, 4:]
+
+    @cached_property
+    def framing(self) -> Framing:
+        """Where a camera looks that glides along with the first actor (where it is not there, with the next)."""
+        path = self.actors[0].joints[0].copy()
+        for actor in self.actors[1:]:
+            gone = ~np.isfinite(path).all(axis=(1, 2))
+            path[gone] = actor.joints[0, gone]
+        return frame_joints(path)
+
+
+def thinned(count: int, most: int) -> np.ndarray:
+    """At most ``most`` indices of ``count`` things, evenly spread, both ends among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+
+
+def error_curve(values: np.ndarray, most: int = 600) -> tuple[np.ndarray, np.ndarray]:
+    """A curve of at most ``most`` points for errors (T,): frames and values, the mean over each stretch of frames; NaN
+    where a stretch has no number."""
+    edges = np.linspace(0, len(values), min(len(values), most) + 1).round().astype(np.int64)
+    good = np.isfinite(values)
+    sums = np.add.reduceat(np.where(good, values, 0.0), edges[:-1])
+    counts = np.add.reduceat(good.astype(np.int64), edges[:-1])
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return (edges[:-1] + edges[1:] - 1) / 2, means
