@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("models",),
     ("diffusion",),
-    ("rewards", "grpo", "eval"),
+    ("rewards", "grpo", "eval", "export"),
     ("train",),
     ("commands", "demo", "doctor", "ablations"),
     ("cli",),

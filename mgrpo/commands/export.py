@@ -1,0 +1,309 @@
+"""`mgrpo export`: recovered or recorded motion to the files of other tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+import yaml
+
+from mgrpo.body import BodyModel, default_body, resolve_body
+from mgrpo.data.rate import require_fps
+from mgrpo.errors import InputError
+from mgrpo.eval.formats import MotionTracks, ReadOptions, read_tracks
+from mgrpo.eval.formats.tracks import Unit as InputUnit
+from mgrpo.eval.formats.tracks import Up as InputUp
+from mgrpo.export import TARGETS, FileFrame, PosedMotion, Target
+from mgrpo.export.smpl_parameters import has_smpl_shape
+from mgrpo.storage import folder_for_results, storage_error
+from mgrpo.train.progress import Progress, notice
+
+from .destination import refuse_run_folder
+
+TargetName = Literal["amass", "smpl", "bvh", "glb", "npz", "csv"]
+
+_ARGS_SUFFIX = "_args.yaml"
+_MOST_ARGS_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write motion as a file of another tool.
+
+    amass: npz for SMPL+H, which the SMPL add-on of Blender, aitviewer and most research code read. smpl: a .smpl file.
+    bvh: skeleton and Euler angles. glb: skinned mesh with animation, for Blender and browsers. npz: EgoAllo's output.
+    csv: a table. Axes, units and columns of each: docs/export.md.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """Motion to read: what mgrpo and EgoAllo write, a clip or pack of mgrpo, AMASS, WHAM, GVHMR; known by its
+    contents."""
+    to: TargetName
+    """Format to write."""
+    out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("exports")
+    """File to write (with the format's ending), or a folder, where files get the name of FILE."""
+    sample: int | None = None
+    """Sample to write, from 0; default: all, one file each (npz: all in one file)."""
+    clip: str = ""
+    """Name (or pattern) of the motions to write, where FILE holds several; default: all, one file each."""
+    body: str = "auto"
+    """Body that the motion was made on: `default` (ships with the package), `smplh` (searched for), or the path of an
+    SMPL-H npz. auto: as the FILE_args.yaml beside FILE says; the default body for clips and packs."""
+    fps: float = 0.0
+    """Frames per second to write; 0: those of FILE. Rotations are interpolated by the shorter way."""
+    up: Literal["auto", "y", "z"] = "auto"
+    """Axis that points up in the file (bvh, csv, smpl); auto: z for csv, y for the others."""
+    units: Literal["auto", "m", "cm"] = "auto"
+    """Unit of lengths in the file (bvh, csv); auto: cm for bvh, m for csv."""
+    overwrite: bool = False
+    """Replace files that exist; FILE itself never is."""
+    input_fps: float = 0.0
+    """Frames per second of FILE, where it doesn't tell; 0: as it tells, or as its format is."""
+    input_up: InputUp = "auto"
+    """Axis that points up in FILE; auto: that of its format."""
+    input_unit: InputUnit = "auto"
+    """Unit of positions in FILE; auto: metres."""
+
+    def __post_init__(self) -> None:
+        for name in ("fps", "input_fps"):
+            if getattr(self, name) != 0:  # which leaves it to the file
+                require_fps(getattr(self, name), f"--{name.replace('_', '-')}")
+        if self.sample is not None and self.sample < 0:
+            raise InputError(f"--sample counts from 0, got {self.sample}")
+
+    def unused_options(self) -> Mapping[str, str]:
+        """Options that the format leaves no choice about."""
+        target = TARGETS[self.to]
+        unused = {}
+        if not target.ups:
+            unused["up"] = f"with --to {self.to}, whose up axis is always {target.frame.up}"
+        if not target.units:
+            unused["units"] = f"with --to {self.to}, which is always in metres"
+        return unused
+
+    @property
+    def target(self) -> Target:
+        """The format."""
+        return TARGETS[self.to]
+
+    @property
+    def frame(self) -> FileFrame:
+        """Axes and unit of the files."""
+        own = self.target.frame
+        return FileFrame(
+            own.up if self.up == "auto" else self.up, own.unit if self.units == "auto" else self.units
+        )
+
+
+def run_export(config: ExportConfig) -> int:
+    """Read, convert, write, and print the files. Returns the exit code 0.
+
+    Raises InputError for what can't be read, chosen or written, StorageError for the disk. Everything is read and
+    checked before the first file is written, and each file appears whole or not at all.
+    """
+    target = config.target
+    if target.check is not None:
+        target.check()
+    with Progress("read motion"):
+        tracks = choose(config, read(config))
+    single = config.out.suffix.lower() == target.ending
+    folder = config.out.parent if single else config.out
+    refuse_run_folder(folder, "--out")
+    plan = plan_files(config, tracks, single)
+    for path in plan:
+        _refuse_path(config, path)
+    with folder_for_results(folder), Progress("write", len(plan), "files") as progress:
+        prepared = {path: [prepare(config, motion) for motion in motions] for path, motions in plan.items()}
+        for path, motions in prepared.items():
+            try:
+                target.write(path, motions, config.frame)
+            except OSError as error:
+                raise storage_error("write", path, error) from error
+            progress.update()
+    for path in plan:
+        print(path)
+    return 0
+
+
+def read(config: ExportConfig) -> list[MotionTracks]:
+    """The motions of the file, with the parameters that they were posed from.
+
+    Raises InputError where it holds joints alone or can't be read.
+    """
+    options = ReadOptions(
+        body=_body(config), fps=config.input_fps or None, up=config.input_up, unit=config.input_unit, side="input"
+    )
+    found = read_tracks(config.file, options)
+    for one in found:
+        if one.parameters is None:
+            raise InputError(
+                f"{config.file}: holds joint positions alone ({one.format}); an export needs the rotations of a body, "
+                "as EgoAllo's npz, AMASS, clips and packs have them"
+            )
+    for note in dict.fromkeys(note for one in found for note in one.notes):
+        notice(f"{config.file.name}: {note}")
+    return found
+
+
+def _body(config: ExportConfig) -> BodyModel | None:
+    """The body that is named, or recorded beside the file; None where neither is, and the format must know."""
+    name = config.body
+    if name == "auto":
+        recorded = recorded_body(config.file)
+        if recorded is None:
+            return None
+        notice(f"body '{recorded}', as {_args_file(config.file).name} says; --body names another")
+        name = recorded
+    return default_body() if name == "default" else resolve_body(name)
+
+
+def _args_file(file: Path) -> Path:
+    return file.with_name(f"{file.stem}{_ARGS_SUFFIX}")
+
+
+def recorded_body(file: Path) -> str | None:
+    """The body named by the options beside a file that this package wrote (``<name>_args.yaml``); None: no such file,
+    or it names none. Raises InputError for one that can't be read."""
+    path = _args_file(file)
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(_MOST_ARGS_BYTES)
+        content: Any = yaml.load(data, Loader=_Plain)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: can't be read ({str(error).splitlines()[0]}); name the body by --body, and this file is not used"
+        ) from error
+    name = content.get("body") if isinstance(content, dict) else None
+    return name if isinstance(name, str) and name else None
+
+
+class _Plain(yaml.SafeLoader):
+    """Plain values; what a tag of Python marks (EgoAllo's own files have them) is read as the values in it."""
+
+
+def _untagged(loader: yaml.SafeLoader, _: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_scalar(node) if isinstance(node, yaml.ScalarNode) else None
+
+
+_Plain.add_multi_constructor("tag:yaml.org,2002:python/", _untagged)
+
+
+def choose(config: ExportConfig, tracks: list[MotionTracks]) -> list[MotionTracks]:
+    """The motions that --clip names. Raises InputError where there are none, or --sample is beyond one's samples."""
+    chosen = [
+        one for one in tracks if not config.clip or one.name == config.clip or fnmatchcase(one.name, config.clip)
+    ]
+    if not chosen:
+        names = ", ".join(one.name or "(without a name)" for one in tracks[:40]) + (" ..." if len(tracks) > 40 else "")
+        raise InputError(f"--clip: no motion in {config.file} is called {config.clip!r}. Motions: {names}")
+    for one in chosen:
+        if config.sample is not None and config.sample >= one.samples:
+            raise InputError(
+                f"--sample {config.sample}: {config.file} holds {one.samples} sample(s), 0 to {one.samples - 1}"
+            )
+    return chosen
+
+
+def plan_files(config: ExportConfig, tracks: list[MotionTracks], single: bool) -> dict[Path, list[PosedMotion]]:
+    """Files to write and the motions of each. ``single``: --out names a file.
+
+    Raises InputError for several files where one is named, or two of one name.
+    """
+    target = config.target
+    stem = config.file.stem.removesuffix("_poses") if config.to == "amass" else config.file.stem
+    plan: dict[Path, list[PosedMotion]] = {}
+    for one in tracks:
+        name = f"{stem}_{_plain(one.name)}" if len(tracks) > 1 else stem
+        samples = range(one.samples) if config.sample is None else (config.sample,)
+        motions = [posed(one, sample, name) for sample in samples]
+        if target.all_samples:
+            files = {name: motions}
+        else:
+            several = one.samples > 1
+            files = {
+                f"{name}_sample{sample}" if several else name: [motion] for sample, motion in zip(samples, motions)
+            }
+        for file, content in files.items():
+            path = config.out if single else config.out / f"{file}{target.suffix}"
+            if path in plan and single:
+                raise InputError(
+                    f"--out {path} names one file, but {config.file} has "
+                    + (f"{len(tracks)} motions" if len(tracks) > 1 else f"{one.samples} samples")
+                    + f"; choose one by --{'clip' if len(tracks) > 1 else 'sample'}, or let --out be a folder"
+                )
+            if path in plan:
+                raise InputError(f"two motions of {config.file} would be written to {path}; choose one by --clip")
+            plan[path] = content
+    return plan
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name) or "motion"
+
+
+def _refuse_path(config: ExportConfig, path: Path) -> None:
+    if path.exists() and path.samefile(config.file):
+        raise InputError(f"{path} is the file that is read; choose another --out")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; choose another --out")
+    if path.exists() and not config.overwrite:
+        raise InputError(f"{path} exists already; choose another --out, or --overwrite to replace it")
+
+
+def posed(tracks: MotionTracks, sample: int, name: str) -> PosedMotion:
+    """One sample of the motion that was read."""
+    parameters = tracks.parameters
+    assert parameters is not None
+    frames = len(tracks)
+    numbers = np.arange(frames) if tracks.frame_nums is None else tracks.frame_nums
+    times = numbers / tracks.fps if tracks.times is None else tracks.times
+    quats = parameters.body_quats[sample]
+    if parameters.hand_quats is not None and parameters.body.num_joints > quats.shape[-2]:
+        quats = torch.cat((quats, parameters.hand_quats[sample]), dim=-2)
+    return PosedMotion(
+        name=name,
+        fps=tracks.fps,
+        body=parameters.body,
+        T_world_root=parameters.T_world_root[sample],
+        local_quats=quats,
+        betas=parameters.betas[sample],
+        times=torch.from_numpy(np.ascontiguousarray(times, dtype=np.float64)),
+        frame_nums=torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.int64)),
+        contacts=None if parameters.contacts is None else parameters.contacts[sample],
+        T_world_cpf=parameters.T_world_cpf,
+        gender=parameters.gender,
+    )
+
+
+def prepare(config: ExportConfig, motion: PosedMotion) -> PosedMotion:
+    """The motion as the format can hold it, telling what was changed."""
+    target = config.target
+    if target.even or config.fps:
+        motion, done = motion.at_even_rate(config.fps or None)
+        if done:
+            notice(f"{motion.name}: {done}")
+    if target.one_shape:
+        motion, moved = motion.with_one_shape()
+        if moved:
+            notice(
+                f"{motion.name}: the body's shape changes from frame to frame, which {config.to} can't hold; its mean "
+                f"is taken, which moves joints by up to {1000 * moved:.1f} mm"
+            )
+    if config.to in ("amass", "smpl") and not has_smpl_shape(motion):
+        notice(
+            f"{motion.name}: the shape of the default body means nothing to SMPL-H; betas are written as zeros, so "
+            "limbs have SMPL-H's mean lengths when it is shown there"
+        )
+    return motion
