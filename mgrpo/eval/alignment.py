@@ -38,8 +38,7 @@ def align(pred: MotionTracks, truth: MotionTracks, kind: Align, mask: Tensor | N
     if kind == "none":
         return pred
     if kind == "root":
-        moved = pred.joints - pred.joints[:, :, :1] + truth.joints[:, :, :1]
-        return replace(pred, joints=moved, parameters=None)
+        return replace(pred, joints=pred.joints - pred.joints[:, :, :1] + truth.joints[:, :, :1])
     if kind == "rigid":
         goal = truth.joints.expand_as(pred.joints)
         weights = torch.ones(goal.shape[:-1], dtype=goal.dtype)
@@ -74,5 +73,4 @@ def _moved(tracks: MotionTracks, R: Tensor, t: Tensor) -> MotionTracks:
         tracks,
         joints=tracks.joints @ R[:, None].mT + t[:, None, None],
         R_world_joint=None if world is None else R[:, None, None] @ world,
-        parameters=None,
     )

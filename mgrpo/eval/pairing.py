@@ -196,7 +196,6 @@ def _rows(tracks: MotionTracks, rows: slice | Tensor) -> MotionTracks:
         R_world_joint=None if tracks.R_world_joint is None else tracks.R_world_joint[:, rows],
         frame_nums=None,
         times=None,
-        parameters=None,
     )
 
 
@@ -233,5 +232,4 @@ def _at(tracks: MotionTracks, positions: np.ndarray, fps: float) -> MotionTracks
         fps=fps,
         frame_nums=None,
         times=None,
-        parameters=None,
     )

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from .container import Container
 from .tracks import MotionTracks, ReadOptions, numbers, tracks_from_rotations, whole_numbers
 
 KEYS = ("Ts_world_root", "body_quats", "betas")
-"""Arrays that are needed."""
-
-HANDS = ("left_hand_quats", "right_hand_quats")
-OPTIONAL = ("frame_nums", "timestamps_ns", *HANDS, "contacts", "Ts_world_cpf")
-"""Arrays that are used where they are there."""
+"""Arrays that are needed; ``frame_nums`` and ``timestamps_ns`` are used where they are there."""
 
 
 def matches(file: Container) -> bool:
@@ -23,7 +18,7 @@ def matches(file: Container) -> bool:
 
 def read(file: Container, options: ReadOptions) -> list[MotionTracks]:
     """One entry with S samples. z up, metres; shape per frame, as the published evaluation uses it."""
-    arrays = file.arrays(KEYS, OPTIONAL)
+    arrays = file.arrays(KEYS, ("frame_nums", "timestamps_ns"))
     root = numbers(arrays["Ts_world_root"], "Ts_world_root", (None, None, 7))
     samples, frames = root.shape[:2]
     body = numbers(arrays["body_quats"], "body_quats", (samples, frames, 21, 4))
@@ -36,13 +31,6 @@ def read(file: Container, options: ReadOptions) -> list[MotionTracks]:
         times = stamps.astype(np.float64) / 1e9
         if frames > 1 and stamps[-1] > stamps[0]:
             rate = _rate(stamps, frame_nums)
-    hands = contacts = cpf = None
-    if set(HANDS) <= set(arrays):
-        hands = torch.cat([numbers(arrays[name], name, (samples, frames, 15, 4)) for name in HANDS], dim=-2)
-    if "contacts" in arrays:
-        contacts = numbers(arrays["contacts"], "contacts", (samples, frames, 21))
-    if "Ts_world_cpf" in arrays:
-        cpf = numbers(arrays["Ts_world_cpf"], "Ts_world_cpf", (frames, 7))
     notes: list[str] = []
     return [
         tracks_from_rotations(
@@ -57,9 +45,6 @@ def read(file: Container, options: ReadOptions) -> list[MotionTracks]:
             frame_nums=frame_nums,
             times=times,
             notes=notes,
-            hand_quats=hands,
-            contacts=contacts,
-            T_world_cpf=cpf,
         )
     ]
 

@@ -52,8 +52,6 @@ def _from_clip(clip: MotionClip, options: ReadOptions, format: str, name: str) -
         name=name,
         format=format,
         notes=notes,
-        hand_quats=None if clip.hand_quats is None else clip.hand_quats[None],
-        contacts=clip.contacts[None],
     )
 
 

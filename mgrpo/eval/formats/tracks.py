@@ -36,31 +36,6 @@ _SURE = 0.8
 
 
 @dataclass(frozen=True, eq=False)
-class BodyParameters:
-    """What a motion was posed from, for S samples of T frames. World: z up, metres; float64, quaternions wxyz.
-
-    Joints and rotations of the tracks follow from ``body``, ``T_world_root``, ``body_quats`` and ``betas``.
-    """
-
-    body: BodyModel
-    """The body of 21 joints that the motion was posed on, or of 51 where the one that was given has them; float64."""
-    T_world_root: Tensor
-    """Pose of the pelvis joint ``(S, T, 7)``, unit quaternions."""
-    body_quats: Tensor
-    """Rotations of the 21 joints relative to their parents ``(S, T, 21, 4)``, unit."""
-    betas: Tensor
-    """Shape numbers for ``body`` in every frame ``(S, T, 16)``."""
-    hand_quats: Tensor | None = None
-    """Rotations of the 30 finger joints ``(S, T, 30, 4)`` as the file has them (not checked); None: it has none."""
-    contacts: Tensor | None = None
-    """Contact of each of the 21 joints ``(S, T, 21)`` as the file has it; None: it has none."""
-    T_world_cpf: Tensor | None = None
-    """Head trajectory that the motion belongs to ``(T, 7)``, as the file has it; None: it has none."""
-    gender: str = "neutral"
-    """Gender of the body that ``betas`` were made for, as the file says it."""
-
-
-@dataclass(frozen=True, eq=False)
 class MotionTracks:
     """S motions of one person over the same T frames, as read from a file. World: z up, metres; float64, on the CPU."""
 
@@ -82,8 +57,6 @@ class MotionTracks:
     """What the file was taken for."""
     notes: tuple[str, ...] = ()
     """What was assumed or noticed on the way: an axis, a unit, a frame rate."""
-    parameters: BodyParameters | None = None
-    """What the joints were computed from; None: the file has joints only, or they were changed since."""
 
     def __post_init__(self) -> None:
         who = f"motion '{self.name}'" if self.name else "the motion"
@@ -242,10 +215,6 @@ def tracks_from_rotations(
     frame_nums: np.ndarray | None = None,
     times: np.ndarray | None = None,
     notes: list[str] | None = None,
-    hand_quats: Tensor | None = None,
-    contacts: Tensor | None = None,
-    T_world_cpf: Tensor | None = None,
-    gender: str = "neutral",
 ) -> MotionTracks:
     """Tracks of rotations, posed on ``options.body``.
 
@@ -256,8 +225,6 @@ def tracks_from_rotations(
         betas: shape numbers, broadcasting to ``(S, T, n)``; beyond 16 they are cut.
         up: the format's up axis.
         foreign_shape: name of the body model that the shape numbers were made for, if it is not SMPL-H.
-        hand_quats, contacts, T_world_cpf, gender: kept as :class:`BodyParameters` has them, the last pose turned to z
-            up like the root.
 
     Raises:
         InputError: no body was given, or values that are not rotations.
@@ -269,8 +236,7 @@ def tracks_from_rotations(
             f"it holds rotations ({format}), so joints need a body: --body smplh (found on this machine), --body "
             "PATH of an SMPL-H model.npz, or --body default for motion made with this package's own body"
         )
-    full = body.to(dtype=torch.float64)
-    body = full.body_only()
+    body = body.body_only().to(dtype=torch.float64)
     betas = betas.double()
     if betas.shape[-1] > NUM_BETAS:
         notes.append(f"{betas.shape[-1]} shape numbers: the first {NUM_BETAS} are used")
@@ -290,13 +256,8 @@ def tracks_from_rotations(
     axis = up if options.up == "auto" else options.up
     turn = torch.tensor(_TO_Z_UP[axis], dtype=torch.float64)
     root = quat_normalize(rotmat_to_quat(turn @ quat_to_rotmat(quat_normalize(root_quats.double()))))
-    body_quats = quat_normalize(body_quats.double())
-    local = quat_to_rotmat(body_quats)
-    betas = betas.expand(*local.shape[:2], -1)
-    placed = place_on_root(body, local, betas, se3(root, pelvis @ turn.T))
-    if T_world_cpf is not None:
-        turned = quat_normalize(rotmat_to_quat(turn @ quat_to_rotmat(quat_normalize(T_world_cpf[:, :4].double()))))
-        T_world_cpf = se3(turned, metres * T_world_cpf[:, 4:].double() @ turn.T)
+    local = quat_to_rotmat(quat_normalize(body_quats.double()))
+    placed = place_on_root(body, local, betas.expand(*local.shape[:2], -1), se3(root, pelvis @ turn.T))
     if options.up == "auto":
         _up(options, placed.joints @ turn, axis, notes)  # looks at the file's axes, for the note
     return MotionTracks(
@@ -309,16 +270,6 @@ def tracks_from_rotations(
         times=times,
         format=format,
         notes=tuple(notes),
-        parameters=BodyParameters(
-            body=full,
-            T_world_root=placed.T_world_root,
-            body_quats=body_quats,
-            betas=torch.nn.functional.pad(betas, (0, NUM_BETAS - betas.shape[-1])),
-            hand_quats=None if hand_quats is None else hand_quats.double(),
-            contacts=None if contacts is None else contacts.double(),
-            T_world_cpf=T_world_cpf,
-            gender=gender,
-        ),
     )
 
 
