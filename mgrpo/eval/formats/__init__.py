@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +10,10 @@ from mgrpo.errors import InputError, in_file
 
 from . import amass, egoallo, gvhmr, humanml3d, own, wham
 from .container import Container, open_container
+from .rotations import RotationMotion
 from .tracks import MotionTracks, ReadOptions
 
-__all__ = ["FORMATS", "Format", "MotionTracks", "ReadOptions", "read_tracks"]
+__all__ = ["FORMATS", "Format", "MotionTracks", "ReadOptions", "RotationMotion", "read_motions", "read_tracks"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Format:
     """What is in such a file."""
     matches: Callable[[Container], bool]
     """Whether a file has this format's contents; its name does not matter."""
-    read: Callable[[Container, ReadOptions], list[MotionTracks]]
-    """Its motions."""
+    read: Callable[[Container, ReadOptions], Sequence[MotionTracks | RotationMotion]]
+    """Its motions, as rotations where it has them."""
 
 
 FORMATS: tuple[Format, ...] = (
@@ -43,12 +44,12 @@ FORMATS: tuple[Format, ...] = (
 """Every format that is read; the first that matches is taken."""
 
 
-def read_tracks(path: str | Path, options: ReadOptions | None = None) -> list[MotionTracks]:
-    """The motions in a file of any of :data:`FORMATS`.
+def read_motions(path: str | Path, options: ReadOptions | None = None) -> list[MotionTracks | RotationMotion]:
+    """The motions in a file of any of :data:`FORMATS` as it holds them: positions, or rotations that are yet to be
+    posed.
 
     Raises:
-        InputError: no such file, none of the formats, damaged, or a body is needed and none was given; the message
-            begins with the path.
+        InputError: no such file, none of the formats, or damaged; the message begins with the path.
     """
     path = Path(path)
     file = open_container(path)
@@ -61,9 +62,18 @@ def read_tracks(path: str | Path, options: ReadOptions | None = None) -> list[Mo
             + "; ".join(f"{entry.name} ({entry.summary})" for entry in FORMATS)
         )
     with in_file(path):
-        tracks = found.read(file, options)
-    if not tracks:
+        motions = found.read(file, options)
+    if not motions:
         raise InputError(f"{path}: a file of the format {found.name} without any motion")
-    if any(one.format != found.name for one in tracks):
-        tracks = [replace(one, format=found.name) for one in tracks]
-    return tracks
+    return [one if one.format == found.name else replace(one, format=found.name) for one in motions]
+
+
+def read_tracks(path: str | Path, options: ReadOptions | None = None) -> list[MotionTracks]:
+    """The motions in a file of any of :data:`FORMATS`, posed.
+
+    Raises:
+        InputError: as :func:`read_motions`, or a body is needed and none was given; the message begins with the path.
+    """
+    motions = read_motions(path, options)
+    with in_file(path):
+        return [one.tracks() if isinstance(one, RotationMotion) else one for one in motions]

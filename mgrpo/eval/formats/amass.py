@@ -7,7 +7,8 @@ import numpy as np
 from mgrpo.errors import InputError
 
 from .container import Container
-from .tracks import MotionTracks, ReadOptions, axis_angles, numbers, tracks_from_rotations
+from .rotations import RotationMotion
+from .tracks import ReadOptions, axis_angles, numbers
 
 FRAME_RATES = ("mocap_framerate", "mocap_frame_rate")
 """SMPL-H's spelling, SMPL-X's spelling."""
@@ -19,7 +20,7 @@ def matches(file: Container) -> bool:
     return "trans" in keys and ("poses" in keys or {"root_orient", "pose_body"} <= keys)
 
 
-def read(file: Container, options: ReadOptions) -> list[MotionTracks]:
+def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
     """One motion. z up, metres; ``trans`` is the pelvis minus the rest pelvis of the shape."""
     separate = {"root_orient", "pose_body"} <= set(file.keys)
     names = ("trans", "root_orient", "pose_body") if separate else ("trans", "poses")
@@ -48,7 +49,7 @@ def read(file: Container, options: ReadOptions) -> list[MotionTracks]:
     if gender not in ("neutral", "", "unknown"):
         notes.append(f"made on the {gender} body; its joints are computed on the body of --body")
     return [
-        tracks_from_rotations(
+        RotationMotion(
             root_quats=axis_angles(root)[None, :, 0],
             positions=trans[None],
             body_quats=axis_angles(pose)[None],

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from .container import Container
-from .tracks import MotionTracks, ReadOptions, numbers, tracks_from_rotations, whole_numbers
+from .rotations import RotationMotion
+from .tracks import ReadOptions, numbers, whole_numbers
 
 KEYS = ("Ts_world_root", "body_quats", "betas")
-"""Arrays that are needed; ``frame_nums`` and ``timestamps_ns`` are used where they are there."""
+"""Arrays that are needed; ``frame_nums``, ``timestamps_ns``, ``contacts`` and ``Ts_world_cpf`` are used where they are
+there."""
 
 
 def matches(file: Container) -> bool:
@@ -16,9 +18,9 @@ def matches(file: Container) -> bool:
     return set(KEYS) <= set(file.keys)
 
 
-def read(file: Container, options: ReadOptions) -> list[MotionTracks]:
+def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
     """One entry with S samples. z up, metres; shape per frame, as the published evaluation uses it."""
-    arrays = file.arrays(KEYS, ("frame_nums", "timestamps_ns"))
+    arrays = file.arrays(KEYS, ("frame_nums", "timestamps_ns", "contacts", "Ts_world_cpf"))
     root = numbers(arrays["Ts_world_root"], "Ts_world_root", (None, None, 7))
     samples, frames = root.shape[:2]
     body = numbers(arrays["body_quats"], "body_quats", (samples, frames, 21, 4))
@@ -31,9 +33,14 @@ def read(file: Container, options: ReadOptions) -> list[MotionTracks]:
         times = stamps.astype(np.float64) / 1e9
         if frames > 1 and stamps[-1] > stamps[0]:
             rate = _rate(stamps, frame_nums)
+    contacts = T_world_cpf = None
+    if "contacts" in arrays:
+        contacts = numbers(arrays["contacts"], "contacts", (samples, frames, 21)).numpy()
+    if "Ts_world_cpf" in arrays:
+        T_world_cpf = numbers(arrays["Ts_world_cpf"], "Ts_world_cpf", (frames, 7)).numpy()
     notes: list[str] = []
     return [
-        tracks_from_rotations(
+        RotationMotion(
             root_quats=root[..., :4],
             positions=root[..., 4:],
             body_quats=body,
@@ -45,6 +52,8 @@ def read(file: Container, options: ReadOptions) -> list[MotionTracks]:
             frame_nums=frame_nums,
             times=times,
             notes=notes,
+            contacts=contacts,
+            T_world_cpf=T_world_cpf,
         )
     ]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from mgrpo.errors import InputError
 
 from .container import Container
-from .tracks import MotionTracks, ReadOptions, axis_angles, numbers, tracks_from_rotations
+from .rotations import RotationMotion
+from .tracks import ReadOptions, axis_angles, numbers
 from .wham import NO_FLOOR, shape_numbers
 
 FPS = 30.0
@@ -17,7 +18,7 @@ def matches(file: Container) -> bool:
     return file.kind == "torch" and isinstance(file.content, dict) and "smpl_params_global" in file.content
 
 
-def read(file: Container, options: ReadOptions) -> list[MotionTracks]:
+def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
     """One motion."""
     content = file.content["smpl_params_global"]
     names = ("body_pose", "global_orient", "transl", "betas")
@@ -27,7 +28,7 @@ def read(file: Container, options: ReadOptions) -> list[MotionTracks]:
     frames = len(pose)
     notes = [NO_FLOOR]
     return [
-        tracks_from_rotations(
+        RotationMotion(
             root_quats=axis_angles(numbers(content["global_orient"], "global_orient", (frames, 3)))[None, :, 0],
             positions=numbers(content["transl"], "transl", (frames, 3))[None],
             body_quats=axis_angles(pose)[None],

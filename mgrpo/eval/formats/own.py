@@ -10,7 +10,8 @@ from mgrpo.data.packs import PACK_KEYS, fit_pack, read_pack
 from mgrpo.errors import InputError
 
 from .container import Container
-from .tracks import MotionTracks, ReadOptions, numbers, tracks_from_joints, tracks_from_rotations, whole_numbers
+from .rotations import RotationMotion
+from .tracks import MotionTracks, ReadOptions, numbers, tracks_from_joints, whole_numbers
 
 
 def matches_clip(file: Container) -> bool:
@@ -18,7 +19,7 @@ def matches_clip(file: Container) -> bool:
     return set(CLIP_KEYS) <= set(file.keys)
 
 
-def read_clip(file: Container, options: ReadOptions) -> list[MotionTracks]:
+def read_clip(file: Container, options: ReadOptions) -> list[RotationMotion]:
     """One motion, on the default body where none is given."""
     file.arrays(CLIP_KEYS, ("hand_quats",))  # for the check of sizes
     return [_from_clip(load_clip(file.path), options, "clip", "")]
@@ -29,19 +30,19 @@ def matches_pack(file: Container) -> bool:
     return set(PACK_KEYS) <= set(file.keys)
 
 
-def read_pack_tracks(file: Container, options: ReadOptions) -> list[MotionTracks]:
+def read_pack_tracks(file: Container, options: ReadOptions) -> list[RotationMotion]:
     """One entry per clip of the pack, fitted to the body (the default one where none is given), at 30 per second."""
     file.arrays(PACK_KEYS)
     body = (options.body or default_body()).body_only()
     return [_from_clip(clip, options, "pack", clip.name) for clip in fit_pack(read_pack(file.path), body)]
 
 
-def _from_clip(clip: MotionClip, options: ReadOptions, format: str, name: str) -> MotionTracks:
+def _from_clip(clip: MotionClip, options: ReadOptions, format: str, name: str) -> RotationMotion:
     notes = []
     if options.body is None:
         notes.append("posed on the default body; --body names another")
         options = ReadOptions(default_body(), options.fps, options.up, options.unit, options.side)
-    return tracks_from_rotations(
+    return RotationMotion(
         root_quats=clip.T_world_root[None, :, :4],
         positions=clip.T_world_root[None, :, 4:],
         body_quats=clip.body_quats[None],
@@ -52,6 +53,7 @@ def _from_clip(clip: MotionClip, options: ReadOptions, format: str, name: str) -
         name=name,
         format=format,
         notes=notes,
+        contacts=clip.contacts[None].numpy(),
     )
 
 

@@ -11,23 +11,22 @@ import torch
 from torch import Tensor
 
 from mgrpo.body import BodyModel
-from mgrpo.body.model import NUM_BETAS
-from mgrpo.body.placement import place_on_root
 from mgrpo.data.rate import require_fps
 from mgrpo.errors import InputError
-from mgrpo.geometry import axis_angle_to_quat, quat_normalize, quat_to_rotmat, rotmat_to_quat, se3
+from mgrpo.geometry import axis_angle_to_quat
 
 Up = Literal["auto", "z", "y", "-y"]
 Unit = Literal["auto", "m", "cm", "mm"]
 
 METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 
-# Maps points of a world with that axis up to our world; -y is the camera's habit, y down.
-_TO_Z_UP = {
+TO_Z_UP = {
     "z": ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
     "y": ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0)),
     "-y": ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0)),
 }
+"""Rotations that map points of a world with that axis up to our world; -y is the camera's habit, y down."""
+
 MOST_NUMBERS = 1 << 28
 """Largest array of a file that is turned into numbers; a day of joints at 30 per second has 2e8."""
 
@@ -136,7 +135,7 @@ def detect_unit(joints: Tensor) -> str | None:
     return next((unit for unit, metres in METRES.items() if 0.4 <= leg * metres <= 1.4), None)
 
 
-def _up(options: ReadOptions, joints: Tensor, habit: str | None, notes: list[str]) -> str:
+def chosen_up(options: ReadOptions, joints: Tensor, habit: str | None, notes: list[str]) -> str:
     """The axis to take as up: told, else the format's habit, else what the motion shows."""
     if options.up != "auto":
         return options.up
@@ -145,10 +144,10 @@ def _up(options: ReadOptions, joints: Tensor, habit: str | None, notes: list[str
         if seen is not None and seen != habit:
             notes.append(
                 f"people stand along {seen} here, but this format's up is {habit}, which was kept; "
-                f"{options.flag('up')} {seen if seen in _TO_Z_UP else 'z'} says otherwise"
+                f"{options.flag('up')} {seen if seen in TO_Z_UP else 'z'} says otherwise"
             )
         return habit
-    if seen in _TO_Z_UP:
+    if seen in TO_Z_UP:
         if seen != "z":
             notes.append(f"{seen}-up detected and turned to z-up; {options.flag('up')} says otherwise")
         return seen
@@ -192,85 +191,11 @@ def tracks_from_joints(
     if joints.dtype.kind not in "fiu":
         raise InputError(f"joints must be numbers, got dtype {joints.dtype}")
     positions = torch.from_numpy(np.array(joints[:, :, :22], dtype=np.float64, order="C"))
-    turn = torch.tensor(_TO_Z_UP[_up(options, positions, habit_up, notes)], dtype=torch.float64)
+    turn = torch.tensor(TO_Z_UP[chosen_up(options, positions, habit_up, notes)], dtype=torch.float64)
     positions = _scale(options, positions, notes) * positions @ turn.T
     return MotionTracks(
         name, positions, fps, frame_nums=frame_nums, times=times, format=format, notes=tuple(notes)
     )  # fmt: skip
-
-
-def tracks_from_rotations(
-    *,
-    root_quats: Tensor,
-    positions: Tensor,
-    body_quats: Tensor,
-    betas: Tensor,
-    options: ReadOptions,
-    fps: float,
-    up: str = "z",
-    positions_are: Literal["pelvis", "smpl trans"],
-    foreign_shape: str = "",
-    name: str = "",
-    format: str = "",
-    frame_nums: np.ndarray | None = None,
-    times: np.ndarray | None = None,
-    notes: list[str] | None = None,
-) -> MotionTracks:
-    """Tracks of rotations, posed on ``options.body``.
-
-    Args:
-        root_quats: rotation of the pelvis in the file's world ``(S, T, 4)``, wxyz.
-        positions: ``(S, T, 3)``: the pelvis joint, or SMPL's ``trans``, to which the rest pelvis of the shape is added.
-        body_quats: local rotations ``(S, T, 21, 4)``, wxyz.
-        betas: shape numbers, broadcasting to ``(S, T, n)``; beyond 16 they are cut.
-        up: the format's up axis.
-        foreign_shape: name of the body model that the shape numbers were made for, if it is not SMPL-H.
-
-    Raises:
-        InputError: no body was given, or values that are not rotations.
-    """
-    notes = list(notes or [])
-    body = options.body
-    if body is None:
-        raise InputError(
-            f"it holds rotations ({format}), so joints need a body: --body smplh (found on this machine), --body "
-            "PATH of an SMPL-H model.npz, or --body default for motion made with this package's own body"
-        )
-    body = body.body_only().to(dtype=torch.float64)
-    betas = betas.double()
-    if betas.shape[-1] > NUM_BETAS:
-        notes.append(f"{betas.shape[-1]} shape numbers: the first {NUM_BETAS} are used")
-        betas = betas[..., :NUM_BETAS]
-    if body.name == "default" and positions_are == "smpl trans":
-        notes.append("its shape numbers belong to another body: the default body's mean shape is used")
-        betas = torch.zeros_like(betas)
-    elif foreign_shape:
-        notes.append(f"its shape numbers are those of {foreign_shape}; on body '{body.name}' joints are off by some mm")
-    for label, quats in (("root", root_quats), ("body", body_quats)):
-        if bool((quats.norm(dim=-1) < 1e-6).any()):
-            raise InputError(f"its {label} rotations have a quaternion of length zero")
-    metres = METRES[options.unit] if options.unit != "auto" else 1.0
-    pelvis = metres * positions.double()
-    if positions_are == "smpl trans":
-        pelvis = pelvis + body.rest_joints(betas)[..., 0, :]
-    axis = up if options.up == "auto" else options.up
-    turn = torch.tensor(_TO_Z_UP[axis], dtype=torch.float64)
-    root = quat_normalize(rotmat_to_quat(turn @ quat_to_rotmat(quat_normalize(root_quats.double()))))
-    local = quat_to_rotmat(quat_normalize(body_quats.double()))
-    placed = place_on_root(body, local, betas.expand(*local.shape[:2], -1), se3(root, pelvis @ turn.T))
-    if options.up == "auto":
-        _up(options, placed.joints @ turn, axis, notes)  # looks at the file's axes, for the note
-    return MotionTracks(
-        name,
-        placed.joints,
-        fps,
-        body_rotmats=local,
-        R_world_joint=placed.R_world_joint,
-        frame_nums=frame_nums,
-        times=times,
-        format=format,
-        notes=tuple(notes),
-    )
 
 
 def numbers(value: object, label: str, shape: tuple[int | None, ...]) -> Tensor:

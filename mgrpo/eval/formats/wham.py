@@ -7,7 +7,8 @@ from torch import Tensor
 from mgrpo.errors import InputError
 
 from .container import Container
-from .tracks import MotionTracks, ReadOptions, axis_angles, numbers, tracks_from_rotations, whole_numbers
+from .rotations import RotationMotion
+from .tracks import ReadOptions, axis_angles, numbers, whole_numbers
 
 NO_FLOOR = "its world starts at the camera and has no floor at z = 0: GP and GND say nothing"
 """Note for methods that recover people from a camera."""
@@ -30,7 +31,7 @@ def matches(file: Container) -> bool:
     return file.kind == "pickle" and bool(_persons(file))
 
 
-def read(file: Container, options: ReadOptions) -> list[MotionTracks]:
+def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
     """One entry per person, in the world coordinates (``pose_world``, ``trans_world``): y up, metres, SMPL."""
     found = []
     for key, person in _persons(file).items():
@@ -42,7 +43,7 @@ def read(file: Container, options: ReadOptions) -> list[MotionTracks]:
         quats = axis_angles(pose)
         notes = [NO_FLOOR]
         found.append(
-            tracks_from_rotations(
+            RotationMotion(
                 root_quats=quats[None, :, 0],
                 positions=numbers(person["trans_world"], "trans_world", (frames, 3))[None],
                 body_quats=quats[None, :, 1:22],

@@ -1,0 +1,153 @@
+"""A motion as rotations, the way most files hold it: posed on a body all at once for measuring, or piece by piece."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mgrpo.body import BodyModel
+from mgrpo.body.model import NUM_BETAS
+from mgrpo.body.placement import PlacedBody, place_on_root
+from mgrpo.errors import InputError
+from mgrpo.geometry import quat_multiply, quat_normalize, quat_to_rotmat, rotmat_to_quat, se3
+
+from .tracks import METRES, TO_Z_UP, MotionTracks, ReadOptions, chosen_up
+
+
+@dataclass(frozen=True, eq=False)
+class RotationMotion:
+    """S motions of one person over T frames as a file holds them, not yet posed on a body.
+
+    Raises InputError for rotations of length zero.
+    """
+
+    root_quats: Tensor
+    """Rotation of the pelvis in the file's world ``(S, T, 4)``, wxyz."""
+    positions: Tensor
+    """``(S, T, 3)``: the pelvis joint, or SMPL's ``trans``, to which the rest pelvis of the shape is added."""
+    body_quats: Tensor
+    """Local rotations ``(S, T, 21, 4)``, wxyz."""
+    betas: Tensor
+    """Shape numbers, broadcasting to ``(S, T, n)``; beyond 16 they are cut."""
+    options: ReadOptions
+    """What the reader was told: body, up axis, unit."""
+    fps: float
+    """Frames per second."""
+    positions_are: Literal["pelvis", "smpl trans"]
+    """What ``positions`` are."""
+    up: str = "z"
+    """The format's up axis."""
+    foreign_shape: str = ""
+    """Name of the body model that the shape numbers were made for, if it is not SMPL-H."""
+    name: str = ""
+    """That of the motion within a file of several; otherwise empty."""
+    format: str = ""
+    """What the file was taken for."""
+    frame_nums: np.ndarray | None = None
+    """Number of each frame in its recording ``(T,)`` int64, rising; None: the file has none."""
+    times: np.ndarray | None = None
+    """Time of each frame in seconds ``(T,)`` float64, rising; None: the file has none."""
+    notes: list[str] = field(default_factory=list)
+    """What was assumed on the way."""
+    contacts: np.ndarray | None = None
+    """Whether each body joint touches something ``(S, T, 21)``; None: the file has none."""
+    T_world_cpf: np.ndarray | None = None
+    """Poses of the central pupil frame ``(T, 7)``, wxyz + xyz, z up; None: the file has none."""
+
+    def __post_init__(self) -> None:
+        for label, quats in (("root", self.root_quats), ("body", self.body_quats)):
+            if bool((quats.norm(dim=-1) < 1e-6).any()):
+                raise InputError(f"its {label} rotations have a quaternion of length zero")
+
+    def __len__(self) -> int:
+        return int(self.body_quats.shape[1])
+
+    @property
+    def samples(self) -> int:
+        """Number S of motions."""
+        return int(self.body_quats.shape[0])
+
+    @cached_property
+    def body(self) -> BodyModel:
+        """The body it is posed on, with 21 joints, float64; InputError where none was given."""
+        if self.options.body is None:
+            raise InputError(
+                f"it holds rotations ({self.format}), so joints need a body: --body smplh (found on this machine), "
+                "--body PATH of an SMPL-H model.npz, or --body default for motion made with this package's own body"
+            )
+        return self.options.body.body_only().to(dtype=torch.float64)
+
+    @property
+    def foreign_betas(self) -> bool:
+        """Whether the shape numbers mean nothing on the body, whose mean shape is then taken."""
+        return self.body.name == "default" and self.positions_are == "smpl trans"
+
+    @property
+    def shape_notes(self) -> list[str]:
+        """What is done to the shape numbers."""
+        notes = []
+        if self.betas.shape[-1] > NUM_BETAS:
+            notes.append(f"{self.betas.shape[-1]} shape numbers: the first {NUM_BETAS} are used")
+        if self.foreign_betas:
+            notes.append("its shape numbers belong to another body: the default body's mean shape is used")
+        elif self.foreign_shape:
+            notes.append(
+                f"its shape numbers are those of {self.foreign_shape}; on body '{self.body.name}' joints are off by "
+                "some mm"
+            )
+        return notes
+
+    @property
+    def _turn(self) -> Tensor:
+        """Rotation from the file's world to ours, ``(3, 3)`` float64."""
+        axis = self.up if self.options.up == "auto" else self.options.up
+        return torch.tensor(TO_Z_UP[axis], dtype=torch.float64)
+
+    def shape(self, rows: slice | Tensor = slice(None)) -> Tensor:
+        """Shape numbers on the body of some frames ``(S, n, up to 16)``, float64."""
+        betas = self.betas.double()[..., :NUM_BETAS]
+        betas = betas.expand(self.samples, len(self), betas.shape[-1])[:, rows]
+        return torch.zeros_like(betas) if self.foreign_betas else betas
+
+    def T_world_root(self, rows: slice | Tensor = slice(None)) -> Tensor:
+        """Poses of the pelvis of some frames ``(S, n, 7)`` float64, wxyz + xyz, z up, metres."""
+        turn = self._turn
+        metres = METRES[self.options.unit] if self.options.unit != "auto" else 1.0
+        pelvis = metres * self.positions[:, rows].double()
+        if self.positions_are == "smpl trans":
+            pelvis = pelvis + self.body.rest_joints(self.shape(rows))[..., 0, :]
+        quats = quat_normalize(self.root_quats[:, rows].double())
+        root = quat_normalize(quat_multiply(rotmat_to_quat(turn).expand_as(quats), quats))
+        return se3(root, pelvis @ turn.T)
+
+    def local_rotmats(self, rows: slice | Tensor = slice(None)) -> Tensor:
+        """Local rotations of some frames ``(S, n, 21, 3, 3)``, float64."""
+        return quat_to_rotmat(quat_normalize(self.body_quats[:, rows].double()))
+
+    def placed(self, rows: slice | Tensor = slice(None)) -> PlacedBody:
+        """Some frames posed on the body, joints ``(S, n, 22, 3)``: what takes memory, so long motions are best taken in
+        pieces."""
+        return place_on_root(self.body, self.local_rotmats(rows), self.shape(rows), self.T_world_root(rows))
+
+    def tracks(self) -> MotionTracks:
+        """All frames posed, for measuring. Raises InputError where no body was given or values are not finite."""
+        placed = self.placed()
+        notes = [*self.notes, *self.shape_notes]
+        if self.options.up == "auto":
+            chosen_up(self.options, placed.joints @ self._turn, self.up, notes)  # the file's axes, for the note
+        return MotionTracks(
+            self.name,
+            placed.joints,
+            self.fps,
+            body_rotmats=self.local_rotmats(),
+            R_world_joint=placed.R_world_joint,
+            frame_nums=self.frame_nums,
+            times=self.times,
+            format=self.format,
+            notes=tuple(notes),
+        )
