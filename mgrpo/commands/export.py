@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,9 +15,11 @@ import tyro
 import yaml
 
 from mgrpo.body import BodyModel, default_body, resolve_body
+from mgrpo.body.model import NUM_BETAS
+from mgrpo.data.packs import DEMO, DEMO_ASSET
 from mgrpo.data.rate import require_fps
-from mgrpo.errors import InputError
-from mgrpo.eval.formats import MotionTracks, ReadOptions, read_tracks
+from mgrpo.errors import InputError, in_file
+from mgrpo.eval.formats import MotionTracks, ReadOptions, RotationMotion, read_motions
 from mgrpo.eval.formats.tracks import Unit as InputUnit
 from mgrpo.eval.formats.tracks import Up as InputUp
 from mgrpo.export import TARGETS, FileFrame, PosedMotion, Target
@@ -42,8 +45,8 @@ class ExportConfig:
     """
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """Motion to read: what mgrpo and EgoAllo write, a clip or pack of mgrpo, AMASS, WHAM, GVHMR; known by its
-    contents."""
+    """Motion to read: what mgrpo and EgoAllo write, a clip or pack of mgrpo, AMASS, WHAM, GVHMR, known by its contents;
+    or `demo`, the clips that ship with the package."""
     to: TargetName
     """Format to write."""
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("exports")
@@ -96,9 +99,7 @@ class ExportConfig:
     def frame(self) -> FileFrame:
         """Axes and unit of the files."""
         own = self.target.frame
-        return FileFrame(
-            own.up if self.up == "auto" else self.up, own.unit if self.units == "auto" else self.units
-        )
+        return FileFrame(own.up if self.up == "auto" else self.up, own.unit if self.units == "auto" else self.units)
 
 
 def run_export(config: ExportConfig) -> int:
@@ -111,11 +112,11 @@ def run_export(config: ExportConfig) -> int:
     if target.check is not None:
         target.check()
     with Progress("read motion"):
-        tracks = choose(config, read(config))
+        sources = choose(config, read(config))
     single = config.out.suffix.lower() == target.ending
     folder = config.out.parent if single else config.out
     refuse_run_folder(folder, "--out")
-    plan = plan_files(config, tracks, single)
+    plan = plan_files(config, sources, single)
     for path in plan:
         _refuse_path(config, path)
     with folder_for_results(folder), Progress("write", len(plan), "files") as progress:
@@ -131,22 +132,30 @@ def run_export(config: ExportConfig) -> int:
     return 0
 
 
-def read(config: ExportConfig) -> list[MotionTracks]:
-    """The motions of the file, with the parameters that they were posed from.
+def read(config: ExportConfig) -> list[RotationMotion]:
+    """The motions of the file.
 
     Raises InputError where it holds joints alone or can't be read.
     """
     options = ReadOptions(
         body=_body(config), fps=config.input_fps or None, up=config.input_up, unit=config.input_unit, side="input"
     )
-    found = read_tracks(config.file, options)
-    for one in found:
-        if one.parameters is None:
+    if str(config.file) == DEMO and not config.file.exists():
+        with resources.as_file(resources.files("mgrpo") / "assets" / DEMO_ASSET) as asset:
+            motions = read_motions(asset, options)
+    else:
+        motions = read_motions(config.file, options)
+    found: list[RotationMotion] = []
+    for one in motions:
+        if isinstance(one, MotionTracks):
             raise InputError(
                 f"{config.file}: holds joint positions alone ({one.format}); an export needs the rotations of a body, "
                 "as EgoAllo's npz, AMASS, clips and packs have them"
             )
-    for note in dict.fromkeys(note for one in found for note in one.notes):
+        found.append(one)
+    with in_file(config.file):
+        notes = [note for one in found for note in (*one.notes, *one.shape_notes)]
+    for note in dict.fromkeys(notes):
         notice(f"{config.file.name}: {note}")
     return found
 
@@ -200,13 +209,13 @@ def _untagged(loader: yaml.SafeLoader, _: str, node: yaml.Node) -> Any:
 _Plain.add_multi_constructor("tag:yaml.org,2002:python/", _untagged)
 
 
-def choose(config: ExportConfig, tracks: list[MotionTracks]) -> list[MotionTracks]:
+def choose(config: ExportConfig, motions: list[RotationMotion]) -> list[RotationMotion]:
     """The motions that --clip names. Raises InputError where there are none, or --sample is beyond one's samples."""
     chosen = [
-        one for one in tracks if not config.clip or one.name == config.clip or fnmatchcase(one.name, config.clip)
+        one for one in motions if not config.clip or one.name == config.clip or fnmatchcase(one.name, config.clip)
     ]
     if not chosen:
-        names = ", ".join(one.name or "(without a name)" for one in tracks[:40]) + (" ..." if len(tracks) > 40 else "")
+        names = ", ".join(one.name or "(no name)" for one in motions[:40]) + (" ..." if len(motions) > 40 else "")
         raise InputError(f"--clip: no motion in {config.file} is called {config.clip!r}. Motions: {names}")
     for one in chosen:
         if config.sample is not None and config.sample >= one.samples:
@@ -216,7 +225,7 @@ def choose(config: ExportConfig, tracks: list[MotionTracks]) -> list[MotionTrack
     return chosen
 
 
-def plan_files(config: ExportConfig, tracks: list[MotionTracks], single: bool) -> dict[Path, list[PosedMotion]]:
+def plan_files(config: ExportConfig, sources: list[RotationMotion], single: bool) -> dict[Path, list[PosedMotion]]:
     """Files to write and the motions of each. ``single``: --out names a file.
 
     Raises InputError for several files where one is named, or two of one name.
@@ -224,8 +233,8 @@ def plan_files(config: ExportConfig, tracks: list[MotionTracks], single: bool) -
     target = config.target
     stem = config.file.stem.removesuffix("_poses") if config.to == "amass" else config.file.stem
     plan: dict[Path, list[PosedMotion]] = {}
-    for one in tracks:
-        name = f"{stem}_{_plain(one.name)}" if len(tracks) > 1 else stem
+    for one in sources:
+        name = f"{stem}_{_plain(one.name)}" if len(sources) > 1 else stem
         samples = range(one.samples) if config.sample is None else (config.sample,)
         motions = [posed(one, sample, name) for sample in samples]
         if target.all_samples:
@@ -240,8 +249,8 @@ def plan_files(config: ExportConfig, tracks: list[MotionTracks], single: bool) -
             if path in plan and single:
                 raise InputError(
                     f"--out {path} names one file, but {config.file} has "
-                    + (f"{len(tracks)} motions" if len(tracks) > 1 else f"{one.samples} samples")
-                    + f"; choose one by --{'clip' if len(tracks) > 1 else 'sample'}, or let --out be a folder"
+                    + (f"{len(sources)} motions" if len(sources) > 1 else f"{one.samples} samples")
+                    + f"; choose one by --{'clip' if len(sources) > 1 else 'sample'}, or let --out be a folder"
                 )
             if path in plan:
                 raise InputError(f"two motions of {config.file} would be written to {path}; choose one by --clip")
@@ -254,7 +263,7 @@ def _plain(name: str) -> str:
 
 
 def _refuse_path(config: ExportConfig, path: Path) -> None:
-    if path.exists() and path.samefile(config.file):
+    if path.exists() and config.file.exists() and path.samefile(config.file):
         raise InputError(f"{path} is the file that is read; choose another --out")
     if path.is_dir():
         raise InputError(f"{path} is a folder; choose another --out")
@@ -262,28 +271,30 @@ def _refuse_path(config: ExportConfig, path: Path) -> None:
         raise InputError(f"{path} exists already; choose another --out, or --overwrite to replace it")
 
 
-def posed(tracks: MotionTracks, sample: int, name: str) -> PosedMotion:
+def posed(source: RotationMotion, sample: int, name: str) -> PosedMotion:
     """One sample of the motion that was read."""
-    parameters = tracks.parameters
-    assert parameters is not None
-    frames = len(tracks)
-    numbers = np.arange(frames) if tracks.frame_nums is None else tracks.frame_nums
-    times = numbers / tracks.fps if tracks.times is None else tracks.times
-    quats = parameters.body_quats[sample]
-    if parameters.hand_quats is not None and parameters.body.num_joints > quats.shape[-2]:
-        quats = torch.cat((quats, parameters.hand_quats[sample]), dim=-2)
+    frames = len(source)
+    numbers = np.arange(frames) if source.frame_nums is None else source.frame_nums
+    times = numbers / source.fps if source.times is None else source.times
+    body = source.body
+    quats = source.body_quats[sample]
+    if source.hand_quats is not None and source.options.body is not None:
+        full = source.options.body.to(dtype=torch.float64)
+        if full.num_joints > quats.shape[-2]:
+            body, quats = full, torch.cat((quats, source.hand_quats[sample].to(quats.dtype)), dim=-2)
+    betas = source.shape()[sample]
     return PosedMotion(
         name=name,
-        fps=tracks.fps,
-        body=parameters.body,
-        T_world_root=parameters.T_world_root[sample],
+        fps=source.fps,
+        body=body,
+        T_world_root=source.T_world_root()[sample],
         local_quats=quats,
-        betas=parameters.betas[sample],
+        betas=torch.nn.functional.pad(betas, (0, NUM_BETAS - betas.shape[-1])),
         times=torch.from_numpy(np.ascontiguousarray(times, dtype=np.float64)),
         frame_nums=torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.int64)),
-        contacts=None if parameters.contacts is None else parameters.contacts[sample],
-        T_world_cpf=parameters.T_world_cpf,
-        gender=parameters.gender,
+        contacts=None if source.contacts is None else torch.from_numpy(source.contacts[sample]),
+        T_world_cpf=source.head_poses(),
+        gender=source.gender,
     )
 
 

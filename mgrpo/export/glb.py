@@ -105,7 +105,8 @@ def _animation(buffer: GltfBuffer, motion: PosedMotion) -> dict[str, Any]:
         "name": motion.name or "motion",
         "samplers": [{"input": times, "output": output, "interpolation": "LINEAR"} for _, _, output in paths],
         "channels": [
-            {"sampler": sampler, "target": {"node": node, "path": kind}} for sampler, (node, kind, _) in enumerate(paths)
+            {"sampler": sampler, "target": {"node": node, "path": kind}}
+            for sampler, (node, kind, _) in enumerate(paths)
         ],
         "extras": {"frames_per_second": motion.fps},
     }

@@ -80,7 +80,9 @@ class GltfBuffer:
         text += b" " * (-len(text) % 4)
         total = 12 + 8 + len(text) + 8 + self._length
         if total > _MOST_BYTES:
-            raise InputError(f"a GLB file can have 4.3 GB, this motion needs {total / 1e9:.1f} GB; cut it, or lower --fps")
+            raise InputError(
+                f"a GLB file has at most 4.3 GB, this motion needs {total / 1e9:.1f} GB; cut it, or lower --fps"
+            )
         return b"".join(
             (
                 struct.pack("<III", _MAGIC, 2, total),

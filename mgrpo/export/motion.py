@@ -1,4 +1,4 @@
-"""A motion that is to be written to a file: rotations on a body, at known times; brought to one shape and an even rate."""
+"""A motion that is to be written to a file: rotations on a body at known times, brought to one shape, an even rate."""
 
 from __future__ import annotations
 
