@@ -1,8 +1,8 @@
 """From our world and rest axes to those of a file: the one place of export where axes and units change.
 
 Ours: the world is right-handed with z up, in metres; the body's rest pose stands in axes of its own, +x its left, +y
-up, +z forward (SMPL's). A file with y up has SMPL's rest axes as they are, and a world that is ours turned by -90 degrees
-about x: (x, y, z) becomes (x, z, -y). A file with z up has our world, and rest axes turned by +90 degrees about x:
+up, +z forward (SMPL's). A file with y up has SMPL's rest axes as they are, and a world that is ours turned by -90
+degrees about x: (x, y, z) becomes (x, z, -y). A file with z up has our world, and rest axes turned by +90 degrees:
 (x, y, z) becomes (x, -z, y). Either way a skeleton whose rotations are all zero stands upright in the file's world,
 which is what rest poses of BVH and glTF are expected to do. Facing: somebody who looks along our +x looks along +x of
 every file.
