@@ -29,7 +29,7 @@ _SAME_SHAPE_M = 1e-6
 _CHUNK = 4096
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PosedMotion:
     """One motion of ``T`` frames, float64 on the CPU. World: z up, floor at z = 0, metres; quaternions wxyz.
 
@@ -114,6 +114,9 @@ class PosedMotion:
                 "is (1, 0, 0, 0)"
             )
         return torch.cat((quat_normalize(quats), value[..., 4:]), dim=-1)
+
+    def __repr__(self) -> str:
+        return f"PosedMotion('{self.name}', {len(self)} frames, {self.fps:g} fps, {self.num_joints} joints)"
 
     def __len__(self) -> int:
         return int(self.T_world_root.shape[0])

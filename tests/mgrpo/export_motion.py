@@ -20,8 +20,14 @@ TO_Y_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 
 
 def make_motion(
-    frames: int = 40, *, joints: int = 51, seed: int = 0, fps: float = 30.0, size: float = 1.2, body: BodyModel | None = None
-) -> PosedMotion:  # fmt: skip
+    frames: int = 40,
+    *,
+    joints: int = 51,
+    seed: int = 0,
+    fps: float = 30.0,
+    size: float = 1.2,
+    body: BodyModel | None = None,
+) -> PosedMotion:
     """A wild but smooth motion with a shape of its own: rotations go through half turns and the limits of Euler
     angles, and the signs of the quaternions are random."""
     generator = torch.Generator().manual_seed(seed)
@@ -116,7 +122,9 @@ class Glb:
                 if channel["target"]["path"] == "rotation":
                     # the signs in the file must be the right ones already: no flip here
                     angle = np.arccos(np.clip(a @ b, -1.0, 1.0))
-                    weights = (1 - part, part) if angle < 1e-6 else np.sin([(1 - part) * angle, part * angle]) / np.sin(angle)
+                    weights = (
+                        (1 - part, part) if angle < 1e-6 else np.sin([(1 - part) * angle, part * angle]) / np.sin(angle)
+                    )
                     value = weights[0] * a + weights[1] * b
                 else:
                     value = (1 - part) * a + part * b

@@ -134,7 +134,7 @@ def test_a_file_that_would_be_too_long_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("mgrpo.export.gltf_file._MOST_BYTES", 100)
     buffer = GltfBuffer()
     buffer.add(np.zeros((10, 3), "<f4"), "VEC3")
-    with pytest.raises(InputError, match="at most 4.3 GB"):
+    with pytest.raises(InputError, match=r"at most 4\.3 GB"):
         buffer.glb({"asset": {"version": "2.0"}})
 
 
