@@ -61,7 +61,7 @@ def load_codec() -> Any:
     except ImportError as error:
         raise InputError(
             f"--to smpl needs the package smplcodec, which can't be loaded ({error}). Install it: "
-            "pip install 'mgrpo[smpl]'"
+            "pip install 'mgrpo[smpl]' (Python 3.11 or later)"
         ) from error
     finally:
         # importing it sets up the logging of the whole process, which is not a library's to do

@@ -138,6 +138,17 @@ def test_a_file_that_would_be_too_long_is_refused(monkeypatch: pytest.MonkeyPatc
         buffer.glb({"asset": {"version": "2.0"}})
 
 
+def test_every_array_begins_at_a_multiple_of_four(tmp_path: Path) -> None:
+    buffer = GltfBuffer()
+    arrays = [np.arange(3, dtype="<u2"), np.arange(5, dtype="<u4"), np.arange(12, dtype="u1").reshape(3, 4)]
+    for array, kind in zip(arrays, ("SCALAR", "SCALAR", "VEC4")):
+        buffer.add(array, kind)
+    (tmp_path / "a.glb").write_bytes(buffer.glb({"asset": {"version": "2.0"}}))
+    glb = Glb(tmp_path / "a.glb")
+    for index, array in enumerate(arrays):
+        assert np.array_equal(glb.array(index).reshape(array.shape), array)
+
+
 # --- readers of others
 
 
