@@ -178,7 +178,10 @@ def _args_file(file: Path) -> Path:
 
 def recorded_body(file: Path) -> str | None:
     """The body named by the options beside a file that this package wrote (``<name>_args.yaml``); None: no such file,
-    or it names none. Raises InputError for one that can't be read."""
+    or it names none. ``mgrpo infer`` keeps its options in a part of that name.
+
+    Raises InputError for one that can't be read.
+    """
     path = _args_file(file)
     if not path.is_file():
         return None
@@ -190,7 +193,8 @@ def recorded_body(file: Path) -> str | None:
         raise InputError(
             f"{path}: can't be read ({str(error).splitlines()[0]}); name the body by --body, and this file is not used"
         ) from error
-    name = content.get("body") if isinstance(content, dict) else None
+    options = content.get("options", content) if isinstance(content, dict) else None
+    name = options.get("body") if isinstance(options, dict) else None
     return name if isinstance(name, str) and name else None
 
 

@@ -156,14 +156,21 @@ class PosedMotion:
 
     def with_one_shape(self) -> tuple[PosedMotion, float]:
         """The motion on the mean of its shapes, for files that hold one, and the largest distance in metres by which a
-        joint moves through that. The root stays where it is, as EgoAllo's viewer has it."""
+        joint moves through that. The root is shifted so that the eyes stay where they are: the head is what a headset
+        recorded."""
         if bool((self.betas == self.betas[:1]).all()):
             return self, 0.0
         one = replace(self, betas=self.betas.mean(0, keepdim=True).expand_as(self.betas))
-        moved = max(
-            float((one.placed(rows).joints - self.placed(rows).joints).norm(dim=-1).max()) for rows in self.chunks()
-        )
-        return one, moved if moved > _SAME_SHAPE_M else 0.0
+        root, moved = self.T_world_root.clone(), 0.0
+        for rows in self.chunks():
+            before, after = self.placed(rows), one.placed(rows)
+            shift = self._eyes(before, rows) - one._eyes(after, rows)
+            root[rows, 4:] += shift
+            moved = max(moved, float((after.joints + shift[:, None] - before.joints).norm(dim=-1).max()))
+        return replace(one, T_world_root=root), moved if moved > _SAME_SHAPE_M else 0.0
+
+    def _eyes(self, placed: PlacedBody, rows: slice) -> Tensor:
+        return cpf_of(self.skeleton, placed, self.betas[rows])[:, 4:]
 
     def at_even_rate(self, fps: float | None = None) -> tuple[PosedMotion, str]:
         """The motion with frames at equal distances, from its first on, and what was done to it in words ("" nothing).

@@ -100,6 +100,9 @@ def test_one_shape_is_the_mean_and_tells_what_it_moves() -> None:
     torch.testing.assert_close(one.betas[0], one.betas[9])
     torch.testing.assert_close(one.betas[0, 0], motion.betas[0, 0] + 0.5)
     assert 0.005 < moved < 0.1
+    changed = replace(motion, betas=betas)
+    torch.testing.assert_close(one.head_trajectory(), changed.head_trajectory())  # the head is what was recorded
+    assert float((one.placed().joints - changed.placed().joints).norm(dim=-1).max()) == pytest.approx(moved)
 
 
 @pytest.mark.parametrize(
@@ -371,6 +374,8 @@ def test_clips_of_a_pack_are_chosen_by_name(run, tmp_path: Path) -> None:
 def test_the_body_is_taken_from_the_options_beside_the_file(run, tmp_path: Path) -> None:
     samples_file(tmp_path / "head.npz")
     assert "so joints need a body" in run("head.npz", "--to", "glb", code=2)
+    (tmp_path / "head_args.yaml").write_text("options:\n  class: InferConfig\n  body: default\n", "utf-8")
+    assert recorded_body(tmp_path / "head.npz") == "default"
     (tmp_path / "head_args.yaml").write_text("class: SampleConfig\nbody: default\n", "utf-8")
     assert "body 'default', as head_args.yaml says" in run("head.npz", "--to", "glb", "--sample", "0")
     (tmp_path / "head_args.yaml").write_text(
