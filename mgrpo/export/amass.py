@@ -32,6 +32,6 @@ def amass_arrays(motion: PosedMotion) -> dict[str, np.ndarray]:
     }
 
 
-def write_amass(path: Path, motion: PosedMotion) -> None:
+def write_amass(path: str | Path, motion: PosedMotion) -> None:
     """Write a motion as AMASS's npz. Raises InputError where the place can't be written to."""
     write_npz(path, amass_arrays(motion))

@@ -20,7 +20,7 @@ _LOCKED = 1e-7  # cosine of the middle angle below which only the sum of the out
 _END = 0.5  # length of an end site, in lengths of the bone before it
 
 
-def write_bvh(path: Path, motion: PosedMotion, frame: FileFrame | None = None) -> None:
+def write_bvh(path: str | Path, motion: PosedMotion, frame: FileFrame | None = None) -> None:
     """Write a motion as a BVH file.
 
     Joints have SMPL-H's names and order of children. The root's OFFSET is zero and its position channels hold the
@@ -35,7 +35,7 @@ def write_bvh(path: Path, motion: PosedMotion, frame: FileFrame | None = None) -
     Raises:
         StorageError: the disk refuses.
     """
-    atomic_write(path, bvh_text(motion, frame or FileFrame("y", "cm")))
+    atomic_write(Path(path), bvh_text(motion, frame or FileFrame("y", "cm")))
 
 
 def bvh_text(motion: PosedMotion, frame: FileFrame) -> str:

@@ -15,7 +15,7 @@ from mgrpo.geometry import quat_multiply
 from mgrpo.storage import atomic_write
 
 
-def write_csv(path: Path, motion: PosedMotion, frame: FileFrame | None = None) -> None:
+def write_csv(path: str | Path, motion: PosedMotion, frame: FileFrame | None = None) -> None:
     """Write a motion as a CSV table.
 
     Columns, in this order (J is 22, or 52 where fingers are posed; the pelvis first):
@@ -35,7 +35,7 @@ def write_csv(path: Path, motion: PosedMotion, frame: FileFrame | None = None) -
     Raises:
         StorageError: the disk refuses.
     """
-    atomic_write(path, "".join(_lines(motion, frame or FileFrame("z", "m"))))
+    atomic_write(Path(path), "".join(_lines(motion, frame or FileFrame("z", "m"))))
 
 
 def columns(motion: PosedMotion, frame: FileFrame) -> list[str]:

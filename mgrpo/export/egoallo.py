@@ -50,7 +50,7 @@ def egoallo_arrays(motions: Sequence[PosedMotion]) -> dict[str, np.ndarray]:
     return arrays | {"frame_nums": first.frame_nums.numpy(), "timestamps_ns": stamps}
 
 
-def write_egoallo(path: Path, motions: Sequence[PosedMotion]) -> None:
+def write_egoallo(path: str | Path, motions: Sequence[PosedMotion]) -> None:
     """Write samples as EgoAllo's output npz. Raises InputError where they don't fit together or the place can't be
     written to."""
     write_npz(path, egoallo_arrays(motions))

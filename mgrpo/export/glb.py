@@ -24,7 +24,7 @@ _FRAME = FileFrame("y", "m")
 _CLAY = [0.66, 0.62, 0.58, 1.0]
 
 
-def write_glb(path: Path, motion: PosedMotion) -> None:
+def write_glb(path: str | Path, motion: PosedMotion) -> None:
     """Write a motion as one GLB file: y up, metres, seconds from the first frame.
 
     Node ``armature`` at the origin holds the joints by their SMPL-H names; their rest pose is the body's, upright, at
@@ -38,7 +38,7 @@ def write_glb(path: Path, motion: PosedMotion) -> None:
         InputError: the body has no mesh, or the motion is too long for the format.
         StorageError: the disk refuses.
     """
-    atomic_write(path, glb_bytes(motion))
+    atomic_write(Path(path), glb_bytes(motion))
 
 
 def glb_bytes(motion: PosedMotion) -> bytes:

@@ -16,7 +16,7 @@ from mgrpo.export.smpl_parameters import smpl_parameters
 from mgrpo.storage import atomic_write
 
 
-def write_smpl(path: Path, motion: PosedMotion, frame: FileFrame | None = None) -> None:
+def write_smpl(path: str | Path, motion: PosedMotion, frame: FileFrame | None = None) -> None:
     """Write a motion as a .smpl file of an SMPL-H body: float32, metres, radians.
 
     The format doesn't say which axis is up; default is y, that of SMPL's rest pose and of the scenes (MCS, which is
@@ -49,7 +49,7 @@ def write_smpl(path: Path, motion: PosedMotion, frame: FileFrame | None = None) 
     )
     stream = io.BytesIO()
     content.write_to_buffer(stream)
-    atomic_write(path, stream.getvalue())
+    atomic_write(Path(path), stream.getvalue())
 
 
 def load_codec() -> Any:
