@@ -196,18 +196,18 @@ COMMANDS = (
         "run_sample",
     ),
     Command(
-        ("export",),
-        "write motion as AMASS, .smpl, BVH, GLB, EgoAllo's npz or CSV",
-        "mgrpo.commands.export",
-        "ExportConfig",
-        "run_export",
-    ),
-    Command(
         ("convert",),
         "store a model in another layout: EgoAllo's, a run's, or that of the Hugging Face Hub",
         "mgrpo.commands.convert",
         "ConvertConfig",
         "run_convert",
+    ),
+    Command(
+        ("export",),
+        "write motion as AMASS, .smpl, BVH, GLB, EgoAllo's npz or CSV",
+        "mgrpo.commands.export",
+        "ExportConfig",
+        "run_export",
     ),
     Command(
         ("data", "mocap"),
