@@ -81,21 +81,22 @@ def source_of(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def exported(module: str) -> list[str]:
-    """Names in a package's ``__all__`` that it takes from its public modules; they are described there."""
+def exported(module: str, modules: tuple[str, ...]) -> list[str]:
+    """Names in a package's ``__all__`` that it takes from others of ``modules``; they are described there."""
     path = source_of(module)
+    if path.name != "__init__.py":
+        return []
     tree = ast.parse(path.read_text("utf-8"))
     names: list[str] = []
+    taken: set[str] = set()
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == "__all__" for target in node.targets):
             names = [constant.value for constant in ast.walk(node.value) if isinstance(constant, ast.Constant)]
-    taken = {
-        alias.asname or alias.name
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and not (node.module or "").rpartition(".")[2].startswith("_")
-        for alias in node.names
-    }
-    return [name for name in names if name in taken] if path.name == "__init__.py" else []
+        elif isinstance(node, ast.ImportFrom):
+            base = module.split(".")[: len(module.split(".")) - node.level + 1] if node.level else []
+            if ".".join([*base, *([node.module] if node.module else [])]) in modules:
+                taken |= {alias.asname or alias.name for alias in node.names}
+    return [name for name in names if name in taken]
 
 
 def api_page(part: str, modules: tuple[str, ...]) -> str:
@@ -103,7 +104,7 @@ def api_page(part: str, modules: tuple[str, ...]) -> str:
     lines = [f"# mgrpo.{part}", ""]
     for module in modules:
         lines += [f"::: {module}", ""]
-        if names := exported(module):
+        if names := exported(module, modules):
             lines[-1:] = [f"    options: {{filters: ['!^_', '!^({'|'.join(names)})$']}}", ""]
             lines += [f"From `{module}` can be imported: " + ", ".join(f"`{name}`" for name in names) + ".", ""]
     return "\n".join(lines)
