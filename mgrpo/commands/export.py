@@ -240,14 +240,9 @@ def plan_files(config: ExportConfig, sources: list[RotationMotion], single: bool
     for one in sources:
         name = f"{stem}_{_plain(one.name)}" if len(sources) > 1 else stem
         samples = range(one.samples) if config.sample is None else (config.sample,)
-        motions = [posed(one, sample, name) for sample in samples]
-        if target.all_samples:
-            files = {name: motions}
-        else:
-            several = one.samples > 1
-            files = {
-                f"{name}_sample{sample}" if several else name: [motion] for sample, motion in zip(samples, motions)
-            }
+        names = {f"{name}_sample{sample}" if one.samples > 1 else name: sample for sample in samples}
+        prepared = {file: posed(one, sample, file) for file, sample in names.items()}
+        files = {name: list(prepared.values())} if target.all_samples else {k: [v] for k, v in prepared.items()}
         for file, content in files.items():
             path = config.out if single else config.out / f"{file}{target.suffix}"
             if path in plan and single:
