@@ -113,7 +113,10 @@ def run_export(config: ExportConfig) -> int:
         target.check()
     with Progress("read motion"):
         sources = choose(config, read(config))
-    single = config.out.suffix.lower() == target.ending
+    ending = config.out.suffix.lower()
+    single = ending == target.ending
+    if not single and ending in {one.ending for one in TARGETS.values()}:
+        raise InputError(f"--out {config.out}: --to {config.to} writes {target.ending} files; change one of the two")
     folder = config.out.parent if single else config.out
     refuse_run_folder(folder, "--out")
     plan = plan_files(config, sources, single)
@@ -274,7 +277,9 @@ def posed(source: RotationMotion, sample: int, name: str) -> PosedMotion:
     """One sample of the motion that was read."""
     frames = len(source)
     numbers = np.arange(frames) if source.frame_nums is None else source.frame_nums
-    times = numbers / source.fps if source.times is None else source.times
+    # a rate that was told overrules the file's stamps, which it contradicts
+    stamped = source.times is not None and source.options.fps is None
+    times = source.times if stamped else numbers / source.fps
     body = source.body
     quats = source.body_quats[sample]
     if source.hand_quats is not None and source.options.body is not None:

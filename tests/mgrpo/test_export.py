@@ -397,9 +397,21 @@ def test_rate_and_axes(run, tmp_path: Path) -> None:
     assert row["pelvis_y_cm"] == pytest.approx(100 * float(motion.T_world_root()[0, 0, 6]), abs=1e-4)
 
 
+def test_a_rate_that_is_told_overrules_the_stamps(run, tmp_path: Path) -> None:
+    samples_file(tmp_path / "head.npz", samples=1)
+    run("head.npz", "--body", "default", "--to", "csv", "--input-fps", "60")
+    lines = (tmp_path / "exports/head.csv").read_text("utf-8").splitlines()
+    times = [float(line.split(",")[1]) for line in lines[1:]]
+    np.testing.assert_allclose(np.diff(times), 1 / 60, atol=1e-8)
+    assert len(times) == 12
+    assert "brought to" not in run("head.npz", "--body", "default", "--to", "bvh", "--input-fps", "60")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("--to", "glb", "--out", "a.bvh"), "--out a.bvh: --to glb writes .glb files"),
+        (("--to", "glb", "--out", "wave.npz/a.glb"), "a part of that path is a file"),
         (("--to", "glb", "--up", "y"), "--up has no effect with --to glb, whose up axis is always y"),
         (("--to", "amass", "--units", "m"), "--units has no effect with --to amass"),
         (("--to", "npz", "--up", "z"), "--up has no effect with --to npz, whose up axis is always z"),
