@@ -12,12 +12,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 
 from mgrpo import cli, export, kernels
 
 ROOT = Path(__file__).resolve().parents[1]
-NEEDED = ("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers.python")
+pytestmark = pytest.mark.slow
+
+NEEDED = ("mkdocs", "material", "mkdocstrings", "griffe")
 
 NO_NETWORK = """
 import socket, sys
@@ -61,7 +64,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    missing = [name for name in NEEDED if importlib.util.find_spec(name.split(".")[0]) is None]
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"the extra docs is not installed: {', '.join(missing)}")
     folder = tmp_path_factory.mktemp("site")
@@ -149,6 +152,22 @@ def test_every_command_is_shown(pages: dict[Path, Page], site: Path) -> None:
     ids = pages[site / "commands.html"].ids
     for command in cli.COMMANDS:
         assert f"mgrpo-{'-'.join(command.words)}" in ids
+
+
+def test_the_picture_of_all_frames_is_drawn_from_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("draw_frames", ROOT / "tools" / "draw_frames.py")
+    assert spec is not None and spec.loader is not None
+    drawing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    # in a file with y up, its z is our -y and its y is our z
+    assert np.allclose(drawing.axes_of(export.FileFrame("y", "cm")), [[1, 0, 0], [0, 0, 1], [0, -1, 0]])
+    assert np.allclose(drawing.axes_of(export.FileFrame("z", "m")), np.eye(3))
+    vertices, _, joints, cpf = drawing.person()
+    assert abs(vertices[:, 2].min()) < 0.05 and 1.2 < cpf[2, 3] < 1.8
+    assert cpf[0, 2] > 0.8 and joints[1, 1] > joints[2, 1]  # looks along +x, its left is +y
+    monkeypatch.setattr(sys, "argv", ["draw_frames.py", str(tmp_path / "frames.png")])
+    drawing.main()
+    assert (tmp_path / "frames.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_docs_and_test_extras_agree() -> None:
