@@ -1,4 +1,4 @@
-# make demo | test | install | ext | check | bench | gpu | wheel | clean
+# make demo | test | install | ext | check | bench | gpu | docs | wheel | clean
 #
 # PYTHON  interpreter that the environment is made from      (python3; 3.10 to 3.13)
 # TORCH   what pip installs as torch, with options if needed (torch==2.13.0)
@@ -10,7 +10,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 
-.PHONY: install ext demo test check bench gpu wheel clean
+.PHONY: install ext demo test check bench gpu docs wheel clean
 
 # Makes .venv and installs this tree into it; returns at once where nothing that matters changed.
 install:
@@ -46,6 +46,12 @@ gpu:
 	@PYTHON='$(PYTHON)' tools/gpu $(GPU_ARGS)
 
 # build/ keeps files that were deleted from the tree, which would slip into the wheel.
+docs: install
+	@$(VENV)/bin/python -c "import mkdocs, material, mkdocstrings" 2>/dev/null || \
+	  PATH="$(CURDIR)/$(VENV)/bin:$$PATH" MGRPO_BUILD=none $(VENV)/bin/python -m pip install -q --no-build-isolation -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	@echo build/site/index.html
+
 wheel: install
 	@rm -rf build/lib* build/bdist*
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pip wheel -q --no-build-isolation --no-deps -w dist .

@@ -11,10 +11,15 @@ from . import _checks
 from ._checks import check_integer, check_tensor
 
 STREAM_STEP = 0
+"""Stream of the noise of sampler steps."""
 STREAM_INIT = 1
+"""Stream of first latents."""
 STREAM_PERLIN = 2
+"""Stream of the perturbation of head paths."""
 STREAM_TRAIN = 3
+"""Stream of levels, noise and dropout in the prior's training."""
 STREAM_DATA = 4
+"""Stream of the choice and augmentation of windows."""
 
 STREAM_BITS = 4
 STEP_BITS = 16

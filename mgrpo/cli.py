@@ -219,6 +219,13 @@ COMMANDS = (
         "run_convert",
     ),
     Command(
+        ("export",),
+        "write motion as AMASS, .smpl, BVH, GLB, EgoAllo's npz or CSV",
+        "mgrpo.commands.export",
+        "ExportConfig",
+        "run_export",
+    ),
+    Command(
         ("data", "mocap"),
         "convert BVH or ASF/AMC motion capture to a motion pack",
         "mgrpo.commands.data_mocap",

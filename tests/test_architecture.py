@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("geometry", "npz", "tensor_files", "config_record", "options"),
     ("body",),
     ("data",),
+    ("export",),
     ("models",),
     ("diffusion",),
     ("rewards", "grpo", "eval"),

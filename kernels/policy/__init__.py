@@ -19,6 +19,7 @@ from . import reference
 __all__ = ["ADVANTAGE_SCHEMES", "GroupAdvantages", "GrpoLoss", "group_advantages", "grpo_loss"]
 
 ADVANTAGE_SCHEMES = ("normalize_then_sum", "sum_then_normalize", "gdpo", "center_only", "batch_std")
+"""How rewards become advantages, see :func:`group_advantages`."""
 
 
 class GroupAdvantages(NamedTuple):

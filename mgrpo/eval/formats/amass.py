@@ -13,6 +13,9 @@ from .tracks import ReadOptions, axis_angles, numbers
 FRAME_RATES = ("mocap_framerate", "mocap_frame_rate")
 """SMPL-H's spelling, SMPL-X's spelling."""
 
+_HANDS_FROM = {156: 66, 165: 75}
+"""First of the 90 columns of the fingers: SMPL-X has jaw and eyes before them."""
+
 
 def matches(file: Container) -> bool:
     """Whether the file has AMASS's names."""
@@ -24,12 +27,13 @@ def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
     """One motion. z up, metres; ``trans`` is the pelvis minus the rest pelvis of the shape."""
     separate = {"root_orient", "pose_body"} <= set(file.keys)
     names = ("trans", "root_orient", "pose_body") if separate else ("trans", "poses")
-    arrays = file.arrays(names, ("betas", *FRAME_RATES, "surface_model_type", "gender"))
+    arrays = file.arrays(names, ("betas", *FRAME_RATES, "surface_model_type", "gender", "pose_hand"))
     trans = numbers(arrays["trans"], "trans", (None, 3))
     frames = len(trans)
     if separate:
         root = numbers(arrays["root_orient"], "root_orient", (frames, 3))
         pose = numbers(arrays["pose_body"], "pose_body", (frames, 63))
+        hands = numbers(arrays["pose_hand"], "pose_hand", (frames, 90)) if "pose_hand" in arrays else None
     else:
         poses = numbers(arrays["poses"], "poses", (frames, None))
         if poses.shape[1] not in (66, 72, 156, 165):
@@ -38,6 +42,7 @@ def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
                 f"got {tuple(poses.shape)}"
             )
         root, pose = poses[:, :3], poses[:, 3:66]
+        hands = poses[:, _HANDS_FROM[poses.shape[1]] :][:, :90] if poses.shape[1] in _HANDS_FROM else None
     betas = arrays.get("betas", np.zeros(16))
     rate = next((float(arrays[key].reshape(-1)[0]) for key in FRAME_RATES if key in arrays and arrays[key].size), None)
     rate = options.fps or rate
@@ -60,6 +65,8 @@ def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
             foreign_shape="" if model == "smplh" else "SMPL-X" if model.startswith("smplx") else model.upper(),
             format="AMASS",
             notes=notes,
+            hand_quats=None if hands is None else axis_angles(hands)[None],
+            gender=gender if gender not in ("", "unknown") else "neutral",
         )
     ]
 

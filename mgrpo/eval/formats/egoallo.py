@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from .container import Container
 from .rotations import RotationMotion
 from .tracks import ReadOptions, numbers, whole_numbers
 
 KEYS = ("Ts_world_root", "body_quats", "betas")
-"""Arrays that are needed; ``frame_nums``, ``timestamps_ns``, ``contacts`` and ``Ts_world_cpf`` are used where they are
-there."""
+"""Arrays that are needed."""
+
+HANDS = ("left_hand_quats", "right_hand_quats")
+OPTIONAL = ("frame_nums", "timestamps_ns", "contacts", "Ts_world_cpf", *HANDS)
+"""Arrays that are used where they are there."""
 
 
 def matches(file: Container) -> bool:
@@ -20,7 +24,7 @@ def matches(file: Container) -> bool:
 
 def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
     """One entry with S samples. z up, metres; shape per frame, as the published evaluation uses it."""
-    arrays = file.arrays(KEYS, ("frame_nums", "timestamps_ns", "contacts", "Ts_world_cpf"))
+    arrays = file.arrays(KEYS, OPTIONAL)
     root = numbers(arrays["Ts_world_root"], "Ts_world_root", (None, None, 7))
     samples, frames = root.shape[:2]
     body = numbers(arrays["body_quats"], "body_quats", (samples, frames, 21, 4))
@@ -33,11 +37,13 @@ def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
         times = stamps.astype(np.float64) / 1e9
         if frames > 1 and stamps[-1] > stamps[0]:
             rate = _rate(stamps, frame_nums)
-    contacts = T_world_cpf = None
+    contacts = T_world_cpf = hands = None
     if "contacts" in arrays:
         contacts = numbers(arrays["contacts"], "contacts", (samples, frames, 21)).numpy()
     if "Ts_world_cpf" in arrays:
         T_world_cpf = numbers(arrays["Ts_world_cpf"], "Ts_world_cpf", (frames, 7)).numpy()
+    if set(HANDS) <= set(arrays):
+        hands = torch.cat([numbers(arrays[name], name, (samples, frames, 15, 4)) for name in HANDS], dim=-2)
     notes: list[str] = []
     return [
         RotationMotion(
@@ -54,6 +60,7 @@ def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
             notes=notes,
             contacts=contacts,
             T_world_cpf=T_world_cpf,
+            hand_quats=hands,
         )
     ]
 

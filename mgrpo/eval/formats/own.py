@@ -54,6 +54,7 @@ def _from_clip(clip: MotionClip, options: ReadOptions, format: str, name: str) -
         format=format,
         notes=notes,
         contacts=clip.contacts[None].numpy(),
+        hand_quats=None if clip.hand_quats is None else clip.hand_quats[None],
     )
 
 

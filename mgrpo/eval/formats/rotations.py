@@ -58,6 +58,11 @@ class RotationMotion:
     """Whether each body joint touches something ``(S, T, 21)``; None: the file has none."""
     T_world_cpf: np.ndarray | None = None
     """Poses of the central pupil frame ``(T, 7)``, wxyz + xyz, z up; None: the file has none."""
+    hand_quats: Tensor | None = None
+    """Local rotations of the fingers ``(S, T, 30, 4)``, wxyz, left hand first, as the file has them (not checked);
+    None: it has none."""
+    gender: str = "neutral"
+    """Gender of the body that the shape numbers were made for, as the file says it."""
 
     def __post_init__(self) -> None:
         for label, quats in (("root", self.root_quats), ("body", self.body_quats)):
@@ -124,6 +129,17 @@ class RotationMotion:
         quats = quat_normalize(self.root_quats[:, rows].double())
         root = quat_normalize(quat_multiply(rotmat_to_quat(turn).expand_as(quats), quats))
         return se3(root, pelvis @ turn.T)
+
+    def head_poses(self) -> Tensor | None:
+        """Poses of the central pupil frame ``(T, 7)`` float64 in our world, turned and scaled as the pelvis is; None:
+        the file has none."""
+        if self.T_world_cpf is None:
+            return None
+        turn, poses = self._turn, torch.from_numpy(self.T_world_cpf).double()
+        metres = METRES[self.options.unit] if self.options.unit != "auto" else 1.0
+        quats = quat_normalize(poses[:, :4])
+        quats = quat_normalize(quat_multiply(rotmat_to_quat(turn).expand_as(quats), quats))
+        return se3(quats, metres * poses[:, 4:] @ turn.T)
 
     def local_rotmats(self, rows: slice | Tensor = slice(None)) -> Tensor:
         """Local rotations of some frames ``(S, n, 21, 3, 3)``, float64."""
