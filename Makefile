@@ -25,7 +25,8 @@ ext:
 demo: install
 	@$(VENV)/bin/mgrpo demo $(DEMO_ARGS)
 
-test: install
+test:
+	@PYTHON='$(PYTHON)' TORCH='$(TORCH)' tools/install test
 	@$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 check: install

@@ -24,6 +24,7 @@ from mgrpo.grpo.perturbation import PerlinConfig
 from mgrpo.grpo.update import PolicyLossConfig, RatioCheckError
 from mgrpo.grpo.window import StepWindowConfig
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+from mgrpo.storage import StorageError
 from mgrpo.train.checkpoints import load_model, step_folders
 from mgrpo.train.grpo import train_grpo
 from mgrpo.train.grpo_config import ExecutionConfig, GrpoConfig, RewardWeights
@@ -163,6 +164,33 @@ def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(base, tmp_path):
     for iterations in (1, 2, 3):
         resumed = train_grpo(replace(parts, iterations=iterations, validate_every=0))
     assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("share", [0.25, 0.55, 0.8])
+def test_a_disk_that_fills_costs_no_finished_iteration(base, tmp_path, share):
+    """With room for a share of what the run writes, and after the disk was cleared, it ends in the same weights and the
+    same log as where there was room from the start."""
+    config = replace(base, iterations=4, checkpoint_every=1, validate_every=2, warmup=0)
+    whole = config.output
+    train_grpo(config)
+    written = sum(path.stat().st_blocks * 512 for path in whole.rglob("*") if path.is_file())
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={2 * written + (1 << 20)}", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small tmpfs is not permitted here")
+    try:
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "filler").write_bytes(b"\0" * (free - int(share * written)))
+        there = replace(config, output=disk / "run")
+        with pytest.raises(StorageError, match="the disk is full"):
+            train_grpo(there)
+        (disk / "filler").unlink()
+        resumed = replace(there, resume=True)
+        assert same(weights(whole), weights(train_grpo(resumed)))
+        assert timeless(disk / "run") == timeless(whole)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_groups_do_not_depend_on_their_neighbours(base):
