@@ -46,13 +46,14 @@ bench: install
 gpu:
 	@PYTHON='$(PYTHON)' tools/gpu $(GPU_ARGS)
 
-# build/ keeps files that were deleted from the tree, which would slip into the wheel.
+# The documentation site, without network where its packages are there.
 docs: install
 	@$(VENV)/bin/python -c "import mkdocs, material, mkdocstrings" 2>/dev/null || \
 	  PATH="$(CURDIR)/$(VENV)/bin:$$PATH" MGRPO_BUILD=none $(VENV)/bin/python -m pip install -q --no-build-isolation -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 	@echo build/site/index.html
 
+# build/ keeps files that were deleted from the tree, which would slip into the wheel.
 wheel: install
 	@rm -rf build/lib* build/bdist*
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pip wheel -q --no-build-isolation --no-deps -w dist .

@@ -199,19 +199,29 @@ def surfaces_of(source: Source) -> tuple[Surface, ...]:
     )
 
 
+def given_head(source: Source) -> bool:
+    """Whether a file has the head's poses in our world, which one read with another axis or unit has not."""
+    motion = source.motion
+    if not isinstance(motion, RotationMotion) or motion.T_world_cpf is None:
+        return False
+    return motion.options.up in ("auto", "z") and motion.options.unit in ("auto", "m")
+
+
 def head_path(source: Source, actor: Actor, positions: np.ndarray, inside: np.ndarray) -> np.ndarray | None:
     """Head poses (T, 7) float32 on the time line: those of the file, else the eyes of the posed body; None where there
     are no rotations."""
     motion = source.motion
     if not isinstance(motion, RotationMotion) or actor.quats is None:
         return None
-    if motion.T_world_cpf is not None:
+    if given_head(source):
         nearest = np.round(positions).astype(np.int64)
         path = motion.T_world_cpf[nearest].astype(np.float32)
         low = np.clip(np.floor(positions).astype(np.int64), 0, len(motion) - 1)
         high = np.minimum(low + 1, len(motion) - 1)
         xyz = motion.T_world_cpf[:, 4:]
         path[:, 4:] = xyz[low] + (positions - low)[:, None] * (xyz[high] - xyz[low])
+        length = np.linalg.norm(path[:, :4], axis=1, keepdims=True)
+        path[:, :4] /= np.where(length > 1e-6, length, np.nan)
         path[~inside] = np.nan
         return path
     quats = actor.quats[0, :, HEAD_ROW]
@@ -253,9 +263,11 @@ def build_stage(
             actor = replace(actor, error_mm=frame_errors_mm(joints, actors[0].joints[0]).astype(np.float32))
         actors.append(actor)
         heads.append(head_path(source, actor, positions, inside))
-    # The head's path was the input of the predictions; the truth's own is the same where they have none.
-    given = [isinstance(source.motion, RotationMotion) and source.motion.T_world_cpf is not None for source in sources]
-    order = sorted(range(len(sources)), key=lambda index: not given[index])
+    if sources[0].color == 0:
+        # One recording: the head's path that was the input, or the truth's own, is everybody's.
+        order = sorted(range(len(sources)), key=lambda index: not given_head(sources[index]))
+        heads = [next((heads[index] for index in order if heads[index] is not None), None)] * len(sources)
+    actors = [replace(actor, T_world_cpf=head) for actor, head in zip(actors, heads)]
     notes = [f"{source.path}: read as {source.motion.format}" for source in sources]
     notes += [f"{source.path}: {note}" for source in sources for note in source.notes]
     if len(sources) > 1:
@@ -266,7 +278,6 @@ def build_stage(
         fps=rate,
         actors=tuple(actors),
         start=float(times[0]),
-        T_world_cpf=next((heads[index] for index in order if heads[index] is not None), None),
         notes=tuple(notes),
     )
 

@@ -89,12 +89,14 @@ class StagePainter:
         """An actor's colour in this scheme."""
         return rgb(color_of(actor.color, self.look.dark))
 
-    def camera(self, frame: int, panel_width: int) -> Camera:
-        """The camera of a panel, in pixels of the larger picture that is averaged down."""
+    def camera(self, frame: int, panel_width: int, group: Sequence[Actor] = ()) -> Camera:
+        """The camera of a panel with these actors, in pixels of the larger picture that is averaged down."""
         framing = self.stage.framing
+        alone = len(group) == 1
+        centers = self.stage.own_centers[self.stage.actors.index(group[0])] if alone else framing.centers
         panel_height = self.height - self.head - self.foot
         return Camera(
-            target=np.array((*framing.centers[frame], framing.height), dtype=np.float64),
+            target=np.array((*centers[frame], framing.height), dtype=np.float64),
             azimuth=framing.azimuth,
             elevation=ELEVATION,
             distance=framing.distance(panel_width / panel_height),
@@ -121,7 +123,7 @@ class StagePainter:
         return [round(self.width * column / len(self.groups)) for column in range(len(self.groups) + 1)]
 
     def _panel(self, frame: int, width: int, group: Sequence[Actor]) -> Image.Image:
-        camera = self.camera(frame, width)
+        camera = self.camera(frame, width, group)
         palette, background = self.palette, self.background
         panel = Panel(camera, background, mix(background, rgb(palette.line), 0.9))
         there = [actor for actor in group if actor.present[frame]]
@@ -132,7 +134,9 @@ class StagePainter:
         panel.floor()
         for actor in there:
             self._footprints(panel, actor, frame)
-        self._head_path(panel, frame)
+        heads = self.stage.heads(group)
+        for actor in heads:
+            self._head_path(panel, actor, frame)
         truth = self.stage.truth
         if truth is not None and truth not in group and truth.present[frame]:
             self._ghost(panel, truth, 0, frame, 0.27)
@@ -140,7 +144,8 @@ class StagePainter:
             for sample in range(actor.samples - 1, 0, -1):
                 self._ghost(panel, actor, sample, frame, 0.2)
         self._bodies(panel, there, frame)
-        self._frustum(panel, frame)
+        for actor in heads:
+            self._frustum(panel, actor, frame)
         return panel.image.reduce(SUPERSAMPLING)
 
     def _bodies(self, panel: Panel, actors: Sequence[Actor], frame: int) -> None:
@@ -186,8 +191,8 @@ class StagePainter:
             if abs(point[2]) < 0.2:
                 panel.disc(point, 0.095, color)
 
-    def _head_path(self, panel: Panel, frame: int) -> None:
-        path = self.stage.T_world_cpf
+    def _head_path(self, panel: Panel, actor: Actor, frame: int) -> None:
+        path = actor.T_world_cpf
         if path is None:
             return
         width, reach = panel.camera.height / 190, round(10 * self.stage.fps)
@@ -199,8 +204,8 @@ class StagePainter:
             points = path[part, 4:]
             panel.path(points[thinned(len(points), 300)], color, width)
 
-    def _frustum(self, panel: Panel, frame: int) -> None:
-        gaze = self.stage.gaze(frame)
+    def _frustum(self, panel: Panel, actor: Actor, frame: int) -> None:
+        gaze = actor.gaze(frame)
         if gaze is None:
             return
         corners = frustum_corners(*gaze)

@@ -134,9 +134,11 @@ class LiveViewer:
             self.bodies += [
                 LiveBody(self.server, f"/world/{index}/{sample}", actor, sample) for sample in range(actor.samples)
             ]
-        self.heads = []
-        if self.stage.T_world_cpf is not None:
-            self.heads = [LiveHead(self.server, f"/world/{index}/head") for index in range(len(self.stage.actors))]
+        self.heads = [
+            LiveHead(self.server, f"/world/{index}/head", actor)
+            for index, actor in enumerate(self.stage.actors)
+            if actor.T_world_cpf is not None
+        ]
 
     def _panel(self, look: Look) -> None:
         gui, stage = self.server.gui, self.stage
@@ -247,7 +249,11 @@ class LiveViewer:
         stage, layout, show = self.stage, self._layout, _SHOWS[self.body.value]
         self.frame = frame
         places = offsets(stage, layout)
-        anchor = stage.framing.centers[frame if self.follow.value else 0]
+        now = frame if self.follow.value else 0
+        anchor = stage.framing.centers[now]
+        if layout == "side":
+            own = np.stack([centers[now] for centers in stage.own_centers])
+            places = places + np.concatenate((anchor - own, np.zeros((len(own), 1))), axis=1)
         with self.server.atomic():
             self.world.position = (-float(anchor[0]), -float(anchor[1]), 0.0)
             # the grid is finite and comes along, by whole cells
@@ -264,10 +270,11 @@ class LiveViewer:
                     show=show,
                     contacts=bool(self.contacts.value),
                 )
-            for index, head in enumerate(self.heads):
-                # in one place the heads would be drawn over each other
-                wanted = bool(self.head.value) and bool(self.shown[index].value) and (layout == "side" or index == 0)
-                head.move(stage, frame, wanted)
+            seen = [actor for actor, box in zip(stage.actors, self.shown) if box.value]
+            # those that share a head's path show it once where they stand in one place
+            drawn = seen if layout == "side" else stage.heads(seen)
+            for head in self.heads:
+                head.move(stage.fps, frame, bool(self.head.value) and head.actor in drawn)
             self.readout.content = self.chart.html(frame, self._dark)
             self.clock.value = f"{stage.seconds(frame):.2f} s of {stage.seconds(stage.frames - 1):.2f} s"
             if self.slider.value != frame:

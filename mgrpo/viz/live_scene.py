@@ -9,7 +9,7 @@ import numpy as np
 
 from mgrpo.viz.comparison import BODY_PARENTS
 from mgrpo.viz.palette import Rgb, mix, rgb
-from mgrpo.viz.stage import CONTACT, JOINTS, Actor, Stage, color_of, thinned
+from mgrpo.viz.stage import CONTACT, JOINTS, Actor, color_of, thinned
 
 SHADES: dict[bool, Rgb] = {False: (255, 255, 255), True: (26, 26, 26)}
 """viser's backgrounds, light and dark, that pale colours are mixed with."""
@@ -115,8 +115,8 @@ class LiveBody:
 class LiveHead:
     """The pyramid before the eyes and the way of the head, ten seconds to either side."""
 
-    def __init__(self, server: Any, path: str) -> None:
-        self.server, self.path = server, path
+    def __init__(self, server: Any, path: str, actor: Actor) -> None:
+        self.server, self.path, self.actor = server, path, actor
         self.frustum: Any = None
         nowhere = np.zeros((2 * _PATH, 2, 3), np.float32)
         self.way = server.scene.add_line_segments(
@@ -135,20 +135,20 @@ class LiveHead:
         colors[:_PATH], colors[_PATH:] = mix(shade, ink, 0.6), mix(shade, muted, 0.4)
         self.way.colors = colors
 
-    def move(self, stage: Stage, frame: int, visible: bool) -> None:
+    def move(self, fps: float, frame: int, visible: bool) -> None:
         """Be where the head is in a frame, or hidden."""
-        gaze = stage.gaze(frame)
+        gaze, way = self.actor.gaze(frame), self.actor.T_world_cpf
         self.frustum.visible = self.way.visible = visible and gaze is not None
-        if not visible or gaze is None or stage.T_world_cpf is None:
+        if not visible or gaze is None or way is None:
             return
         (w, x, y, z), position = gaze
         self.frustum.wxyz = (-z, y, -x, w)  # a camera's axes: x right, y down, z forward
         self.frustum.position = position
-        reach = round(10 * stage.fps)
+        reach = round(10 * fps)
         self.way.points = np.concatenate(
             (
-                _segments(stage.T_world_cpf[max(0, frame - reach) : frame + 1, 4:]),
-                _segments(stage.T_world_cpf[frame : frame + reach + 1, 4:]),
+                _segments(way[max(0, frame - reach) : frame + 1, 4:]),
+                _segments(way[frame : frame + reach + 1, 4:]),
             )
         )
 

@@ -77,8 +77,12 @@ def _packed(stage: Stage, look: Look) -> dict[str, Any]:
             "across": framing.reach_across,
             "up": framing.reach_up,
         },
-        "head": None if stage.T_world_cpf is None else _base64(stage.T_world_cpf.astype("<f4")),
-        "actors": [_packed_actor(actor, shapes) for actor in stage.actors],
+        "heads": [_base64(actor.T_world_cpf.astype("<f4")) for actor in stage.heads(stage.actors)],
+        "actors": [
+            _packed_actor(actor, shapes)
+            | {"centers": _base64(centers.astype("<f4")), "head": _head_index(stage, actor)}
+            for actor, centers in zip(stage.actors, stage.own_centers)
+        ],
         "shapes": [_packed_shape(shape) for shape in shapes],
         "mesh": _packed_mesh(shapes[0]) if shapes else None,
     }
@@ -107,6 +111,12 @@ def _packed_actor(actor: Actor, shapes: list[Surface]) -> dict[str, Any]:
     }
 
 
+def _head_index(stage: Stage, actor: Actor) -> int | None:
+    """Which of the page's heads is the actor's."""
+    paths = [one.T_world_cpf for one in stage.heads(stage.actors)]
+    return next((index for index, path in enumerate(paths) if path is actor.T_world_cpf), None)
+
+
 def _shape_index(surface: Surface, shapes: list[Surface]) -> int:
     for index, known in enumerate(shapes):
         if np.array_equal(known.rest_vertices, surface.rest_vertices):
@@ -125,7 +135,7 @@ def _packed_shape(surface: Surface) -> dict[str, Any]:
 def _packed_mesh(surface: Surface) -> dict[str, Any]:
     """What all shapes share: the body is one, whatever its shape."""
     bones, weights = surface.strongest
-    return {"bones": _base64(bones), "weights": _base64(weights), "faces": _base64(surface.faces.astype("<u2"))}
+    return {"bones": _base64(bones), "weights": _base64(weights), "faces": _base64(surface.faces.astype("<u4"))}
 
 
 def _steps(metres: np.ndarray) -> np.ndarray:

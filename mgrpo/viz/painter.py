@@ -15,6 +15,9 @@ from mgrpo.viz.surface import vertex_normals
 _LIGHT = np.array((-0.42, 0.62, 0.66)) / np.linalg.norm((-0.42, 0.62, 0.66))
 """Towards the light in the camera's axes: right, up, back."""
 
+_COARSE = 40.0
+"""Faces that are larger than this in the middle, in square pixels, are painted in four parts, whose tones differ."""
+
 
 class Skin(NamedTuple):
     """One posed surface, ready to be painted."""
@@ -32,22 +35,31 @@ class Skin(NamedTuple):
 class _Visible(NamedTuple):
     """Faces of a skin that look at the camera."""
 
-    depth: np.ndarray
-    """Distance of each from the camera's plane, metres (N,)."""
-    outlines: np.ndarray
-    """Corners in pixels (N, 6): x, y, x, y, x, y."""
     which: np.ndarray
     """Their indices among the skin's faces (N,)."""
+    corners: np.ndarray
+    """Pixels of their corners and the distance from the camera's plane in metres (N, 3, 3)."""
+    coarse: bool
+    """Whether they are large on the picture."""
 
 
 def _visible(camera: Camera, skin: Skin) -> _Visible:
     xs, ys, scale = camera.project(skin.vertices)
-    x, y, depth = xs[skin.faces], ys[skin.faces], (camera.focal / scale)[skin.faces]
+    corners = np.stack((xs, ys, camera.focal / scale), axis=-1)[skin.faces]
+    u, v = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     # on the screen y points down, so faces that look at us run clockwise
-    area = (x[:, 1] - x[:, 0]) * (y[:, 2] - y[:, 0]) - (x[:, 2] - x[:, 0]) * (y[:, 1] - y[:, 0])
-    which = np.flatnonzero((area < 0) & (depth.min(axis=1) > 0.1))
-    outlines = np.stack((x[which], y[which]), axis=-1).reshape(len(which), 6)
-    return _Visible(depth[which].mean(axis=1), outlines, which)
+    area = u[:, 0] * v[:, 1] - v[:, 0] * u[:, 1]
+    which = np.flatnonzero((area < 0) & (corners[:, :, 2].min(axis=1) > 0.1))
+    coarse = len(which) > 0 and float(np.median(-area[which])) / 2 > _COARSE
+    return _Visible(which, corners[which], coarse)
+
+
+def _quartered(corners: np.ndarray) -> np.ndarray:
+    """Each triangle (N, 3, C) as four, cut at the middles of its edges: (4 N, 3, C)."""
+    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
+    ab, bc, ca = (a + b) / 2, (b + c) / 2, (c + a) / 2
+    parts = [(a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca)]
+    return np.concatenate([np.stack(part, axis=1) for part in parts])
 
 
 def paint_skins(draw: ImageDraw.ImageDraw, camera: Camera, skins: Sequence[Skin]) -> None:
@@ -55,14 +67,18 @@ def paint_skins(draw: ImageDraw.ImageDraw, camera: Camera, skins: Sequence[Skin]
     depths, outlines, colors = [], [], []
     for skin in skins:
         seen = _visible(camera, skin)
-        normals = vertex_normals(skin.vertices, skin.faces)[skin.faces[seen.which]].mean(axis=1)
-        base = np.tile(np.array(skin.color, dtype=np.float64), (len(seen.which), 1))
-        if skin.marks is not None:
-            share = skin.marks[skin.faces[seen.which]].mean(axis=1)[:, None]
-            base += share * (np.array(skin.mark_color) - base)
-        depths.append(seen.depth)
-        outlines.append(seen.outlines)
-        colors.append(_lit(camera, normals, base))
+        faces = skin.faces[seen.which]
+        marks = np.zeros(len(skin.vertices)) if skin.marks is None else skin.marks
+        normals = vertex_normals(skin.vertices, skin.faces)
+        corners = np.concatenate((seen.corners, normals[faces], marks[faces][..., None]), axis=-1)
+        if seen.coarse:
+            corners = _quartered(corners)
+        middle = corners.mean(axis=1)
+        base = np.array(skin.color, dtype=np.float64)
+        base = base + middle[:, 6:] * (np.array(skin.mark_color) - base)
+        depths.append(middle[:, 2])
+        outlines.append(corners[:, :, :2].reshape(-1, 6))
+        colors.append(_lit(camera, middle[:, 3:6], base))
     if not depths:
         return
     depth = np.concatenate(depths)
@@ -75,7 +91,7 @@ def paint_skins(draw: ImageDraw.ImageDraw, camera: Camera, skins: Sequence[Skin]
 
 def paint_silhouette(draw: ImageDraw.ImageDraw, camera: Camera, skin: Skin) -> None:
     """Paint a surface flat in its colour."""
-    for shape in _visible(camera, skin).outlines.tolist():
+    for shape in _visible(camera, skin).corners[:, :, :2].reshape(-1, 6).tolist():
         draw.polygon(shape, fill=skin.color)
 
 

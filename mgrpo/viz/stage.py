@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -54,6 +55,9 @@ class Actor:
     error_mm: np.ndarray | None = None
     """Mean distance of the 22 joints from the truth's (S, T), millimetres, NaN where either has no frame; None: this is
     the truth, or there is none."""
+    T_world_cpf: np.ndarray | None = None
+    """Pose of the head (central pupil frame) in each frame (T, 7) float32, wxyz + xyz: x left, y up, z forward; NaN
+    where not known. Actors of one recording share one array."""
 
     def __post_init__(self) -> None:
         samples, frames = self.joints.shape[:2]
@@ -62,6 +66,7 @@ class Actor:
             "quats": (samples, frames, JOINTS, 4),
             "contacts": (samples, frames, JOINTS - 1),
             "error_mm": (samples, frames),
+            "T_world_cpf": (frames, 7),
         }
         for name, shape in expected.items():
             value = getattr(self, name)
@@ -85,6 +90,12 @@ class Actor:
         if not self.surfaces or self.quats is None or not self.present[frame]:
             return None
         return self.surfaces[sample].vertices(self.joints[sample, frame], self.quats[sample, frame])
+
+    def gaze(self, frame: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Pose of the head in a frame as quaternion (4,) wxyz and position (3,); None where not known."""
+        if self.T_world_cpf is None or not np.isfinite(self.T_world_cpf[frame]).all():
+            return None
+        return self.T_world_cpf[frame, :4], self.T_world_cpf[frame, 4:]
 
     def touching(self, sample: int, frame: int) -> np.ndarray:
         """Contact of all 22 joints in a frame, (22,) from 0 to 1; the root's is 0, as are those not known."""
@@ -112,9 +123,6 @@ class Stage:
     """At least one; the truth, if there is one, comes first and has colour 0."""
     start: float = 0.0
     """Time of the first frame in the recording, seconds."""
-    T_world_cpf: np.ndarray | None = None
-    """Pose of the head (central pupil frame) in each frame (T, 7) float32, wxyz + xyz: x left, y up, z forward; NaN
-    where not known."""
     notes: tuple[str, ...] = ()
     """What was assumed about the files."""
 
@@ -126,8 +134,6 @@ class Stage:
                 raise InputError(
                     f"Stage: '{actor.name}' has {actor.joints.shape[1]} frames, '{self.actors[0].name}' {self.frames}"
                 )
-        if self.T_world_cpf is not None and self.T_world_cpf.shape != (self.frames, 7):
-            raise InputError(f"Stage: T_world_cpf must have shape ({self.frames}, 7), got {self.T_world_cpf.shape}")
 
     @property
     def frames(self) -> int:
@@ -152,20 +158,39 @@ class Stage:
         """The frame nearest to a time in the recording, within the stage."""
         return int(np.clip(round((seconds - self.start) * self.fps), 0, self.frames - 1))
 
-    def gaze(self, frame: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Pose of the head in a frame as quaternion (4,) wxyz and position (3,); None where not known."""
-        if self.T_world_cpf is None or not np.isfinite(self.T_world_cpf[frame]).all():
-            return None
-        return self.T_world_cpf[frame, :4], self.T_world_cpf[frame, 4:]
+    def heads(self, actors: Sequence[Actor]) -> list[Actor]:
+        """Those of some actors whose heads are to be drawn: one of all that share a head's path."""
+        seen: dict[int, Actor] = {}
+        for actor in actors:
+            if actor.T_world_cpf is not None:
+                seen.setdefault(id(actor.T_world_cpf), actor)
+        return list(seen.values())
 
     @cached_property
     def framing(self) -> Framing:
-        """Where a camera looks that glides along with the first actor (where it is not there, with the next)."""
+        """Where a camera looks that glides along with the first actor (where it is not there, with the next), from so
+        far that each actor fits when its own view is in the middle."""
         path = self.actors[0].joints[0].copy()
         for actor in self.actors[1:]:
             gone = ~np.isfinite(path).all(axis=(1, 2))
             path[gone] = actor.joints[0, gone]
-        return frame_joints(path)
+        first = frame_joints(path)
+        every = [first, *(frame_joints(actor.joints[0]) for actor in self.actors[1:])]
+        height = max(one.height for one in every)
+        return replace(
+            first,
+            height=height,
+            reach_across=max(one.reach_across for one in every),
+            reach_up=max(one.height + one.reach_up for one in every) - height,
+        )
+
+    @cached_property
+    def own_centers(self) -> tuple[np.ndarray, ...]:
+        """Where the camera keeps to in a view of one actor alone (T, 2), for each: by the truth, from which it may
+        stray; without one by itself, because it may be anywhere."""
+        if self.truth is not None:
+            return (self.framing.centers,) * len(self.actors)
+        return tuple(frame_joints(actor.joints[0]).centers for actor in self.actors)
 
 
 def thinned(count: int, most: int) -> np.ndarray:

@@ -24,11 +24,12 @@
 
   const T = data.frames;
   const centers = floats(data.view.centers);
-  const head = data.head ? floats(data.head) : null;
+  const heads = data.heads.map(floats);
   const actors = data.actors.map((actor) => ({
     ...actor,
     root: floats(actor.root),
     joints: shorts(actor.joints),
+    centers: floats(actor.centers),
     quats: actor.quats ? shorts(actor.quats) : null,
     contacts: actor.contacts ? bytes(actor.contacts) : null,
     error: actor.error ? floats(actor.error) : null,
@@ -236,7 +237,7 @@
     gl.vertexAttribDivisor(location, 1);
   });
 
-  const faces = data.mesh ? new Uint16Array(bytes(data.mesh.faces).buffer) : null;
+  const faces = data.mesh ? new Uint32Array(bytes(data.mesh.faces).buffer) : null;
   const shapes = data.shapes.map((shape) => {
     const rest = Float32Array.from(shorts(shape.rest), (value) => value * data.step);
     const normals = new Float32Array(rest.length);
@@ -279,12 +280,13 @@
 
   // ---- camera ----------------------------------------------------------------------------------------------------------------------
 
-  function cameraFor(width, height) {
+  // a view of one motion keeps to that motion's own way, one of all to the first's
+  function cameraFor(width, height, way = centers) {
     const aspect = width / height, view = data.view;
     const low = Math.floor(state.time), high = Math.min(low + 1, T - 1), share = state.time - low;
     const middle = state.follow
-      ? [0, 1].map((k) => centers[2 * low + k] + (centers[2 * high + k] - centers[2 * low + k]) * share)
-      : [centers[0], centers[1]];
+      ? [0, 1].map((k) => way[2 * low + k] + (way[2 * high + k] - way[2 * low + k]) * share)
+      : [way[0], way[1]];
     const target = [middle[0] + state.pan[0], middle[1] + state.pan[1], view.height + state.pan[2]];
     // a little air above for the names
     const distance = FOCAL * Math.max(view.across / (0.5 * aspect), view.up / 0.5) * 1.1 + 0.35 * view.across;
@@ -345,7 +347,7 @@
     gl.uniform1f(uniforms.flatten, options.shadow ? 1 : 0);
     gl.uniform2fv(uniforms.slant, SHADOW);
     gl.bindVertexArray(shape.array);
-    gl.drawElements(gl.TRIANGLES, faces.length, gl.UNSIGNED_SHORT, 0);
+    gl.drawElements(gl.TRIANGLES, faces.length, gl.UNSIGNED_INT, 0);
   }
 
   // nothing of a translucent body shows through itself: its depth goes first
@@ -401,13 +403,13 @@
     });
   }
 
-  function drawPanel(rect, shown) {
+  function drawPanel(rect, shown, way) {
     const [x, y, width, height] = rect;
     gl.viewport(x, y, width, height);
     gl.scissor(x, y, width, height);
     gl.clearColor(...colors.surface, 1);
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT | gl.STENCIL_BUFFER_BIT);
-    const camera = cameraFor(width, height), ratio = window.devicePixelRatio || 1;
+    const camera = cameraFor(width, height, way), ratio = window.devicePixelRatio || 1;
     const bodies = shown.map((index) => ({ index, actor: actors[index], tint: colors.actors[index], body: pose(actors[index], 0, state.time) }))
       .filter((one) => one.body);
     const solid = (actor) => state.show !== "skeleton" && actor.shapes.length > 0;
@@ -444,7 +446,8 @@
       }
     }
     gl.depthMask(true);
-    if (state.head && head) drawRods(camera, rect, headPath(ratio), false);
+    const paths = [...new Set(shown.map((index) => actors[index].head))].filter((index) => index !== null);
+    if (state.head) for (const index of paths) drawRods(camera, rect, headPath(heads[index], ratio), false);
 
     // pale figures: surfaces after the bodies, which shine through them; skeletons before, so that they stay behind
     const ghosts = [];
@@ -465,11 +468,11 @@
     }
     for (const one of pale.filter(asSurface)) drawPale(camera, one.actor, one.sample, one.body, colors.actors[one.index], one.alpha);
     if (state.show === "both") for (const { actor, tint, body } of bodies) if (solid(actor)) drawPale(camera, actor, 0, body, tint, 0.36, true);
-    if (state.head && head) drawRods(camera, rect, frustum(ratio), false);
+    if (state.head) for (const index of paths) drawRods(camera, rect, frustum(heads[index], ratio), false);
   }
 
   // ten seconds before and after now
-  function headPath(ratio) {
+  function headPath(head, ratio) {
     const reach = Math.round(10 * data.fps), now = frameNow();
     const from = Math.max(0, now - reach), to = Math.min(T - 1, now + reach), step = Math.max(1, Math.ceil((to - from) / 400));
     const list = [];
@@ -482,7 +485,7 @@
     return list;
   }
 
-  function frustum(ratio) {
+  function frustum(head, ratio) {
     const at = 7 * frameNow(), [w, x, y, z] = head.subarray(at, at + 4), origin = Array.from(head.subarray(at + 4, at + 7));
     if (Number.isNaN(w)) return [];
     const turn = (v) => [
@@ -514,7 +517,7 @@
     if (state.layout === "overlay") drawPanel([0, 0, width, height], every.filter((index) => !actors[index].hidden));
     else {
       const edge = (i) => Math.round((width * i) / actors.length);
-      every.forEach((index) => drawPanel([edge(index), 0, edge(index + 1) - edge(index), height], actors[index].hidden ? [] : [index]));
+      every.forEach((index) => drawPanel([edge(index), 0, edge(index + 1) - edge(index), height], actors[index].hidden ? [] : [index], actors[index].centers));
       gl.clearColor(...colors.line, 1);
       every.slice(1).forEach((index) => {
         gl.scissor(edge(index), 0, Math.max(1, Math.round(ratio)), height);
@@ -659,7 +662,7 @@
   const hide = (name, gone) => { if (gone) $(name).closest("label, .segmented").style.display = "none"; };
   hide("samples", !actors.some((actor) => actor.samples > 1));
   hide("truth", !truth || actors.length < 2);
-  hide("head", !head);
+  hide("head", !heads.length);
   hide("contacts", !actors.some((actor) => actor.contacts));
   hide("side", actors.length < 2);
   $("play").addEventListener("click", () => play(!state.playing));

@@ -193,6 +193,13 @@ def test_each_panel_shows_its_motion(browser: Any, page: Path, stage: Stage) -> 
                 assert wanted[int(y) - 2 : int(y) + 3, int(x) - 2 : int(x) + 3].any(), (index, frame)
 
 
+def test_motions_without_a_truth_are_each_in_the_middle_of_their_panel(browser: Any, tmp_path: Path) -> None:
+    opened(browser, written(tmp_path / "a.html", motion.far_apart(), Look()))
+    picture = bodies(browser)
+    middles = [motion.center(motion.hue_like(picture, rgb(color_of(color, False)))) for color in (1, 2)]
+    assert np.allclose(np.subtract(middles[1], middles[0]), (picture.shape[1] / 2, 0), atol=3)
+
+
 def test_playing_advances_at_the_chosen_speed_and_pause_holds(browser: Any, page: Path) -> None:
     opened(browser, page)
     browser.evaluate(

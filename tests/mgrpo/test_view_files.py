@@ -86,7 +86,7 @@ def test_samples_and_head_of_an_egoallo_output(tmp_path: Path) -> None:
     (tracks,) = read_tracks(file, ReadOptions(BODY))
     assert actor.samples == 4 and len(actor.surfaces) == 4
     assert np.abs(actor.joints - tracks.joints.numpy()).max() < 1e-5
-    assert np.abs(stage.T_world_cpf - np.load(file)["Ts_world_cpf"]).max() < 1e-6
+    assert np.abs(actor.T_world_cpf - np.load(file)["Ts_world_cpf"]).max() < 1e-6
     assert stage.start == 0  # alone, its own clock counts from its first frame
     assert stage_of(file, samples=2).actors[0].joints.shape[0] == 2
 
@@ -95,8 +95,9 @@ def test_the_head_of_a_recorded_motion_is_where_its_eyes_are() -> None:
     stage = stage_of("demo")
     clip = motion.clips()["walk"]
     expected = cpf_of(BODY, motion.placed(clip), clip.betas)
-    assert np.abs(stage.T_world_cpf[:, 4:] - expected[:, 4:].numpy()).max() < 1e-5
-    assert np.abs(np.abs((stage.T_world_cpf[:, :4] * expected[:, :4].numpy()).sum(-1)) - 1).max() < 1e-5
+    (actor,) = stage.actors
+    assert np.abs(actor.T_world_cpf[:, 4:] - expected[:, 4:].numpy()).max() < 1e-5
+    assert np.abs(np.abs((actor.T_world_cpf[:, :4] * expected[:, :4].numpy()).sum(-1)) - 1).max() < 1e-5
 
 
 def test_errors_are_those_that_metrics_reports(tmp_path: Path) -> None:
@@ -142,6 +143,26 @@ def test_unrelated_files_begin_together(tmp_path: Path) -> None:
     assert stage.actors[0].present.sum() == 9 and stage.actors[1].present.all()
     assert stage.actors[0].surfaces == () and len(stage.actors[1].surfaces) == 1
     assert stage.actors[0].vertices(0, 3) is None and stage.actors[1].vertices(0, 3) is not None
+
+
+def test_heads_are_shared_with_a_truth_and_everybodys_own_without(tmp_path: Path) -> None:
+    walk = motion.write_prediction(tmp_path / "walk.npz")
+    run = motion.write_prediction(tmp_path / "run.npz", "run")
+    own = stage_of(walk, run)
+    assert len(own.heads(own.actors)) == 2
+    for actor, file in zip(own.actors, (walk, run)):
+        given = np.load(file)["Ts_world_cpf"]
+        assert np.abs(actor.T_world_cpf[: len(given)] - given).max() < 1e-6
+    shared = stage_of(walk, truth="demo")
+    assert len(shared.heads(shared.actors)) == 1
+    # in another unit or with another axis the file's poses of the head are not ours: the posed body tells
+    turned = stage_of(walk, options=ReadOptions(unit="cm"))
+    assert np.abs(turned.actors[0].T_world_cpf[:, 4:] - np.load(walk)["Ts_world_cpf"][:, 4:]).max() > 0.5
+
+
+def test_a_head_without_a_rotation_is_not_known(tmp_path: Path) -> None:
+    stage = stage_of(formats.write_egoallo(tmp_path / "a.npz", [formats.Made()]))  # zeros for the head's poses
+    assert stage.actors[0].gaze(3) is None
 
 
 def test_other_rates_are_brought_to_the_lowest(tmp_path: Path) -> None:
@@ -290,4 +311,6 @@ def test_joints_alone_are_shown_with_errors(tmp_path: Path) -> None:
     file = formats.write_humanml3d(tmp_path / "joints.npy", made)
     stage = stage_of(file, truth=truth, options=ReadOptions(fps=30.0))
     assert np.abs(stage.actors[1].error_mm).max() < 0.01
-    assert stage.actors[1].quats is None and stage.T_world_cpf is not None
+    assert stage.actors[1].quats is None
+    assert stage.actors[1].T_world_cpf is stage.actors[0].T_world_cpf is not None
+    assert stage_of(file, options=ReadOptions(fps=30.0)).actors[0].T_world_cpf is None

@@ -164,7 +164,7 @@ def test_the_server_shows_a_frame_as_it_is(stage: Stage) -> None:
         assert np.allclose(viewer.bodies[0].joints.points, stage.actors[0].joints[0, 17])
         anchor = stage.framing.centers[17]
         assert np.allclose(viewer.world.position, (-anchor[0], -anchor[1], 0), atol=1e-6)
-        quat, position = stage.gaze(17)
+        quat, position = stage.actors[0].gaze(17)
         assert np.allclose(viewer.heads[0].frustum.position, position, atol=1e-6)
         # the camera's z looks along the head's z, and its y points down where the head's y points up
         w, x, y, z = viewer.heads[0].frustum.wxyz
@@ -222,6 +222,20 @@ def test_the_panel_hides_and_shows(stage: Stage) -> None:
         viewer.time, viewer.follow.value = 20.0, False
         viewer.step(0.0)
         assert np.allclose(viewer.world.position[:2], -stage.framing.centers[0], atol=1e-6)
+
+
+@needs_viser
+def test_motions_without_a_truth_stand_beside_each_other_wherever_they_were() -> None:
+    far = motion.far_apart()
+    with viewing(far) as viewer:
+        roots = [
+            np.asarray(viewer.world.position) + place.position + actor.joints[0, 0, 0]
+            for place, actor in zip(viewer.places, far.actors)
+        ]
+        assert np.allclose(roots[1] - roots[0], offsets(far, "side")[1] - offsets(far, "side")[0], atol=1e-4)
+        viewer.layout.value = "Overlay"
+        viewer.step(0.0)
+        assert np.allclose([place.position for place in viewer.places], 0)
 
 
 @needs_viser

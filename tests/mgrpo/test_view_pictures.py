@@ -117,6 +117,9 @@ def three(frames: int = 6, samples: int = 2) -> Stage:
     (body,) = still.actors
     way = np.linspace(0, 0.5, frames)[None, :, None, None] * np.array([1.0, 0, 0])
     actors = []
+    head = np.zeros((frames, 7), np.float32)
+    head[:, :4] = 0.5
+    head[:, 4:] = (body.joints + way)[0, :, 15]
     for color, name in ((0, "ground truth"), (1, "prior <b>"), (2, "post-trained")):
         count = 1 if color == 0 else samples
         shift = 0.3 * color * (1 + np.arange(count))[:, None, None, None] * np.array([0, 1.0, 0])
@@ -134,12 +137,10 @@ def three(frames: int = 6, samples: int = 2) -> Stage:
                 np.repeat(body.contacts, count, 0),
                 body.surfaces * count,
                 error,
+                head,
             )
         )
-    head = np.zeros((frames, 7), np.float32)
-    head[:, :4] = 0.5
-    head[:, 4:] = actors[0].joints[0, :, 15]
-    return Stage("three", 30.0, tuple(actors), 0.5, head, ("a note & more",))
+    return Stage("three", 30.0, tuple(actors), 0.5, ("a note & more",))
 
 
 @pytest.mark.parametrize("show", ["mesh", "skeleton", "both"])
@@ -186,6 +187,14 @@ def test_the_side_that_looks_at_us_is_painted() -> None:
     paint_skins(ImageDraw.Draw(picture), camera, [skin])
     front, back = (motion.hue_like(pixels(picture), color).sum() for color in ((20, 60, 220), (220, 120, 20)))
     assert front > 20 * back
+
+
+def test_motions_without_a_truth_are_each_in_the_middle_of_their_panel() -> None:
+    stage = motion.far_apart()
+    picture = pixels(StagePainter(stage, Look(width=800, height=520)).picture(0))
+    middles = [motion.center(motion.hue_like(picture[80:460], rgb(color_of(color, False)))) for color in (1, 2)]
+    assert np.allclose(np.subtract(middles[1], middles[0]), (400, 0), atol=3)
+    assert [[actor.name for actor in stage.heads(stage.actors)]] == [[]]
 
 
 def test_the_cursor_runs_along_the_errors() -> None:

@@ -4,6 +4,7 @@ paths."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -84,6 +85,17 @@ def still_stage(touching: int | None = None, *, surface: bool = True, frames: in
         "still", joints, 2, np.tile(quats, (1, frames, 1, 1)) if surface else None, contacts, (skin,) if surface else ()
     )
     return Stage("still", 30.0, (actor,))
+
+
+def far_apart(metres: float = 40.0) -> Stage:
+    """Two motions that have nothing to do with each other, the second far away."""
+    (body,) = still_stage().actors
+    moved = body.joints + np.array((metres, -metres, 0.0), np.float32)
+    return Stage(
+        "far",
+        30.0,
+        (replace(body, color=1), Actor("far", moved, 2, body.quats, body.contacts, body.surfaces)),
+    )
 
 
 def pinhole(
