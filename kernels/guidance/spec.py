@@ -11,7 +11,12 @@ from .._spec import Case, OpSpec, Tolerance
 from . import HandTargets, KeypointTargets, WristTargets, lie, motion_guidance
 
 _BODY = (-1, -1, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 11, 12, 13, 15, 16, 17, 18)
-_HANDS = (19, 21, 22, 19, 24, 25, 19, 27, 28, 19, 30, 31, 19, 33, 34, 20, 36, 37, 20, 39, 40, 20, 42, 43, 20, 45, 46, 20, 48, 49)  # fmt: skip
+_HANDS = tuple(
+    first + 3 * finger + bone - 1 if bone else wrist
+    for wrist, first in ((19, 21), (20, 36))
+    for finger in range(5)
+    for bone in range(3)
+)
 PARENTS = {21: _BODY, 51: _BODY + _HANDS}
 
 
@@ -85,13 +90,8 @@ def call(case: Case, *inputs: Tensor, backend: str | None = None) -> tuple[Tenso
 
 
 def _bytes_moved(case: Case, dtype: torch.dtype) -> int:
-    return (
-        dtype.itemsize
-        * 2
-        * 9
-        * math.prod(case.sizes[name] for name in ("rows", "frames"))
-        * case.sizes.get("joints", 21)
-    )
+    rotations = case.sizes["rows"] * case.sizes["frames"] * case.sizes.get("joints", 21)
+    return dtype.itemsize * 2 * 9 * rotations
 
 
 SPECS = (
