@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mgrpo.body.model import BodyModel
 from mgrpo.errors import InputError
-from mgrpo.geometry import quat_conjugate, quat_normalize, se3, se3_multiply
+from mgrpo.geometry import quat_normalize, se3, se3_multiply
 from mgrpo.guidance.config import GuidanceConfig, Phase
 from mgrpo.guidance.observations import HandObservations
 from mgrpo.kernels import HandTargets, KeypointTargets, WristTargets, motion_guidance, project_so3
@@ -78,9 +78,8 @@ def guide(
     dtype = torch.float64 if body_rotmats.dtype == torch.float64 else torch.float32
     rotmats = project_so3(body_rotmats.to(dtype))
     if hand_rotmats is not None:
-        rotmats = torch.cat(
-            (rotmats, project_so3(hand_rotmats.to(dtype)).expand(*rotmats.shape[:-3], NUM_HANDS, 3, 3)), -3
-        )
+        fingers = project_so3(hand_rotmats.to(dtype)).expand(*rotmats.shape[:-3], NUM_HANDS, 3, 3)
+        rotmats = torch.cat((rotmats, fingers), dim=-3)
     if not config.enabled:
         count = config.iterations(phase) + 1
         zero = rotmats.new_zeros(*rotmats.shape[:-4], count)
@@ -92,7 +91,7 @@ def guide(
     T_world_cpf = torch.cat((quat_normalize(T_world_cpf[..., :4]), T_world_cpf[..., 4:]), dim=-1)
     offset = body.t_head_cpf(betas).to(rotmats).unsqueeze(-2)
     identity = offset.new_tensor([1.0, 0.0, 0.0, 0.0]).expand(*offset.shape[:-1], 4)
-    T_world_head = se3_multiply(T_world_cpf, se3(quat_conjugate(identity), -offset))
+    T_world_head = se3_multiply(T_world_cpf, se3(identity, -offset))
     wrists, hands, keypoints = _targets(config, phase, observations, T_world_cpf, rotmats, frames)
     joints = rotmats.shape[-3]
     try:

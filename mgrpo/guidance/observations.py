@@ -46,8 +46,8 @@ class WristTracks:
     ) -> WristTracks:
         """From what Project Aria gives: points of wrist and palm and the palm's normal.
 
-        The orientation is that of EgoAllo: x away from the body's middle along wrist and palm (for the right hand
-        towards the elbow), y against the normal.
+        The orientation is that of EgoAllo: x from wrist to palm (for the right hand from palm to wrist), y against the
+        normal.
 
         Args:
             p_world_wrist, p_world_palm: ``(*b, T, 2, 3)`` metres.
@@ -71,7 +71,7 @@ class HamerHands:
     """
 
     finger_rotmats: Tensor
-    """Local finger rotations ``(*b, T, 2, 15, 3, 3)`` in MANO's order; of the left hand itself, not its mirror image."""
+    """Local finger rotations ``(*b, T, 2, 15, 3, 3)`` in MANO's order; the left hand's own, not mirrored."""
     R_cam_wrist: Tensor
     """Orientation of the wrist ``(*b, T, 2, 3, 3)`` (MANO's global orientation)."""
     keypoints_cam: Tensor

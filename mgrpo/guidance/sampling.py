@@ -9,7 +9,7 @@ from torch import Tensor
 from mgrpo.body.model import BodyModel
 from mgrpo.guidance.config import GuidanceConfig, Phase
 from mgrpo.guidance.guide import GuidedMotion, guide
-from mgrpo.guidance.observations import HandObservations
+from mgrpo.guidance.observations import HamerHands, HandObservations, WristTracks
 from mgrpo.models.state import StateLayout, pack_state, unpack_state
 
 
@@ -97,8 +97,6 @@ class SamplingGuidance:
 
 def _for_groups(observations: HandObservations) -> HandObservations:
     """The observations with an axis for the members of a group, where they have one for the trajectories."""
-    from mgrpo.guidance.observations import HamerHands, WristTracks
-
     wrists, hamer = observations.wrists, observations.hamer
     if wrists is not None and wrists.confidence.ndim > 2:
         wrists = WristTracks(wrists.T_world_wrist.unsqueeze(1), wrists.confidence.unsqueeze(1))

@@ -17,7 +17,7 @@ from mgrpo.kernels import available_backends
 from mgrpo.kernels.guidance import DAMPING_RULES
 
 pytestmark = pytest.mark.golden
-BACKENDS = [name for name in available_backends("motion_guidance")]
+BACKENDS = list(available_backends("motion_guidance"))
 
 
 def cases(golden_dir: Path) -> dict[str, dict[str, Any]]:
