@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._library import Kernel, define_op
+from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
 from .._rotations import unit_quaternion
 from . import lie
 from .problem import BODY_JOINTS, DampingRule, GuidanceWeights, HandTargets, KeypointTargets, WristTargets, tree_of
@@ -85,14 +85,21 @@ def _fake(rotmats: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+_OPERATORS = ("motion_guidance_fwd",)
+
 define_op(
     "motion_guidance",
+    implementations={"cpp": native_cpu(_OPERATORS), "cuda": native_cuda(_OPERATORS)},
     forward=Kernel(
         "(Tensor rotmats, Tensor t_parent_joint, Tensor T_world_head, Tensor contacts, Tensor lengths,"
         " Tensor? wrist_poses, Tensor? wrist_confidence, Tensor? hand_rotmats, Tensor? hand_confidence,"
         " Tensor? keypoint_uv, Tensor? keypoint_confidence, Tensor? T_world_cam, int[] parents, float[] weights,"
         " bool se3, int iterations, float[] rule, str backend) -> (Tensor, Tensor, Tensor)",
         fake=_fake,
-        backends={"reference": _reference},
+        backends={
+            "reference": _reference,
+            "cpp": native("motion_guidance_fwd"),
+            "cuda": cuda("motion_guidance_fwd"),
+        },
     ),
 )
