@@ -11,6 +11,8 @@ namespace mgrpo {
 namespace {
 
 constexpr int kThreads = 128;
+template <class T>
+constexpr int kBlocks = sizeof(T) == sizeof(double) ? 2 : 3;  // per multiprocessor, as registers allow
 constexpr int kTile = 3;  // numbers of a thread's part of a product, by rows and by columns
 
 struct Block {
@@ -66,7 +68,7 @@ __host__ __device__ void take_shared(const GuidanceJob<T>& job, int parts, Guida
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     guidance_kernel(const __grid_constant__ GuidanceJob<T> job, T* __restrict__ workspace, int64_t numbers, int parts) {
   MGRPO_DYN_SMEM(T, shared);
   GuidanceSpace<T> space = {};
