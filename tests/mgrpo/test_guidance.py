@@ -203,6 +203,7 @@ def test_image_points_count_after_sampling_only(body: BodyModel, scene: Scene) -
         joints = [20, *range(22, 37), 21, *range(37, 52)]
         points = geometry.se3_apply(T_cam_world[:, :, None], placed.joints[..., joints, :])
         seen = hamer.keypoints_cam[..., OPENPOSE, :].flatten(2, 3)
+        assert torch.equal(hamer.image_points().flatten(2, 3), seen[..., :2] / seen[..., 2:])
         return (points[..., :2] / points[..., 2:] - seen[..., :2] / seen[..., 2:]).norm(dim=-1).mean().item()
 
     found = {phase: guide(body, *scene.inputs, phase=phase, **options) for phase in ("inner", "post")}  # type: ignore[arg-type]
