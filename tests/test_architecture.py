@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("export",),
     ("models",),
-    ("diffusion",),
+    ("diffusion", "guidance"),
     ("rewards", "grpo", "eval"),
     ("train",),
     ("commands", "demo", "doctor", "ablations"),

@@ -24,6 +24,7 @@ from mgrpo.diffusion.stitching import Stitching
 from mgrpo.diffusion.transition import Transitions
 from mgrpo.errors import InputError
 from mgrpo.geometry import rotmat_to_quat
+from mgrpo.guidance import Optimisation, SamplingGuidance, optimisation
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import PredictedMotion, decode_motion
 from mgrpo.npz import write_npz
@@ -72,6 +73,9 @@ class SampleConfig:
     """Seed of the noise."""
     sampler: Annotated[SamplerConfig, tyro.conf.arg(name="")] = field(default_factory=SamplerConfig)
     stitching: Annotated[StitchingConfig, tyro.conf.arg(name="")] = field(default_factory=StitchingConfig)
+    guidance: Optimisation = "off"
+    """Optimisation of the motions against sliding feet and jitter: `off`; `post`, after sampling; or `inner`, in every
+    sampling step as well."""
     out: Path = Path("samples")
     """Folder to write to; a file of the same clip, frames and seed is replaced."""
     picture: bool = True
@@ -193,6 +197,7 @@ def draw(
         config.samples,
         share_initial=False,
     )
+    guidance = SamplingGuidance(optimisation(config.guidance), denoiser.layout, body, windows.T_world_cpf)
     parts = len(transitions) * len(stitching.plan(windows.length))
     with Progress("sample", parts, "windows") as progress:
         result = sample_stitched(
@@ -203,9 +208,10 @@ def draw(
             keys,
             stitching=stitching,
             project_rotations=config.sampler.project,
+            guidance=guidance.hook(len(transitions)),
             callback=lambda done, _: progress.update(done - progress.done),
         )
-    return decode_motion(denoiser.layout, result.x0, windows.T_world_cpf[:, None], body)
+    return decode_motion(denoiser.layout, guidance.finish(result.x0), windows.T_world_cpf[:, None], body)
 
 
 def egoallo_arrays(motion: PredictedMotion, T_world_cpf: Tensor, first_frame: int, fps: float) -> dict[str, np.ndarray]:
