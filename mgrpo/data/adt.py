@@ -15,11 +15,12 @@ import torch
 
 from mgrpo.body.model import BodyModel
 from mgrpo.body.skeleton import BODY_JOINT_NAMES, PARENTS_BODY, ROOT_NAME
-from mgrpo.data.adt_files import SKELETON_JOINTS, AdtFiles, Trajectory, read_points, read_skeleton, read_trajectory
+from mgrpo.data.adt_files import SKELETON_JOINTS, AdtFiles, Trajectory, read_skeleton, read_trajectory
 from mgrpo.data.augment import slerp
 from mgrpo.data.floor import densest_height
 from mgrpo.data.joint_fit import fit_joints
 from mgrpo.data.packs import TARGET_FPS, MotionPack
+from mgrpo.data.point_cloud import read_points
 from mgrpo.errors import InputError
 from mgrpo.geometry import quat_multiply, quat_normalize, quat_to_rotmat, rotmat_to_quat, se3_multiply
 
@@ -301,29 +302,8 @@ def _floor_of_points(points: Path, beside: Path, trajectory: Trajectory, turn: n
     other_turn = up_rotation(other.gravity)
     heights = _sample(trajectory.times_ns, trajectory.T_world_device[:, 4:] @ turn.T, times)[:, 2]
     other_heights = _sample(other.times_ns, other.T_world_device[:, 4:] @ other_turn.T, times)[:, 2]
-    found = floor_of_points(read_points(points) @ other_turn.T)
+    found = read_points(points).floor(other_turn)
     return None if found is None else found + float(np.median(heights - other_heights))
-
-
-def floor_of_points(points: np.ndarray) -> float | None:
-    """Height where most of the lowest points of a cloud ``(P, 3)`` with z up lie; None for fewer than 50.
-
-    The lowest tenth of the range of heights is looked at, without the lowest and highest 0.01 % of points (facts:
-    section I, which draws at random; the densest 2 cm are found exactly here).
-    """
-    heights = np.sort(points[:, 2])
-    if len(heights) < 50:
-        return None
-    heights = heights[len(heights) // 10000 : len(heights) - max(1, -(-len(heights) // 10000))]
-    share = 0.15 if len(heights) >= 10000 else 0.1
-    for _ in range(100):
-        level = densest_height(heights[heights <= heights[0] + share * (heights[-1] - heights[0])])
-        if level is None or (np.abs(heights - level) < 0.075).sum() > 3:
-            return level
-        heights = heights[np.abs(heights - level) >= 0.01]  # a few points on their own, below the floor
-        if len(heights) < 50:
-            return None
-    return None
 
 
 def adt_pack(sequence: AdtSequence, name: str, body: BodyModel) -> tuple[MotionPack, dict[str, np.ndarray], float]:
