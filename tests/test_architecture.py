@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("diffusion",),
     ("rewards", "grpo", "eval"),
     ("train",),
+    ("infer",),
     ("commands", "demo", "doctor", "ablations"),
     ("cli",),
     ("__main__",),

@@ -75,15 +75,22 @@ def read_columns(path: Path, what: str, wanted: Sequence[tuple[str, ...]]) -> np
 
 
 def numbers_of(
-    path: Path, lines: Iterator[tuple[int, str]], places: Sequence[int], cells: int, names: Sequence[str]
+    path: Path,
+    lines: Iterator[tuple[int, str]],
+    places: Sequence[int],
+    cells: int,
+    names: Sequence[str],
+    finite: Sequence[bool] | None = None,
 ) -> np.ndarray:
     """Numbers ``(N, len(places))`` of the cells at ``places`` of every line, each of which must have ``cells`` of them.
-    ``names`` are the columns', for messages. Raises InputError as :func:`read_columns` does."""
+    ``names`` are the columns', for messages; ``finite``: which may not be NaN or infinite (default: all). An empty cell
+    of the others is NaN. Raises InputError as :func:`read_columns` does."""
+    required = np.ones(len(places), bool) if finite is None else np.array(finite)
     blocks, rows = [np.zeros((0, len(places)))], 0
     while block := list(islice(lines, _BLOCK)):
         values = _fast(block, places, cells)
-        values = _slow(path, block, places, cells) if values is None else values
-        bad = np.argwhere(~np.isfinite(values))
+        values = _slow(path, block, places, cells, required) if values is None else values
+        bad = np.argwhere(~np.isfinite(values) & required)
         if len(bad):
             raise InputError(
                 f"{path}: column {names[bad[0][1]]} is not finite in data row {rows + int(bad[0][0]) + 1}; repair or "
@@ -108,7 +115,9 @@ def _fast(block: list[tuple[int, str]], places: Sequence[int], cells: int) -> np
         return None
 
 
-def _slow(path: Path, block: list[tuple[int, str]], places: Sequence[int], cells: int) -> np.ndarray:
+def _slow(
+    path: Path, block: list[tuple[int, str]], places: Sequence[int], cells: int, required: np.ndarray
+) -> np.ndarray:
     values = []
     for number, line in block:
         row = csv_cells(line)
@@ -118,7 +127,9 @@ def _slow(path: Path, block: list[tuple[int, str]], places: Sequence[int], cells
                 "download it again"
             )
         try:
-            values.append([float(row[place]) for place in places])
+            values.append([
+                float(row[place]) if row[place] or needed else float("nan") for place, needed in zip(places, required)
+            ])
         except ValueError as error:
             raise InputError(f"{path}, line {number}: {error}; expected numbers") from error
     return np.array(values, np.float64)
