@@ -196,6 +196,13 @@ COMMANDS = (
         "run_sample",
     ),
     Command(
+        ("infer",),
+        "full-body motion from what a headset recorded: Aria, VR, AR, or plain head poses",
+        "mgrpo.commands.infer",
+        "InferConfig",
+        "run_infer",
+    ),
+    Command(
         ("convert",),
         "store a model in another layout: EgoAllo's, a run's, or that of the Hugging Face Hub",
         "mgrpo.commands.convert",

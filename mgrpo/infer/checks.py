@@ -110,7 +110,7 @@ def _gravity(poses: np.ndarray) -> list[str]:
     seen = f"{'-' if up[axis] < 0 else ''}{'xyz'[axis]}" if abs(up[axis]) > UPRIGHT else "no axis in particular"
     return [
         f"gravity axis: the head's up direction is mostly along {seen} of the z-up world (mean along z {up[2]:.2f}, "
-        "people have 0.85 to 1). Was the right --device named, and the right order of quaternions (--quaternion)?"
+        "people have 0.85 to 1). Was the right --axes named, and the right order of quaternions (--quaternion)?"
     ]
 
 
@@ -129,7 +129,7 @@ def _heading(motions: Sequence[HeadMotion]) -> list[str]:
         return []
     return [
         f"while walking ({seconds:.0f} s) the head looks back rather than ahead. If the file is left-handed (Unity), "
-        "give --device unity; if it was read as unity and is not, name its own device"
+        "give --axes unity; if it was read as unity and is not, name its own device"
     ]
 
 
@@ -210,7 +210,7 @@ _KINDS = ("cpf", "aria", "openxr", "unity")
 
 
 def _flags(other: DeviceFrame, this: str, frame: DeviceFrame, order: str) -> str:
-    changed = [f"--device {other.name}"] if other.name != frame.name else []
+    changed = [f"--axes {other.name}"] if other.name != frame.name else []
     changed += [f"--quaternion {this}"] if this != order else []
     return " ".join(changed)
 

@@ -36,7 +36,7 @@ class DeviceFrame:
     """How one kind of device reports the pose of a head."""
 
     name: str
-    """Name of the preset, as typed after --device."""
+    """Name of the preset, as typed after --axes."""
     summary: str
     """What it is, in a line."""
     R_world_file: np.ndarray
@@ -129,7 +129,7 @@ DEVICES: Mapping[str, DeviceFrame] = {
 """The presets, by name."""
 
 
-def device_frame(name: str, option: str = "--device") -> DeviceFrame:
+def device_frame(name: str, option: str = "--axes") -> DeviceFrame:
     """The preset of that name. Raises InputError listing them."""
     if name not in DEVICES:
         listed = "; ".join(f"{frame.name} ({frame.summary})" for frame in DEVICES.values())

@@ -378,8 +378,11 @@ def _from_records(path: Path, records: list[dict[str, Any]]) -> PlainPoses:
         )
     named = isinstance(first[quat], dict)
     rows = [
-        [record_number(path, index, record, time), *record_axes(path, index, record, quat, "wxyz")]
-        + record_axes(path, index, record, place, "xyz")
+        [
+            record_number(path, index, record, time),
+            *record_axes(path, index, record, quat, "wxyz"),
+            *record_axes(path, index, record, place, "xyz"),
+        ]
         for index, record in enumerate(records)
     ]
     values = np.array([row[1:] for row in rows], np.float64)

@@ -7,6 +7,7 @@ the first pose; orientations are interpolated along the shorter way.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,8 @@ class HeadMotion:
     """``(F, 2)``, 0 where not seen."""
     R_world_wrist: np.ndarray | None
     """Orientation of the wrists ``(F, 2, 3, 3)``, NaN where not known; None where no source tells it."""
+    R_world_device: np.ndarray | None
+    """Orientation of the controllers ``(F, 2, 3, 3)``, NaN where not known; None without controllers."""
     hands: np.ndarray | None
     """Row of HaMeR's hand for each frame and side ``(F, 2)``, -1 for none; None without HaMeR."""
 
@@ -100,7 +103,7 @@ def resample(
         cut[np.clip(at, 0, len(cut) - 1)] = True
     edges = [-1, *np.flatnonzero(cut).tolist(), len(times) - 1]
     motions = []
-    for before, last in zip(edges[:-1], edges[1:]):
+    for before, last in pairwise(edges):
         first_ns, last_ns = max(float(times[before + 1]), low), min(float(times[last]), high)
         first = int(np.ceil((first_ns - begin) / FRAME_NS - 1e-6))
         count = int(np.floor((last_ns - begin) / FRAME_NS + 1e-6)) - first + 1
@@ -122,43 +125,55 @@ def resample(
 def _at(trajectory: HeadTrajectory, begin: int, first: int, count: int) -> HeadMotion:
     times = begin + np.rint(np.arange(first, first + count) * FRAME_NS).astype(np.int64)
     poses = sample_poses(trajectory.times_ns, trajectory.T_world_cpf, times)
-    tracks = [_wrist_at(track, times[1:]) for track in trajectory.wrists]
-    rotations = [track[2] for track in tracks]
-    known = [rotation for rotation in rotations if rotation is not None]
-    unknown = np.full((count - 1, 3, 3), np.nan)
+    sights = [_sight(track, times[1:]) for track in trajectory.wrists]
     return HeadMotion(
         first + 1,
         times[1:],
         poses,
-        np.stack([track[0] for track in tracks], axis=1),
-        np.stack([track[1] for track in tracks], axis=1),
-        np.stack([unknown if one is None else one for one in rotations], axis=1) if known else None,
+        np.stack([sight.positions for sight in sights], axis=1),
+        np.stack([sight.confidence for sight in sights], axis=1),
+        _both(sights, [None if track is None else track.R_world_wrist for track in trajectory.wrists]),
+        _both(sights, [None if track is None else track.R_world_device for track in trajectory.wrists]),
         None if trajectory.hamer is None else match_hands(trajectory.hamer, times[1:]),
     )
 
 
-def _wrist_at(track: WristTrack | None, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Positions ``(F, 3)``, confidence ``(F,)`` and orientations at ``times``: between two sights that are near enough
-    in time, else at the nearest one within a frame, else NaN and 0."""
-    places, sure = np.full((len(times), 3), np.nan), np.zeros(len(times))
-    if track is None:
-        return places, sure, None
-    seen = np.flatnonzero(track.confidence > SURE_WRIST)
-    rotations = None if track.R_world_wrist is None else np.full((len(times), 3, 3), np.nan)
-    if len(seen) == 0:
-        return places, sure, rotations
-    stamps = track.times_ns[seen]
+class _Sight(NamedTuple):
+    """One wrist in the frames of a stretch."""
+
+    positions: np.ndarray
+    confidence: np.ndarray
+    row: np.ndarray
+    """Row of the track that is nearest in time ``(F,)``, -1 where the wrist was not seen."""
+
+
+def _sight(track: WristTrack | None, times: np.ndarray) -> _Sight:
+    """Between two sights that are near enough in time, else the nearest one within a frame, else NaN and 0."""
+    places, sure, row = np.full((len(times), 3), np.nan), np.zeros(len(times)), np.full(len(times), -1)
+    seen = np.zeros(0, np.int64) if track is None else np.flatnonzero(track.confidence > SURE_WRIST)
+    if track is None or len(seen) == 0:
+        return _Sight(places, sure, row)
+    stamps, taken = track.times_ns[seen], track.positions[seen]
     low, part = between(stamps, times)
     high = np.minimum(low + 1, len(seen) - 1)
     nearest = np.where(part < 0.5, low, high)
     near = np.abs(stamps[nearest] - times) <= FRAME_NS
     inside = (stamps[low] <= times) & (times <= stamps[high]) & (stamps[high] - stamps[low] <= BRIDGED_WRIST_S * 1e9)
-    taken = track.positions[seen]
-    mixed = taken[low] + part[:, None] * (taken[high] - taken[low])
     places[near] = taken[nearest[near]]
-    places[inside] = mixed[inside]
+    places[inside] = (taken[low] + part[:, None] * (taken[high] - taken[low]))[inside]
     found = near | inside
-    sure[found] = track.confidence[seen][nearest[found]]
-    if rotations is not None and track.R_world_wrist is not None:
-        rotations[found] = track.R_world_wrist[seen][nearest[found]]
-    return places, sure, rotations
+    row[found] = seen[nearest[found]]
+    sure[found] = track.confidence[row[found]]
+    return _Sight(places, sure, row)
+
+
+def _both(sights: list[_Sight], rotations: list[np.ndarray | None]) -> np.ndarray | None:
+    """Orientations of both sides at their sights ``(F, 2, 3, 3)``; None where neither side has any."""
+    if all(one is None for one in rotations):
+        return None
+    result = np.full((len(sights[0].row), 2, 3, 3), np.nan)
+    for side, (sight, rotation) in enumerate(zip(sights, rotations)):
+        if rotation is not None:
+            found = sight.row >= 0
+            result[found, side] = rotation[sight.row[found]]
+    return result

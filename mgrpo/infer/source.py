@@ -28,7 +28,7 @@ from mgrpo.options import option, require
 class SourceConfig:
     """How the recording is read."""
 
-    device: str = "auto"
+    axes: str = "auto"
     """Axes of the head poses: auto (Aria folders, WebXR recordings and files that hold T_world_cpf say it themselves),
     cpf, aria, openxr, webxr, quest, steamvr, hololens, arkit, or unity; docs/infer.md has them in a table."""
     device_cpf: str = ""
@@ -60,8 +60,8 @@ class SourceConfig:
     """Take the left wrist or controller for the right one and the other way round."""
 
     def __post_init__(self) -> None:
-        if self.device != "auto":
-            device_frame(self.device)
+        if self.axes != "auto":
+            device_frame(self.axes)
         require(self, "cpf_pitch", at_least=-1.6, at_most=1.6, unit="radians")
         require(self, "eye_height", at_least=0.5, at_most=2.5, unit="metres")
         controller_offset(self.controller_offset, option(self, "controller_offset"))
@@ -105,8 +105,8 @@ def _refuse(config: SourceConfig, names: Mapping[str, object], why: str) -> None
 def _aria(source: Path, config: SourceConfig) -> HeadTrajectory:
     tells = "an Aria recording says this itself"
     _refuse(config, {"unit": "m", "time_unit": "auto", "quaternion": "auto", "controller_offset": "wand"}, tells)
-    if config.device not in ("auto", "aria"):
-        raise InputError(f"--device {config.device}: {source} is a Project Aria recording; leave it out")
+    if config.axes not in ("auto", "aria"):
+        raise InputError(f"--axes {config.axes}: {source} is a Project Aria recording; leave it out")
     if source.is_dir() and is_adt(source):
         if config.device_cpf == "vrs":
             raise InputError("--device-cpf vrs: give the pose itself for Aria Digital Twin, as x,y,z or a JSON file")
@@ -138,12 +138,12 @@ def _file(source: Path, config: SourceConfig) -> HeadTrajectory:
 
 
 def _plain(source: Path, poses: PlainPoses, config: SourceConfig) -> HeadTrajectory:
-    if config.device == "auto" and not poses.is_cpf:
+    if config.axes == "auto" and not poses.is_cpf:
         raise InputError(
-            f"{source}: the file doesn't say whose axes its head poses have; name them by --device: "
+            f"{source}: the file doesn't say whose axes its head poses have; name them by --axes: "
             f"{', '.join(DEVICES)}"
         )
-    frame = DEVICES["cpf" if config.device == "auto" else config.device]
+    frame = DEVICES["cpf" if config.axes == "auto" else config.axes]
     if poses.quat_order and config.quaternion not in ("auto", poses.quat_order):
         raise InputError(
             f"--quaternion {config.quaternion}: {source} names its quaternions in the order {poses.quat_order}; leave "
@@ -221,8 +221,8 @@ def _held(
 def _webxr(source: Path, content: Mapping[str, object], config: SourceConfig) -> HeadTrajectory:
     tells = "a WebXR recording says this itself"
     _refuse(config, {"unit": "m", "time_unit": "auto", "quaternion": "auto"}, tells)
-    if config.device not in ("auto", "webxr"):
-        raise InputError(f"--device {config.device}: {source} is a WebXR recording; leave it out")
+    if config.axes not in ("auto", "webxr"):
+        raise InputError(f"--axes {config.axes}: {source} is a WebXR recording; leave it out")
     frame = DEVICES["webxr"]
     recording = webxr_from_json(source, content)
     offset = device_cpf_option(config.device_cpf, frame)
