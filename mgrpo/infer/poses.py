@@ -118,6 +118,8 @@ def _from_table(path: Path) -> PlainPoses:
     lines = csv_lines(path, what)
     number, first = next(lines, (0, ""))
     header = csv_cells(first)
+    if not number:
+        raise InputError(f"{path}: the file is empty; expected a {what}")
     if all(_is_number(cell) for cell in header):
         return _from_rows(path, numbers_of(path, _chain(number, first, lines), range(len(header)), len(header), header))
     names = [re.sub(r"[^a-z0-9_]", "", cell.lower()) for cell in header]
