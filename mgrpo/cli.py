@@ -224,6 +224,13 @@ COMMANDS = (
         "run_data_adt",
     ),
     Command(
+        ("data", "hamer"),
+        "convert the pickle of HaMeR's hands that EgoAllo saves, without running it",
+        "mgrpo.commands.data_hamer",
+        "HamerConfig",
+        "run_data_hamer",
+    ),
+    Command(
         ("data", "rich"),
         "convert RICH's fitted bodies to clips",
         "mgrpo.commands.data_rich",

@@ -65,8 +65,7 @@ def same_poses(got: np.ndarray, wanted: np.ndarray, atol: float = 1e-6) -> None:
 
 def write_csv(path: Path, header: str, *columns: np.ndarray, number: str = "%.12g") -> Path:
     rows = np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)
-    opened = gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w")
-    with opened as stream:
+    with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as stream:
         np.savetxt(stream, rows, number, ",", header=header, comments="")
     return path
 
@@ -191,7 +190,7 @@ def test_files_that_say_that_they_hold_cpf(tmp_path: Path) -> None:
 
 def test_axes_are_never_guessed(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", wxyz=head()[:, :4], xyz=head()[:, 4:], t=TIMES)
-    with pytest.raises(InputError, match="whose axes .* --axes: cpf, aria, openxr"):
+    with pytest.raises(InputError, match=r"whose axes .* --axes: cpf, aria, openxr"):
         load(tmp_path / "a.npz")
 
 
@@ -203,7 +202,7 @@ def test_orders_of_quaternions(tmp_path: Path) -> None:
     warned = load(tmp_path / "a.npy", axes="cpf")
     assert any("It does with --quaternion xyzw" in note for note in warned.notes)
     np.savez(tmp_path / "b.npz", t=TIMES, wxyz=poses[:, :4], xyz=poses[:, 4:])
-    with pytest.raises(InputError, match="--quaternion xyzw: .* names its quaternions in the order wxyz"):
+    with pytest.raises(InputError, match=r"--quaternion xyzw: .* names its quaternions in the order wxyz"):
         load(tmp_path / "b.npz", axes="cpf", quaternion="xyzw")
 
 
@@ -269,7 +268,7 @@ def test_webxr_recordings(tmp_path: Path) -> None:
 
 
 def test_controllers_that_are_off(tmp_path: Path) -> None:
-    content, places = with_controllers()
+    content, _ = with_controllers()
     for pose in content["left"]["poses"]:
         pose["position"] = {"x": 0, "y": 0, "z": 0}
     content["right"]["poses"][5]["position"] = {"x": 0, "y": 0, "z": 0}
@@ -329,7 +328,7 @@ def test_wrists_in_the_same_file_and_in_another(tmp_path: Path) -> None:
         assert track is not None and found.wrists[1 - side] is None
         assert np.allclose(track.positions, wanted) and len(track.times_ns) == len(TIMES) - 1
     write_csv(tmp_path / "z.csv", "t,left_wrist_x,left_wrist_y,left_wrist_z", TIMES + 60, wrist)
-    with pytest.raises(InputError, match="z.csv: its times .* don't meet the head's"):
+    with pytest.raises(InputError, match=r"z.csv: its times .* don't meet the head's"):
         load(tmp_path / "c.csv", axes="openxr", wrists=tmp_path / "z.csv")
     write_csv(tmp_path / "x.csv", "t,left_wrist_x", TIMES, wrist[:, 0])
     with pytest.raises(InputError, match="no wrists: expected left_wrist and right_wrist"):
@@ -405,7 +404,7 @@ def test_lost_tracking_is_told_with_its_row(tmp_path: Path) -> None:
     poses = head()
     poses[[4, 6], 5] = np.nan
     np.savez(tmp_path / "a.npz", t=TIMES, poses=poses)
-    with pytest.raises(InputError, match="position of row 5 is not finite .* of 2 rows .* leave these rows out"):
+    with pytest.raises(InputError, match=r"position of row 5 is not finite .* of 2 rows .* leave these rows out"):
         load(tmp_path / "a.npz", axes="cpf")
 
 
@@ -485,7 +484,7 @@ def test_read_poses_names_folders(tmp_path: Path) -> None:
         read_poses(tmp_path / "a.csv")
     with pytest.raises(InputError, match="no such file or folder"):
         load(tmp_path / "none.csv")
-    with pytest.raises(InputError, match="no closed_loop_trajectory.csv below it"):
+    with pytest.raises(InputError, match=r"no closed_loop_trajectory.csv below it"):
         find_aria(tmp_path)
 
 
