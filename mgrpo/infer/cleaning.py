@@ -109,4 +109,6 @@ def clean_poses(times_ns: np.ndarray, quats: np.ndarray, positions: np.ndarray, 
             "rows); are these columns wxyz (or xyzw), and did tracking hold there?"
         )
     keep, notes = rising(times_ns, where)
+    if len(keep) < 2:
+        raise InputError(f"{where}: {len(keep)} head pose(s); at least 2 are needed. Is the recording cut off?")
     return CleanPoses(times_ns[keep], (quats / length[:, None])[keep], positions[keep], keep, notes)

@@ -91,7 +91,7 @@ class HeadTrajectory:
     def __post_init__(self) -> None:
         count = len(self.times_ns)
         if count < 2:
-            raise InputError(f"{self.name}: {count} head pose(s); at least 2 are needed. Is the recording cut off?")
+            raise InputError(f"HeadTrajectory: at least 2 poses are needed, got {count}")
         if self.T_world_cpf.shape != (count, 7) or self.times_ns.dtype != np.int64:
             raise InputError(
                 f"HeadTrajectory: {count} times ({self.times_ns.dtype}, int64 is needed) don't fit poses of shape "

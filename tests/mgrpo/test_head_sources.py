@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,57 +17,17 @@ from mgrpo.errors import InputError
 from mgrpo.infer.aria import find_aria, vrs_device_cpf
 from mgrpo.infer.checks import other_readings
 from mgrpo.infer.cleaning import clean_poses, nanoseconds
-from mgrpo.infer.devices import DEVICES, MIRROR, Y_UP, nod
+from mgrpo.infer.devices import DEVICES, Y_UP, nod
 from mgrpo.infer.poses import read_poses
 from mgrpo.infer.source import SourceConfig, load_trajectory
 from mgrpo.infer.trajectory import HeadTrajectory, WristTrack
 
-TIMES = np.arange(120) / 60.0
-
-
-def head(times: np.ndarray = TIMES) -> np.ndarray:
-    """Central pupil frames ``(N, 7)`` of somebody who walks along +y, 1.6 m above the floor, and looks about."""
-    position = np.stack((0.2 * np.sin(times), times, 1.6 + 0.05 * np.sin(3 * times)), axis=1)
-    # CPF axes x left, y up, z forward; looking along +y: left is -x
-    level = torch.tensor([[-1.0, 0, 0], [0, 0, 1], [0, 1, 0]], dtype=torch.float64)
-    yaw = g.yaw_rotation(torch.from_numpy(0.5 * np.sin(2 * times)))
-    pitch = torch.from_numpy(0.3 * np.cos(times))
-    about_x = torch.stack((torch.cos(pitch / 2), torch.sin(pitch / 2), 0 * pitch, 0 * pitch), dim=-1)
-    quat = g.quat_multiply(g.quat_multiply(yaw, g.rotmat_to_quat(level)), about_x)
-    return np.concatenate((g.quat_normalize(quat).numpy(), position), axis=1)
-
-
-def as_matrices(poses: np.ndarray) -> np.ndarray:
-    matrices = np.tile(np.eye(4), (len(poses), 1, 1))
-    matrices[:, :3, :3] = g.quat_to_rotmat(torch.from_numpy(poses[:, :4])).numpy()
-    matrices[:, :3, 3] = poses[:, 4:]
-    return matrices
-
-
-def y_up_viewer(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same head as OpenXR tells it, by hand: world y up, axes x right, y up, -z forward."""
-    matrices = as_matrices(poses)
-    viewer = matrices[:, :3, :3] @ np.diag([-1.0, 1.0, -1.0])  # columns: right, up, back
-    R, t = Y_UP.T @ viewer, poses[:, 4:] @ Y_UP
-    return g.quat_normalize(g.rotmat_to_quat(torch.from_numpy(R))).numpy(), t
-
-
-def in_unity(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same as Unity tells it: left-handed, x right, y up, z forward."""
-    quats, t = y_up_viewer(poses)
-    R = g.quat_to_rotmat(torch.from_numpy(quats)).numpy()
-    return g.quat_normalize(g.rotmat_to_quat(torch.from_numpy(MIRROR @ R @ MIRROR))).numpy(), t @ MIRROR
-
-
-def same_poses(got: np.ndarray, wanted: np.ndarray, atol: float = 1e-6) -> None:
-    assert np.abs(as_matrices(got) - as_matrices(wanted)).max() < atol
-
-
-def write_csv(path: Path, header: str, *columns: np.ndarray, number: str = "%.12g") -> Path:
-    rows = np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)
-    with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as stream:
-        np.savetxt(stream, rows, number, ",", header=header, comments="")
-    return path
+_spec = importlib.util.spec_from_file_location("head_files", Path(__file__).with_name("head_files.py"))
+assert _spec is not None and _spec.loader is not None
+files = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(files)
+TIMES, head, as_matrices, y_up_viewer = files.TIMES, files.head, files.as_matrices, files.y_up_viewer
+in_unity, same_poses, write_csv = files.in_unity, files.same_poses, files.write_csv
 
 
 def load(path: Path, **options: Any) -> HeadTrajectory:
