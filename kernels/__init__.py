@@ -24,6 +24,14 @@ from ._dispatch import (
     registered_ops,
     use_backend,
 )
+from .guidance import (
+    GuidanceWeights,
+    GuidedRotations,
+    HandTargets,
+    KeypointTargets,
+    WristTargets,
+    motion_guidance,
+)
 from .kinematics import ForwardKinematics, forward_kinematics
 from .metrics import MotionMetrics, motion_metrics
 from .perlin import perlin_noise
@@ -66,6 +74,10 @@ __all__ = [
     "GroupAdvantages",
     "GroupRewards",
     "GrpoLoss",
+    "GuidanceWeights",
+    "GuidedRotations",
+    "HandTargets",
+    "KeypointTargets",
     "MotionMetrics",
     "MotionRewards",
     "NoiseKey",
@@ -73,12 +85,14 @@ __all__ = [
     "RewardSkeleton",
     "SdeStep",
     "StateChannels",
+    "WristTargets",
     "available_backends",
     "explain_backend",
     "forward_kinematics",
     "group_advantages",
     "group_rewards",
     "grpo_loss",
+    "motion_guidance",
     "motion_metrics",
     "motion_rewards",
     "perlin_noise",

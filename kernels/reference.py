@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from . import kinematics, metrics, perlin, policy, procrustes, rewards, rng, so3, transition
+from . import guidance, kinematics, metrics, perlin, policy, procrustes, rewards, rng, so3, transition
 
 forward_kinematics = partial(kinematics.forward_kinematics, backend="reference")
 group_advantages = partial(policy.group_advantages, backend="reference")
 group_rewards = partial(rewards.group_rewards, backend="reference")
 grpo_loss = partial(policy.grpo_loss, backend="reference")
+motion_guidance = partial(guidance.motion_guidance, backend="reference")
 motion_metrics = partial(metrics.motion_metrics, backend="reference")
 motion_rewards = partial(rewards.motion_rewards, backend="reference")
 perlin_noise = partial(perlin.perlin_noise, backend="reference")
@@ -33,6 +34,7 @@ __all__ = [
     "group_advantages",
     "group_rewards",
     "grpo_loss",
+    "motion_guidance",
     "motion_metrics",
     "motion_rewards",
     "perlin_noise",

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("body",),
     ("data",),
     ("models",),
-    ("diffusion",),
+    ("diffusion", "guidance"),
     ("rewards", "grpo", "eval"),
     ("train",),
     ("infer",),

@@ -1,0 +1,94 @@
+"""Which costs guidance minimises, and how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, get_args
+
+from mgrpo.errors import InputError
+from mgrpo.kernels import GuidanceWeights
+from mgrpo.options import option, require
+
+GuidanceMode = Literal["off", "no_hands", "aria_wrist_only", "aria_hamer", "hamer_wrist", "hamer_reproj2"]
+Phase = Literal["inner", "post"]
+GUIDANCE_MODES: tuple[str, ...] = get_args(GuidanceMode)
+
+
+class ModeTerms(NamedTuple):
+    """Costs of a mode besides those of the body."""
+
+    wrists: Literal["", "tracks", "hamer"] = ""
+    """Where wrist poses come from, if they have a cost."""
+    fingers: bool = False
+    """Cost of HaMeR's finger rotations."""
+    hands: bool = False
+    """Costs of the fingers' start and smoothness, where HaMeR saw hands at all."""
+    reprojection: bool = False
+    """Cost of HaMeR's image points, after sampling only."""
+
+
+MODE_TERMS: dict[str, ModeTerms] = {
+    "no_hands": ModeTerms(),
+    "aria_wrist_only": ModeTerms(wrists="tracks", hands=True),
+    "aria_hamer": ModeTerms(wrists="tracks", fingers=True, hands=True),
+    "hamer_wrist": ModeTerms(wrists="hamer", fingers=True, hands=True),
+    "hamer_reproj2": ModeTerms(wrists="hamer", fingers=True, hands=True, reprojection=True),
+}
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """Guidance of sampled motions: feet that stand are kept from sliding, motion is smoothed, hands are drawn to where
+    they were seen."""
+
+    mode: GuidanceMode = "no_hands"
+    """Costs: `off`; `no_hands` (feet and smoothness, the paper's rows with optimisation); with observed hands
+    `aria_wrist_only` (tracked wrists), `aria_hamer` (tracked wrists and HaMeR's fingers), `hamer_wrist` (HaMeR's wrists
+    and fingers), `hamer_reproj2` (the same and, after sampling, its image points)."""
+    inner: bool = False
+    """Also correct the prediction in every sampling step."""
+    post: bool = True
+    """Correct the sampled motion."""
+    inner_iterations: int = 5
+    """Most iterations within a sampling step."""
+    post_iterations: int = 20
+    """Most iterations after sampling."""
+    damping: Literal["adaptive", "egoallo"] = "adaptive"
+    """Rule of the damping: `egoallo` is the original's, which wastes steps on hard problems."""
+    weights: GuidanceWeights = field(default_factory=GuidanceWeights)
+    """Factors of the residuals."""
+    hamer_wrist_position: float = 20.0
+    """Factor of the position of HaMeR's wrists, in the place of that of tracked ones."""
+    hamer_wrist_orientation: float = 5.0
+    """Factor of their orientation."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in GUIDANCE_MODES:
+            raise InputError(f"{option(self, 'mode')} must be one of {', '.join(GUIDANCE_MODES)}, got {self.mode!r}")
+        require(self, "inner_iterations", at_least=1, at_most=1000)
+        require(self, "post_iterations", at_least=1, at_most=1000)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is corrected."""
+        return self.mode != "off" and (self.inner or self.post)
+
+    @property
+    def terms(self) -> ModeTerms:
+        """The mode's costs besides those of the body."""
+        return MODE_TERMS.get(self.mode, ModeTerms())
+
+    def iterations(self, phase: Phase) -> int:
+        """Most iterations of a phase."""
+        return self.inner_iterations if phase == "inner" else self.post_iterations
+
+    def weights_for(self, hamer_was_there: bool) -> GuidanceWeights:
+        """Factors of the mode, for motions whose hands HaMeR saw or not."""
+        weights = self.weights
+        if self.terms.wrists == "hamer":
+            weights = replace(
+                weights, wrist_position=self.hamer_wrist_position, wrist_orientation=self.hamer_wrist_orientation
+            )
+        if not (self.terms.hands and hamer_was_there):
+            weights = replace(weights, hand_prior=0.0, hand_smoothness=0.0)
+        return weights
