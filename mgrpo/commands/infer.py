@@ -16,6 +16,8 @@ from mgrpo.config_record import to_plain, to_yaml
 from mgrpo.diffusion.config import SamplerConfig, StitchingConfig
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError
+from mgrpo.guidance import GuidanceConfig
+from mgrpo.infer.guiding import RecordingGuidance, hidden
 from mgrpo.infer.output import amass_arrays, is_smplh, stretches_of
 from mgrpo.infer.pipeline import Prepared, infer_to_file, prepare
 from mgrpo.infer.sampling import CHUNK, SamplingSettings
@@ -74,6 +76,7 @@ class InferConfig:
     """Seed of the noise."""
     sampler: Annotated[SamplerConfig, tyro.conf.arg(name="")] = field(default_factory=SamplerConfig)
     stitching: Annotated[StitchingConfig, tyro.conf.arg(name="")] = field(default_factory=StitchingConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     chunk: int = CHUNK
     """Frames that are in memory at a time (about 8 kB of states for each and every sample, with hands); longer motion
     is sampled chunk by chunk, and an interrupted call goes on with the next one."""
@@ -85,6 +88,9 @@ class InferConfig:
     check_wrists: bool = False
     """Compare the wrists with those that the recording has (controllers, tracked wrists): error in metres, also as
     ..._wrists.json."""
+    hide_wrists: float = 0.0
+    """For --check-wrists under guidance that is told of them: keep them from it in every other piece of so many
+    seconds, and report these frames apart. 0: nowhere."""
     overwrite: bool = False
     """Replace files of the same name."""
     device: str = "auto"
@@ -96,7 +102,14 @@ class InferConfig:
         require(self, "end", above=self.start, infinite=True, unit="seconds")
         require(self, "max_gap", above=0, at_most=60, unit="seconds")
         require(self, "chunk", at_least=4, at_most=10_000_000)
+        require(self, "hide_wrists", at_least=0, at_most=3600, unit="seconds")
         require_seed(self.seed)
+        told = self.guidance.enabled and self.guidance.terms.wrists == "tracks"
+        if self.hide_wrists and not (self.check_wrists and told):
+            raise InputError(
+                f"--hide-wrists {self.hide_wrists:g} is for --check-wrists under guidance by tracked wrists "
+                "(--guidance.mode aria_wrist_only or aria_hamer); leave it out"
+            )
         if self.world not in ("floor", "recording"):
             raise InputError(f"{option(self, 'world')} must be floor or recording, got {self.world!r}")
 
@@ -115,7 +128,18 @@ def run_infer(config: InferConfig, command: list[str] | None = None) -> int:
             "--wrists, or leave it out"
         )
     out = output_file(config, prepared)
-    body = resolve_body(config.body, with_mesh=False)
+    body = resolve_body(config.body, with_mesh=False).to(device)
+    guides = None
+    if config.guidance.enabled:
+        guides = RecordingGuidance(
+            config.guidance,
+            denoiser.layout,
+            body,
+            prepared.trajectory,
+            prepared.motions,
+            prepared.floor,
+            config.hide_wrists,
+        )
     with folder_for_results(out.parent):
         tell(prepared)
         written: list[Path] = [out]
@@ -125,11 +149,13 @@ def run_infer(config: InferConfig, command: list[str] | None = None) -> int:
 
         infer_to_file(
             denoiser.to(device),
-            body.to(device),
+            body,
             prepared,
             settings,
             out,
             keep_world=config.world == "recording",
+            guide_maker=guides,
+            identity=[to_plain(config.guidance), config.hide_wrists],
             then=finish,
         )
     for path in written:
@@ -222,7 +248,7 @@ def _write_beside(
                 written.append(path)
     errors: dict[str, Any] | None = None
     if config.check_wrists:
-        errors = measure_wrists(prepared, arrays, body, lift)
+        errors = measure_wrists(prepared, arrays, body, lift, config.hide_wrists)
         path = out.with_name(f"{out.stem}_wrists.json")
         atomic_write_json(path, errors)
         written.append(path)
@@ -245,14 +271,15 @@ def _write_beside(
 
 
 def measure_wrists(
-    prepared: Prepared, arrays: Mapping[str, np.ndarray], body: BodyModel, lift: float
+    prepared: Prepared, arrays: Mapping[str, np.ndarray], body: BodyModel, lift: float, hide_s: float = 0.0
 ) -> dict[str, Any]:
-    """Errors of the wrists of motions in a world whose floor is at ``lift``."""
+    """Errors of the wrists of motions in a world whose floor is at ``lift``; ``hide_s`` as of the options."""
     wrists = prepared.wrists.copy()
     wrists[..., 2] += lift - prepared.floor.height
     turns = [motion.R_world_device for motion in prepared.motions]
     known = [turn for turn in turns if turn is not None]
-    return wrist_errors(arrays, wrists, body, np.concatenate(known) if len(known) == len(turns) else None)
+    turned = np.concatenate(known) if len(known) == len(turns) else None
+    return wrist_errors(arrays, wrists, body, turned, hidden(prepared.frame_nums, hide_s))
 
 
 def _recording_record(prepared: Prepared) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mgrpo.body.model import BodyModel
+from mgrpo.guidance import SamplingGuidance
 from mgrpo.infer.checks import check_motion, find_jumps
 from mgrpo.infer.floor import choose_floor
-from mgrpo.infer.guiding import Guide
 from mgrpo.infer.output import egoallo_arrays
 from mgrpo.infer.resampling import Gap, HeadMotion, resample
 from mgrpo.infer.sampling import SamplingSettings, plan_chunks, sample_chunks, windows_of
@@ -25,7 +25,7 @@ from mgrpo.models.motion import decode_motion
 from mgrpo.npz import write_npz
 from mgrpo.train.progress import Progress, notice
 
-GuideMaker = Callable[[HeadMotion, Tensor, slice], "Guide | None"]
+GuideMaker = Callable[[HeadMotion, Tensor, slice], SamplingGuidance]
 """Makes the guidance of some frames of a stretch: called with the stretch, its head poses there ``(1, T, 7)`` with the
 floor at zero, and the frames."""
 
@@ -225,7 +225,7 @@ def _sample_all(
             offset += len(motion)
 
 
-def _guides(maker: GuideMaker, motion: HeadMotion, poses: Tensor) -> Callable[[int, int], Guide | None]:
+def _guides(maker: GuideMaker, motion: HeadMotion, poses: Tensor) -> Callable[[int, int], SamplingGuidance]:
     return lambda start, stop: maker(motion, poses[None, start + 1 : stop + 1], slice(start, stop))
 
 

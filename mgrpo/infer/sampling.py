@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,12 +24,10 @@ from mgrpo.diffusion.stitching import Stitching
 from mgrpo.diffusion.transition import Transitions
 from mgrpo.errors import InputError
 from mgrpo.geometry import se3_apply, se3_inverse
+from mgrpo.guidance import SamplingGuidance
 from mgrpo.models.conditioning import relative_cpf
 from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.state import project_state
-
-if TYPE_CHECKING:
-    from mgrpo.infer.guiding import Guide
 
 CHUNK = 3600
 """Frames of a chunk where nothing else is wanted: two minutes. With hands 29 MB of states per sample."""
@@ -116,7 +114,7 @@ def sample_window(
     *,
     known: Known | None = None,
     wrists: Tensor | None = None,
-    guide: Guide | None = None,
+    guide: SamplingGuidance | None = None,
     on_windows: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Clean states ``(S, T, D)`` of one chunk, after guidance if there is any.
@@ -187,7 +185,7 @@ def sample_chunks(
     *,
     stretch: int = 0,
     wrists: Tensor | None = None,
-    guides: Callable[[int, int], Guide | None] | None = None,
+    guides: Callable[[int, int], SamplingGuidance] | None = None,
     first: int = 0,
     carry: Tensor | None = None,
     on_windows: Callable[[int], None] | None = None,

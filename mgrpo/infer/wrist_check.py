@@ -35,7 +35,11 @@ def predicted_wrists(arrays: Mapping[str, np.ndarray], body: BodyModel) -> np.nd
 
 
 def wrist_errors(
-    arrays: Mapping[str, np.ndarray], wrists: np.ndarray, body: BodyModel, R_world_device: np.ndarray | None = None
+    arrays: Mapping[str, np.ndarray],
+    wrists: np.ndarray,
+    body: BodyModel,
+    R_world_device: np.ndarray | None = None,
+    hidden: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Distances between predicted and seen wrists, as plain values in metres.
 
@@ -43,13 +47,14 @@ def wrist_errors(
     ``left`` and ``right`` with the same; ``per_sample``: mean of each; ``fixed``: the mean distance of wrists that stay
     where they are on average as seen from the head, which the recording's own wrists tell (no model is needed);
     ``fitted``: the mean after the best constant offset in the controller's axes for each hand, which takes out where a
-    controller has its origin.
+    controller has its origin; ``hidden``: over the frames that guidance didn't know, if there are any.
 
     Args:
         arrays: EgoAllo's arrays of S motions.
         wrists: seen wrists ``(T, 2, 3)`` in the same world, NaN where not seen.
         body: that the motions were made for.
         R_world_device: orientations of controllers ``(T, 2, 3, 3)``, for ``fitted``.
+        hidden: frames ``(T,)`` in which guidance was not told of the wrists.
     """
     predicted = predicted_wrists(arrays, body)
     seen = np.isfinite(wrists).all(axis=-1)
@@ -61,6 +66,8 @@ def wrist_errors(
     for k, side in enumerate(SIDES):
         if seen[:, k].any():
             result[side] = _statistics(apart[:, seen[:, k], k])
+    if hidden is not None and (seen & hidden[:, None]).any():
+        result["hidden"] = _statistics(apart[:, seen & hidden[:, None]])
     result["per_sample"] = [float(one[seen].mean()) for one in apart]
     result["fixed"] = _fixed(np.asarray(arrays["Ts_world_cpf"], np.float64), wrists, seen)
     if R_world_device is not None:
@@ -109,6 +116,8 @@ def wrist_lines(errors: Mapping[str, Any]) -> list[str]:
         f"{errors['mean']:.3f} m, median {errors['median']:.3f} m, 90 % below {errors['p90']:.3f} m"
     ]
     lines += [f"  {side}: mean {errors[side]['mean']:.3f} m" for side in SIDES if side in errors]
+    if "hidden" in errors:
+        lines.append(f"  where guidance was not told of them: mean {errors['hidden']['mean']:.3f} m")
     if len(errors["per_sample"]) > 1:
         lines.append(f"  best sample: mean {min(errors['per_sample']):.3f} m")
     if errors.get("fitted") is not None:
