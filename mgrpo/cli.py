@@ -203,6 +203,13 @@ COMMANDS = (
         "run_infer",
     ),
     Command(
+        ("live",),
+        "the same while the head moves: poses in line by line, bodies out, with a stated delay",
+        "mgrpo.commands.live",
+        "LiveConfig",
+        "run_live",
+    ),
+    Command(
         ("convert",),
         "store a model in another layout: EgoAllo's, a run's, or that of the Hugging Face Hub",
         "mgrpo.commands.convert",
