@@ -5,10 +5,11 @@ namespace MGRPO_NAMESPACE {
 
 // A team of one.
 struct Solo {
+  static constexpr bool kAlone = true;
   MGRPO_HD int rank() const { return 0; }
   MGRPO_HD int size() const { return 1; }
   MGRPO_HD void sync() const {}
-  MGRPO_HD int segment() const { return 1 << 20; }
+  MGRPO_HD int segment() const { return 1 << 20; }  // of a chain: all of it
 
   // kRows rows of C from row i on, in the columns from j to the end.
   template <int kRows, class T>

@@ -50,6 +50,17 @@ struct GuidanceSearch {
     for (int item = team.rank(); item < count; item += team.size()) f(item);
   }
 
+  // Calls f(i, j) for the items of this thread.
+  template <class F>
+  MGRPO_HD void each(int rows, int columns, F&& f) const {
+    if (Team::kAlone) {  // no divisions
+      for (int i = 0; i < rows; ++i)
+        for (int j = 0; j < columns; ++j) f(i, j);
+    } else {
+      for (int item = team.rank(); item < rows * columns; item += team.size()) f(item / columns, item % columns);
+    }
+  }
+
   // The sums over all threads, known to all; always in the same order.
   MGRPO_HD void add_up(T (&own)[kSums]) const {
     for (int k = 0; k < kSums; ++k) space.sums[team.rank() * kSums + k] = own[k];
@@ -61,11 +72,11 @@ struct GuidanceSearch {
   }
 
   MGRPO_HD void start() const {
-    each(in.length * job().tree.moved, [&](int item) {
-      const int t = item / job().tree.moved, joint = item % job().tree.moved;
+    const int moved = job().tree.moved;
+    each(in.length, moved, [&](int t, int joint) {
       const UnitQuaternion<T> q = unit_quaternion(load_mat3(in.rotmat(t, joint)));
-      store_quaternion(space.start + 4 * item, q);
-      store_quaternion(space.now + 4 * item, q);
+      store_quaternion(space.start + 4 * (t * moved + joint), q);
+      store_quaternion(space.now + 4 * (t * moved + joint), q);
     });
     team.sync();
     each(in.length, [&](int t) {
@@ -106,8 +117,8 @@ struct GuidanceSearch {
     }
     T* const rows = point_rows(t);
     const int slots = job().tree.coupled_count, stride = job().point_stride(), count = job().point_rows();
-    each((PointRows::kPoints + wrists + hands) * slots,
-         [&](int item) { fill_point<T>(in, pose, space.measured, item / slots, item % slots, rows, stride); });
+    each(PointRows::kPoints + wrists + hands, slots,
+         [&](int point, int slot) { fill_point<T>(in, pose, space.measured, point, slot, rows, stride); });
     each(count, [&](int row) {
       fill_right_side<T>(in, space, space.measured, t, row, rows[row * stride + 3 * slots], rows[count * stride + row]);
     });
@@ -117,13 +128,14 @@ struct GuidanceSearch {
   // The equations of frame t, less what eliminated frames took from them.
   MGRPO_HD void fill_panel(const Panel<T>& panel, int t, T damping) const {
     const int n = panel.n, stride = panel.stride, rest = job().rest_stride();
-    each(n * stride, [&](int item) {
-      const int i = item / stride, j = item % stride;
+    each(n, stride, [&](int i, int j) {
       const T* const from = space.rest + (1 + i) * rest;
-      panel.numbers[item] = j < n      ? (j >= i ? from[1 + j] : T(0))
-                            : j == n   ? space.rest[1 + i]
-                            : j <= 2 * n ? from[j]
-                                         : T(0);
+      T value = T(0);
+      if (j < n)
+        value = j >= i ? from[1 + j] : T(0);
+      else if (j <= 2 * n)
+        value = j == n ? space.rest[1 + i] : from[j];
+      panel.numbers[i * stride + j] = value;
     });
     team.sync();
     each(job().tree.coupled_count, [&](int slot) {
@@ -189,12 +201,11 @@ struct GuidanceSearch {
   MGRPO_HD void reduce(const Panel<T>& panel) const {
     const int n = panel.n, size = 2 * n + 1, stride = job().rest_stride();
     T* const rest = space.rest;
-    each((n + 1) * n, [&](int item) {
-      const int i = item / n, j = item % n + 1;
-      if (i <= j) rest[i * stride + j] = rest[(i == 0 ? 0 : n + i) * stride + n + j];
+    each(n + 1, n, [&](int i, int j) {
+      if (i <= j + 1) rest[i * stride + j + 1] = rest[(i == 0 ? 0 : n + i) * stride + n + j + 1];
     });
     team.sync();
-    each(size * n, [&](int item) { rest[item / n * stride + n + 1 + item % n] = T(0); });
+    each(size, n, [&](int i, int j) { rest[i * stride + n + 1 + j] = T(0); });
     team.sync();
     team.products(Products<T>{rest, stride, size, size, true, panel.numbers + n, panel.numbers + n, space.solution,
                               panel.stride, panel.stride, n, n + 1});
@@ -290,9 +301,9 @@ struct GuidanceSearch {
   // The step, -gradient . step and |step|^2; false where the equations are not positive.
   MGRPO_HD bool solve(double damping, double& fall, double& square) const {
     const int n = job().block(), segments = (in.length + team.segment() - 1) / team.segment();
-    each(job().tree.moved * segments, [&](int item) {
-      const int begin = item % segments * team.segment(), end = begin + team.segment();
-      sum_chain<T>(in, space, item / segments, begin, end < in.length ? end : in.length);
+    each(job().tree.moved, segments, [&](int joint, int part) {
+      const int begin = part * team.segment(), end = begin + team.segment();
+      sum_chain<T>(in, space, joint, begin, end < in.length ? end : in.length);
     });
     each((2 * n + 1) * job().rest_stride(), [&](int item) { space.rest[item] = T(0); });
     each(n, [&](int i) { space.solution[i] = T(-1); });  // factors of the products that `reduce` subtracts
@@ -370,12 +381,12 @@ struct GuidanceSearch {
     if (team.rank() == 0) job().done[in.row] = made;
     const int joints = job().tree.joints, moved = job().tree.moved;
     T* const out = job().out + in.row * job().frames * joints * 9;
-    each(job().frames * joints, [&](int item) {
-      const int t = item / joints, joint = item % joints;
+    each(job().frames, joints, [&](int t, int joint) {
+      T* const at = out + 9 * (t * joints + joint);
       if (best < first && t < in.length && joint < moved)
-        store_mat3(out + 9 * item, rotation(load_quaternion<T>(space.now + 4 * (t * moved + joint))));
+        store_mat3(at, rotation(load_quaternion<T>(space.now + 4 * (t * moved + joint))));
       else
-        store_mat3(out + 9 * item, load_mat3(in.rotmat(t, joint)));
+        store_mat3(at, load_mat3(in.rotmat(t, joint)));
     });
     team.sync();
   }

@@ -29,9 +29,10 @@ from mgrpo.diffusion.config import SamplerConfig, StitchingConfig
 from mgrpo.errors import InputError
 from mgrpo.eval import protocol_table as protocols_layout
 from mgrpo.eval.evaluate import EvaluationResult
-from mgrpo.eval.protocols import Guidance, ProtocolName
+from mgrpo.eval.protocols import ProtocolName
 from mgrpo.eval.published import Dataset, published_rows
 from mgrpo.eval.tables import print_table, result_table, to_csv, to_json, to_latex, to_markdown, write_tables
+from mgrpo.guidance import Optimisation
 from mgrpo.storage import make_folder
 from mgrpo.train.device import resolve_device
 from mgrpo.train.hdf5_parts import open_with_progress, split_hdf5
@@ -105,8 +106,9 @@ class EvaluateConfig:
     otherwise 1."""
     sampler: Annotated[SamplerConfig, tyro.conf.arg(name="")] = field(default_factory=SamplerConfig)
     stitching: Annotated[StitchingConfig, tyro.conf.arg(name="")] = field(default_factory=StitchingConfig)
-    guidance: Guidance = "off"
-    """Optimisation of the samples: `off`, or EgoAllo's after sampling (`post`), which is not available yet."""
+    guidance: Optimisation = "off"
+    """Optimisation of the samples: `off`; `post`, after sampling (published rows with ℵ); or `inner`, in every sampling
+    step as well."""
     perceptual: Path | None = None
     """Run folder, checkpoint or save_pretrained folder of a perceptual model; adds its score and accuracy."""
     family: Literal["standard", "paper", "all"] = "standard"

@@ -27,11 +27,6 @@ def settle(config: EvaluateConfig) -> None:
 
     Raises InputError naming the option that contradicts the protocol, and for one that can't be honoured.
     """
-    if config.guidance == "post":
-        raise InputError(
-            "--guidance post: EgoAllo's optimisation after sampling is not available yet; leave the option out, and "
-            "compare with published rows without ℵ"
-        )
     if config.protocol is None:
         for name, value in _USUAL.items():
             if not getattr(config, name):

@@ -19,6 +19,7 @@ from mgrpo.diffusion.transition import Transitions
 from mgrpo.errors import InputError
 from mgrpo.eval.evaluate import EvaluationResult, evaluate
 from mgrpo.eval.metrics import METRICS
+from mgrpo.guidance import optimisation
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
 from mgrpo.train.checkpoints import load_model
@@ -132,6 +133,7 @@ class EvaluationWork:
             name=model.name,
             project_rotations=config.sampler.project,
             stitching=model.stitching,
+            guidance=optimisation(config.guidance),
             windows_per_chunk=len(numbers),
             window_numbers=numbers,
         )
@@ -193,6 +195,8 @@ def load_work(
         perceptual = load_model(config.perceptual, PerceptualModel, PerceptualConfig)[0].to(device)
     loaded = [load_model(path, Denoiser, DenoiserConfig, use_ema=config.use_ema) for path in config.checkpoint]
     names = config.name or name_models([checkpoint.path for _, _, checkpoint in loaded])
+    if config.guidance != "off":
+        names = [f"{name} ℵ" for name in names]  # as published tables mark their rows
     stitchings = [config.stitching.stitching(trained_length(checkpoint.path)) for _, _, checkpoint in loaded]
     cut = [stitching for stitching in stitchings if len(stitching.plan(windows.length)) > 1]
     if cut and len(set(stitchings)) > 1:

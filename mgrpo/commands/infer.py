@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from mgrpo.diffusion.config import SamplerConfig, StitchingConfig
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError
 from mgrpo.guidance import GuidanceConfig
-from mgrpo.infer.guiding import RecordingGuidance, hidden
+from mgrpo.infer.guiding import RecordingGuidance, hamer_wrists, hidden
 from mgrpo.infer.output import amass_arrays, is_smplh, stretches_of
 from mgrpo.infer.pipeline import Prepared, infer_to_file, prepare
 from mgrpo.infer.sampling import CHUNK, SamplingSettings
@@ -86,8 +86,8 @@ class InferConfig:
     amass: bool = False
     """Also write each motion as an AMASS npz (..._amass.npz)."""
     check_wrists: bool = False
-    """Compare the wrists with those that the recording has (controllers, tracked wrists): error in metres, also as
-    ..._wrists.json."""
+    """Compare the wrists with those that the recording has (controllers, tracked wrists, else HaMeR's): error in
+    metres, also as ..._wrists.json."""
     hide_wrists: float = 0.0
     """For --check-wrists under guidance that is told of them: keep them from it in every other piece of so many
     seconds, and report these frames apart. 0: nowhere."""
@@ -110,8 +110,34 @@ class InferConfig:
                 f"--hide-wrists {self.hide_wrists:g} is for --check-wrists under guidance by tracked wrists "
                 "(--guidance.mode aria_wrist_only or aria_hamer); leave it out"
             )
+        if self.source.hamer is not None and not (self.check_wrists or self._takes_hamer):
+            raise InputError(
+                f"--hamer {self.source.hamer}: nothing here uses HaMeR's hands; give --guidance.mode aria_hamer, "
+                "hamer_wrist or hamer_reproj2, or --check-wrists, or leave it out"
+            )
         if self.world not in ("floor", "recording"):
             raise InputError(f"{option(self, 'world')} must be floor or recording, got {self.world!r}")
+
+    @property
+    def _takes_hamer(self) -> bool:
+        terms = self.guidance.terms
+        return self.guidance.enabled and (terms.wrists == "hamer" or terms.fingers)
+
+    def unused_options(self) -> Mapping[str, str]:
+        """See :class:`mgrpo.options.HasUnusedOptions`."""
+        guidance = self.guidance
+        names = [one.name for one in fields(guidance) if one.name != "mode"]
+        if guidance.mode == "off":
+            return {f"guidance.{name}": "with --guidance.mode off" for name in names}
+        unused: dict[str, str] = {}
+        if not guidance.inner:
+            unused["guidance.inner_iterations"] = "without --guidance.inner"
+        if not guidance.post:
+            unused["guidance.post_iterations"] = "with --guidance.no-post"
+        if guidance.terms.wrists != "hamer":
+            why = f"with --guidance.mode {guidance.mode}, which doesn't take HaMeR's wrists"
+            unused |= {f"guidance.hamer_wrist_{name}": why for name in ("position", "orientation")}
+        return unused
 
 
 def run_infer(config: InferConfig, command: list[str] | None = None) -> int:
@@ -122,7 +148,7 @@ def run_infer(config: InferConfig, command: list[str] | None = None) -> int:
     settings = _settings(config, denoiser, checkpoint)
     with Progress("read recording"):
         prepared = read_and_prepare(config)
-    if config.check_wrists and not np.isfinite(prepared.wrists).any():
+    if config.check_wrists and not np.isfinite(seen_wrists(prepared)).any():
         raise InputError(
             f"--check-wrists: {config.input} has no wrists or controllers in these frames; give a file of them by "
             "--wrists, or leave it out"
@@ -270,11 +296,20 @@ def _write_beside(
     written.append(path)
 
 
+def seen_wrists(prepared: Prepared) -> np.ndarray:
+    """Left and right wrist in all frames ``(T, 2, 3)`` of the recording's world: tracked ones, or where there are none
+    HaMeR's; NaN where not seen."""
+    tracked, hamer = prepared.wrists, prepared.trajectory.hamer
+    if hamer is None or np.isfinite(tracked).any():
+        return tracked
+    return np.concatenate([hamer_wrists(hamer, motion) for motion in prepared.motions])
+
+
 def measure_wrists(
     prepared: Prepared, arrays: Mapping[str, np.ndarray], body: BodyModel, lift: float, hide_s: float = 0.0
 ) -> dict[str, Any]:
     """Errors of the wrists of motions in a world whose floor is at ``lift``; ``hide_s`` as of the options."""
-    wrists = prepared.wrists.copy()
+    wrists = seen_wrists(prepared).copy()
     wrists[..., 2] += lift - prepared.floor.height
     turns = [motion.R_world_device for motion in prepared.motions]
     known = [turn for turn in turns if turn is not None]

@@ -22,6 +22,7 @@ from mgrpo.diffusion.stitched_sampler import sample_stitched
 from mgrpo.diffusion.stitching import Stitching
 from mgrpo.diffusion.transition import Transitions
 from mgrpo.errors import InputError
+from mgrpo.guidance import Optimisation, SamplingGuidance, optimisation
 from mgrpo.infer.output import egoallo_arrays
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import PredictedMotion, decode_motion
@@ -69,6 +70,9 @@ class SampleConfig:
     """Seed of the noise."""
     sampler: Annotated[SamplerConfig, tyro.conf.arg(name="")] = field(default_factory=SamplerConfig)
     stitching: Annotated[StitchingConfig, tyro.conf.arg(name="")] = field(default_factory=StitchingConfig)
+    guidance: Optimisation = "off"
+    """Optimisation of the motions against sliding feet and jitter: `off`; `post`, after sampling; or `inner`, in every
+    sampling step as well."""
     out: Path = Path("samples")
     """Folder to write to; a file of the same clip, frames and seed is replaced."""
     picture: bool = True
@@ -192,6 +196,7 @@ def draw(
         config.samples,
         share_initial=False,
     )
+    guidance = SamplingGuidance(optimisation(config.guidance), denoiser.layout, body, windows.T_world_cpf)
     parts = len(transitions) * len(stitching.plan(windows.length))
     with Progress("sample", parts, "windows") as progress:
         result = sample_stitched(
@@ -202,9 +207,10 @@ def draw(
             keys,
             stitching=stitching,
             project_rotations=config.sampler.project,
+            guidance=guidance.hook(len(transitions)),
             callback=lambda done, _: progress.update(done - progress.done),
         )
-    return decode_motion(denoiser.layout, result.x0, windows.T_world_cpf[:, None], body)
+    return decode_motion(denoiser.layout, guidance.finish(result.x0), windows.T_world_cpf[:, None], body)
 
 
 def picture_bytes(clip: MotionClip, windows: MotionWindows, motion: PredictedMotion, *, post_trained: bool) -> bytes:

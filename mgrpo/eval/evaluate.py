@@ -19,6 +19,7 @@ from mgrpo.data.split import recording_of
 from mgrpo.diffusion.sampler import NoiseKeys, sample
 from mgrpo.diffusion.stitched_sampler import sample_stitched
 from mgrpo.errors import InputError
+from mgrpo.guidance import GuidanceConfig, SamplingGuidance
 from mgrpo.models.conditioning import make_cond
 from mgrpo.models.motion import PredictedMotion, decode_motion
 from mgrpo.models.state import StateLayout
@@ -159,6 +160,7 @@ def evaluate(
     project_rotations: bool = True,
     stitching: Stitching | None = None,
     fps: float = 30.0,
+    guidance: GuidanceConfig | None = None,
     windows_per_chunk: int | None = None,
     window_numbers: Sequence[int] | None = None,
 ) -> EvaluationResult:
@@ -179,6 +181,8 @@ def evaluate(
         stitching: how the sampler cuts long windows into shorter ones that it blends; None samples each as it is. With
             ``Stitching("egoallo")``, 128 frames are the original's two.
         fps: frames per second of the windows.
+        guidance: optimisation of the samples, of a mode without hands; None: none. Its body is the mean shape of each
+            sample, while the measures take the predicted shape of every frame, as in EgoAllo.
         windows_per_chunk: windows sampled together; None bounds the memory (:data:`FRAMES_PER_CHUNK`).
         window_numbers: number of each window, the key of its noise; None: 0 to N - 1. A part of a set of windows that
             keeps its numbers meets the noise that it meets in the whole set.
@@ -220,6 +224,7 @@ def evaluate(
             else:
                 draw = partial(sample_stitched, denoiser, *head, stitching=stitching)
             mask = None if bool(part.mask.all()) else part.mask
+            guided = SamplingGuidance(guidance or GuidanceConfig("off"), layout, body, part.T_world_cpf, mask=mask)
             seed_values: dict[str, list[dict[str, Tensor]]] = {"sample": [], "group": [], "mean": []}
             for number, seed in enumerate(seeds):
                 keys = NoiseKeys(
@@ -229,7 +234,8 @@ def evaluate(
                     members=samples,
                     share_initial=False,
                 )
-                x0 = draw(transitions, keys, layout=layout, mask=mask, project_rotations=project_rotations).x0
+                options = {"layout": layout, "mask": mask, "project_rotations": project_rotations}
+                x0 = guided.finish(draw(transitions, keys, guidance=guided.hook(len(transitions)), **options).x0)
                 motion = decode_motion(layout, x0, part.T_world_cpf[:, None], body)
                 seed_values["sample"].append(_sample_measures(motion, part, perceptual, truth[-1], fps))
                 if samples > 1:
@@ -265,7 +271,8 @@ def evaluate(
             "frames": frames,
             "fps": fps,
         }
-        | _stitched(stitching, frames),
+        | _stitched(stitching, frames)
+        | ({"guidance": guidance.phases} if guidance is not None and guidance.enabled else {}),
     )
 
 

@@ -12,7 +12,6 @@ from typing import Literal
 from mgrpo.diffusion.config import SamplerConfig, StitchingConfig
 
 ProtocolName = Literal["egoallo", "paper", "mgrpo"]
-Guidance = Literal["off", "post"]
 
 
 @dataclass(frozen=True)

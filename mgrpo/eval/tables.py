@@ -178,6 +178,8 @@ def _notes(result: EvaluationResult, columns: Sequence[MetricInfo], compared: bo
         f"{_plural(result.samples, 'sample')} each; sampler {settings['kernel']}{eta}, "
         f"{_plural(settings['steps'], 'step')}."
     )
+    if "guidance" in settings:
+        drawn += f" ℵ: optimised ({settings['guidance']} sampling) against sliding feet and jitter."
     notes = [
         drawn,
         "± is the standard error over windows and seeds; differences are paired window by window, with the same noise.",

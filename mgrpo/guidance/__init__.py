@@ -5,7 +5,7 @@ where a device saw them; the head stays exactly where it was recorded. :func:`gu
 :class:`SamplingGuidance` is what the samplers take.
 """
 
-from mgrpo.guidance.config import GUIDANCE_MODES, GuidanceConfig, GuidanceMode, Phase
+from mgrpo.guidance.config import GUIDANCE_MODES, GuidanceConfig, GuidanceMode, Optimisation, Phase, optimisation
 from mgrpo.guidance.guide import GuidedMotion, guide
 from mgrpo.guidance.observations import HamerHands, HandObservations, WristTracks
 from mgrpo.guidance.sampling import SamplingGuidance
@@ -17,8 +17,10 @@ __all__ = [
     "GuidedMotion",
     "HamerHands",
     "HandObservations",
+    "Optimisation",
     "Phase",
     "SamplingGuidance",
     "WristTracks",
     "guide",
+    "optimisation",
 ]

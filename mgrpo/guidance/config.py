@@ -27,6 +27,9 @@ class ModeTerms(NamedTuple):
     """Cost of HaMeR's image points, after sampling only."""
 
 
+Optimisation = Literal["off", "post", "inner"]
+"""Guidance where no hands are observed, as one option: none, after sampling, or within the steps as well."""
+
 MODE_TERMS: dict[str, ModeTerms] = {
     "no_hands": ModeTerms(),
     "aria_wrist_only": ModeTerms(wrists="tracks", hands=True),
@@ -74,6 +77,12 @@ class GuidanceConfig:
         return self.mode != "off" and (self.inner or self.post)
 
     @property
+    def phases(self) -> str:
+        """The phases by name, such as ``inner and post``; ``off``."""
+        names = [name for name in ("inner", "post") if getattr(self, name)]
+        return " and ".join(names) if self.enabled else "off"
+
+    @property
     def terms(self) -> ModeTerms:
         """The mode's costs besides those of the body."""
         return MODE_TERMS.get(self.mode, ModeTerms())
@@ -92,3 +101,8 @@ class GuidanceConfig:
         if not (self.terms.hands and hamer_was_there):
             weights = replace(weights, hand_prior=0.0, hand_smoothness=0.0)
         return weights
+
+
+def optimisation(wanted: Optimisation) -> GuidanceConfig:
+    """The configuration of an option ``--guidance off|post|inner``."""
+    return GuidanceConfig(mode="off" if wanted == "off" else "no_hands", inner=wanted == "inner")

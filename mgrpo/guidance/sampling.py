@@ -17,7 +17,7 @@ class SamplingGuidance:
     """Corrects states ``(B, G, T, D)`` of B head trajectories, each group with its own: within the steps of sampling,
     and after them.
 
-    ``sample(..., guidance=g.hook())`` corrects within the steps; ``g.finish(result.x0)`` the samples. So a sampler that
+    ``sample(..., guidance=g.hook(steps))`` corrects within the steps; ``g.finish(result.x0)`` the samples. So a sampler that
     need not stop in its steps doesn't.
     """
 
@@ -50,13 +50,14 @@ class SamplingGuidance:
         self._observations = None if observations is None else _for_groups(observations)
         self._backend = backend
 
-    def hook(self) -> Callable[[Tensor, int], Tensor] | None:
-        """What samplers take as ``guidance``; None where nothing is corrected within the steps."""
+    def hook(self, steps: int) -> Callable[[Tensor, int], Tensor] | None:
+        """What samplers of so many steps take as ``guidance``; None where nothing is corrected within the steps. The
+        result, of which they ask as well, is left to :meth:`finish`."""
         if not (self.config.enabled and self.config.inner):
             return None
 
         def correct(states: Tensor, done: int) -> Tensor:
-            return self.guided(states, "inner")[0]
+            return self.guided(states, "inner")[0] if done < steps else states
 
         return correct
 

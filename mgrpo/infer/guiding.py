@@ -115,3 +115,11 @@ def hamer_observations(detections: HamerDetections, motion: HeadMotion, frames: 
         seen=torch.from_numpy(rows >= 0),
         T_cpf_cam=torch.from_numpy(detections.T_cpf_cam),
     )
+
+
+def hamer_wrists(detections: HamerDetections, motion: HeadMotion) -> np.ndarray:
+    """HaMeR's wrists in the frames of a stretch ``(F, 2, 3)``, metres in the trajectory's world, NaN where not seen."""
+    found = hamer_observations(detections, motion, slice(None))
+    tracks = found.wrists(torch.from_numpy(motion.T_world_cpf))
+    seen = tracks.confidence[..., None] > 0
+    return torch.where(seen, tracks.T_world_wrist[..., 4:], torch.nan).numpy()

@@ -132,7 +132,7 @@ def sample_window(
     """
     poses = T_world_cpf_all[None]
     layout = denoiser.layout
-    inner = None if guide is None else guide.hook()
+    inner = None if guide is None else guide.hook(len(settings.transitions))
 
     def correct(states: Tensor, done: int) -> Tensor:
         if known is not None:

@@ -145,7 +145,7 @@ def test_wrists_are_checked(prior: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["--axes", "openxr", "--floor", "low"], "--floor must be auto"),
         (["--axes", "openxr", "--seed", "-1"], "--seed must be a whole number"),
         (["--axes", "openxr", "--body", "nobody"], "unknown body 'nobody'"),
-        (["--axes", "openxr", "--hamer", "none.npz"], "none.npz: no such file"),
+        (["--axes", "openxr", "--hamer", "none.npz", "--check-wrists"], "none.npz: no such file"),
         (["--axes", "openxr", "--wrists", "none.csv"], "none.csv: can't be read"),
     ],
 )
@@ -153,7 +153,7 @@ def test_what_is_refused_before_the_work(
     words: list[str], said: str, recording: Path, prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert infer(recording, prior, tmp_path / "new" / "out.npz", *words) == 2
-    error = capsys.readouterr().err
+    error = " ".join(capsys.readouterr().err.split())  # however wide the terminal is
     assert said in error and "Traceback" not in error
     assert not (tmp_path / "new").exists()
 
@@ -270,3 +270,57 @@ def test_the_real_aria_folder(prior: Path, tmp_path: Path, shared_data_dir: Path
     assert arrays["Ts_world_cpf"].shape == (341, 7)
     assert 1.3 < np.median(arrays["Ts_world_cpf"][:, 6]) < 1.8
     assert arrays["timestamps_ns"][0] == 149_202_610_000 + 33_333_333
+
+
+# --- HaMeR
+
+
+def test_hamers_wrists_are_checked_and_drawn_to(prior: Path, tmp_path: Path, capsys: Any) -> None:
+    """A camera at the eyes that looks ahead (x left turned to x right: half a turn about z), a wrist 0.5 m ahead."""
+    from mgrpo.infer.hamer import HamerDetections, HamerHands, hamer_arrays
+
+    times = np.arange(60) / 30
+    stamps = np.rint(times * 1e9).astype(np.int64)
+    np.savez(tmp_path / "a.npz", timestamps_ns=stamps, T_world_cpf=files.head(times))
+    points = np.zeros((60, 21, 3))
+    points[:, 0] = [0.2, 0.3, 0.5]  # right, down, ahead
+    eye = np.eye(3)
+    seen = HamerHands(
+        stamps, np.arange(60), points, np.tile(eye, (60, 15, 1, 1)), np.tile(eye, (60, 1, 1)), np.zeros((60, 10))
+    )
+    none = HamerHands(stamps, np.zeros(0, np.int64), *(value[:0] for value in seen[2:]))
+    camera = np.array([0.0, 0, 0, 1, 0, 0, 0])
+    np.savez(tmp_path / "h.npz", **hamer_arrays(HamerDetections((none, seen), camera, camera)))
+    words = ["--hamer", str(tmp_path / "h.npz")]
+    assert infer(tmp_path / "a.npz", prior, tmp_path / "x.npz", *words) == 2
+    assert "nothing here uses" in " ".join(capsys.readouterr().err.split())
+    errors = []
+    for name, mode in (("b", "off"), ("c", "hamer_wrist")):
+        more = [*words, "--check-wrists", "--guidance.mode", mode]
+        assert infer(tmp_path / "a.npz", prior, tmp_path / f"{name}.npz", *more) == 0
+        errors.append(json.loads((tmp_path / f"{name}_wrists.json").read_text()))
+    assert errors[0]["frames"] == {"left": 0, "right": 59}
+    assert errors[1]["mean"] < 0.2 * errors[0]["mean"]
+    from mgrpo.infer.guiding import hamer_wrists
+    from mgrpo.infer.pipeline import prepare
+    from mgrpo.infer.source import SourceConfig, load_trajectory
+
+    prepared = prepare(load_trajectory(tmp_path / "a.npz", SourceConfig(hamer=tmp_path / "h.npz")))
+    assert prepared.trajectory.hamer is not None
+    places = hamer_wrists(prepared.trajectory.hamer, prepared.motions[0])
+    R = files.as_matrices(prepared.motions[0].T_world_cpf)
+    wanted = R[:, :3, 3] + R[:, :3, :3] @ np.array([-0.2, -0.3, 0.5])  # x is left, y is up
+    assert np.allclose(places[:, 1], wanted, atol=1e-6) and np.isnan(places[:, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--guidance.inner"], "--guidance.inner has no effect with --guidance.mode off"),
+        (["--guidance.mode", "no_hands", "--guidance.inner-iterations", "3"], "without --guidance.inner"),
+        (["--guidance.mode", "no_hands", "--guidance.hamer-wrist-position", "3"], "doesn't take HaMeR's wrists"),
+    ],
+)
+def test_options_without_effect(words: list[str], said: str, recording: Path, prior: Path, tmp_path: Path, capsys: Any):
+    assert infer(recording, prior, tmp_path / "o.npz", "--axes", "openxr", *words) == 2
+    assert said in capsys.readouterr().err

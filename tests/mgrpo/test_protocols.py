@@ -102,8 +102,6 @@ def test_length_of_a_protocol() -> None:
         ({"published_data": "rich", "protocol": "egoallo"}, "--published-data rich"),
         ({"published_data": "rich", "protocol": None}, "--published-data rich"),
         ({"mirrored": True, "protocol": "mgrpo"}, "--mirrored contradicts --protocol mgrpo, which has --no-mirrored"),
-        ({"guidance": "post"}, "--guidance post: .* is not available yet"),
-        ({"guidance": "post", "protocol": None}, "--guidance post: .* is not available yet"),
     ],
 )
 def test_contradictions(options: dict[str, object], text: str) -> None:
