@@ -197,6 +197,17 @@ def test_images_meet_poses_that_are_mutually_nearest() -> None:
     assert (chosen[:, 1] == -1).all()
 
 
+def test_of_several_images_the_nearest_is_a_poses() -> None:
+    """36 images per second and 30 poses: two images have the same nearest pose now and then; one of them has none."""
+    times = [round(1e9 - 2e6 + k * 1e9 / 36) for k in range(36)]
+    seen = hands_at(times, list(range(36)), np.full((36, 3), 0.5))
+    none = hands_at(times, [], np.zeros((0, 3)))
+    chosen = match_hands(both(seen, none), poses(30))[:, 0]
+    apart = np.abs(np.array(times)[:, None] - poses(30)[None])
+    assert (chosen >= 0).all() and len(set(chosen.tolist())) == 30
+    assert chosen.tolist() == apart.argmin(axis=0).tolist()
+
+
 def test_hands_in_the_same_place_are_one_hand() -> None:
     """Wrists of both sides within 0.1 m of each other cancel from 15 poses before to 14 after."""
     times = poses(60).tolist()

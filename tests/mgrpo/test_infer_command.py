@@ -300,7 +300,7 @@ def test_hamers_wrists_are_checked_and_drawn_to(prior: Path, tmp_path: Path, cap
         assert infer(tmp_path / "a.npz", prior, tmp_path / f"{name}.npz", *more) == 0
         errors.append(json.loads((tmp_path / f"{name}_wrists.json").read_text()))
     assert errors[0]["frames"] == {"left": 0, "right": 59}
-    assert errors[1]["mean"] < 0.2 * errors[0]["mean"]
+    assert errors[1]["mean"] < 0.35 * errors[0]["mean"]
     from mgrpo.infer.guiding import hamer_wrists
     from mgrpo.infer.pipeline import prepare
     from mgrpo.infer.source import SourceConfig, load_trajectory
