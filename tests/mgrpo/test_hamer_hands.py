@@ -199,7 +199,7 @@ def test_images_meet_poses_that_are_mutually_nearest() -> None:
 
 def test_of_several_images_the_nearest_is_a_poses() -> None:
     """36 images per second and 30 poses: two images have the same nearest pose now and then; one of them has none."""
-    times = [round(1e9 - 2e6 + k * 1e9 / 36) for k in range(36)]
+    times = [round(1e9 - 4e6 + k * 1e9 / 36) for k in range(36)]
     seen = hands_at(times, list(range(36)), np.full((36, 3), 0.5))
     none = hands_at(times, [], np.zeros((0, 3)))
     chosen = match_hands(both(seen, none), poses(30))[:, 0]
