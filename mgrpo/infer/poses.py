@@ -1,4 +1,4 @@
-"""Plain head poses: tables (CSV, npy), named arrays (npz) and JSON, each turned into the same named arrays.
+"""Plain head poses: tables (CSV, npy) and named arrays (npz; JSON by :mod:`mgrpo.infer.poses_json`).
 
 What there must be: a time and a pose in every row. In a table with a header, columns are known by their names; without
 one, rows are ``t, qw, qx, qy, qz, x, y, z``. In npz and JSON, arrays are. Which names are understood stands in
@@ -7,11 +7,10 @@ one, rows are ``t, qw, qx, qy, qz, x, y, z``. In npz and JSON, arrays are. Which
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +20,6 @@ from mgrpo.errors import InputError
 from mgrpo.geometry import quat_normalize, rotmat_to_quat
 from mgrpo.infer.trajectory import SIDES
 from mgrpo.npz import npz_keys, read_npz
-
-MAX_JSON_BYTES = 1 << 30
-"""Largest JSON file that is read."""
 
 TIME_NAMES = {
     "t": "s", "time": "s", "times": "s", "timestamp": "s", "timestamps": "s", "seconds": "s",
@@ -71,7 +67,8 @@ class PlainPoses(NamedTuple):
 
 
 def read_poses(path: Path) -> PlainPoses:
-    """Read a file of head poses, by its ending: csv, txt (also .gz), npz, npy, json.
+    """Read a file of head poses, by its ending: csv, txt (also .gz), npz, npy; for json see
+    :mod:`mgrpo.infer.poses_json`.
 
     Raises:
         InputError: not such a file, damaged, or without a time or a pose.
@@ -82,32 +79,19 @@ def read_poses(path: Path) -> PlainPoses:
     if ending in (".csv", ".txt", ".csv.gz", ".txt.gz"):
         return _from_table(path)
     if ending == ".npz":
-        return _from_arrays(
-            path, read_npz(path, "file of head poses", [], _known(npz_keys(path, "file of head poses")))
+        return poses_from_arrays(
+            path, read_npz(path, "file of head poses", [], known_names(npz_keys(path, "file of head poses")))
         )
     if ending == ".npy":
         return _from_npy(path)
-    if ending == ".json":
-        return poses_from_json(path, load_json(path))
     raise InputError(f"{path}: head poses are read from csv, npz, npy and json files, not from '{path.suffix}'")
 
 
-def _known(keys: tuple[str, ...]) -> list[str]:
+def known_names(keys: tuple[str, ...]) -> list[str]:
+    """Those of ``keys`` that mean something here."""
     hands = [name for side in SIDES for name in (*_wrist_names(side), f"{side}_controller")]
     names = {*TIME_NAMES, *POSE_NAMES, *QUAT_NAMES, *POSITION_NAMES, *hands, "fps"}
     return [key for key in keys if key in names]
-
-
-def load_json(path: Path) -> Any:
-    """The contents of a JSON file within limits. Raises InputError."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise InputError(f"{path}: larger than {MAX_JSON_BYTES >> 30} GiB; is this a file of head poses?")
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not valid JSON ({error}); is the file cut off?") from error
 
 
 # --- tables
@@ -214,7 +198,8 @@ def _from_npy(path: Path) -> PlainPoses:
 # --- arrays
 
 
-def _from_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> PlainPoses:
+def poses_from_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> PlainPoses:
+    """Poses from arrays by name. Raises InputError for those that don't fit, or where a time or a pose is missing."""
     there = f"it has: {', '.join(sorted(arrays)) or 'none of the known names'}"
     for name, array in arrays.items():
         if not np.issubdtype(array.dtype, np.number):
@@ -302,7 +287,7 @@ def read_wrist_file(path: Path) -> tuple[np.ndarray, str, tuple[np.ndarray | Non
     header (``t, left_wrist_x, ...``) or an npz (``t, left_wrist, right_wrist``). Raises InputError."""
     what = "file of wrists"
     if path.suffix.lower() == ".npz":
-        arrays = read_npz(path, what, [], _known(npz_keys(path, what)))
+        arrays = read_npz(path, what, [], known_names(npz_keys(path, what)))
         count = max((len(arrays[name]) for side in SIDES for name in _wrist_names(side) if name in arrays), default=0)
         times, unit = _times(path, arrays, count, f"it has: {', '.join(sorted(arrays))}")
         wrists = [
@@ -328,95 +313,3 @@ def read_wrist_file(path: Path) -> tuple[np.ndarray, str, tuple[np.ndarray | Non
     if wrists[0] is None and wrists[1] is None:
         raise InputError(f"{path}: no wrists: expected left_wrist and right_wrist (columns left_wrist_x, _y, _z)")
     return times, unit, (wrists[0], wrists[1])
-
-
-# --- JSON
-
-
-def poses_from_json(path: Path, content: Any) -> PlainPoses:
-    """Poses from what a JSON file holds: arrays by name (as in npz), or a list of records with a time, a position and a
-    quaternion each, alone or below ``poses`` or ``frames``. Raises InputError."""
-    if isinstance(content, dict):
-        listed = next((content[key] for key in ("poses", "frames") if _is_records(content.get(key))), None)
-        if listed is None:
-            return _from_arrays(path, {key: _array(path, key, content[key]) for key in _known(tuple(content))})
-        content = listed
-    if not _is_records(content):
-        raise InputError(
-            f"{path}: expected arrays by name (t, wxyz, xyz), or a list of records such as "
-            '{"t": 0.0, "wxyz": [1, 0, 0, 0], "xyz": [0, 0, 1.6]}'
-        )
-    return _from_records(path, content)
-
-
-def _is_records(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
-
-
-def _array(path: Path, name: str, value: Any) -> np.ndarray:
-    try:
-        array = np.array(value)
-    except ValueError as error:
-        raise InputError(f"{path}: {name}: rows of different lengths") from error
-    if not np.issubdtype(array.dtype, np.number):
-        if array.dtype == object and None in array.reshape(-1).tolist():  # null: not seen
-            with_nan = np.array([np.nan if entry is None else entry for entry in array.reshape(-1).tolist()])
-            if np.issubdtype(with_nan.dtype, np.number):
-                return with_nan.reshape(array.shape)
-        raise InputError(f"{path}: {name} must be numbers, row by row")
-    return array
-
-
-def _from_records(path: Path, records: list[dict[str, Any]]) -> PlainPoses:
-    first = records[0]
-    time = next((name for name in TIME_NAMES if name in first), None)
-    quat = next((name for name in QUAT_NAMES if name in first), None)
-    place = next((name for name in POSITION_NAMES if name in first), None)
-    if time is None or quat is None or place is None:
-        missing = [what for what, name in (("time", time), ("quaternion", quat), ("position", place)) if name is None]
-        raise InputError(
-            f"{path}: record 0 has no {' and no '.join(missing)}; it has: {', '.join(map(str, first))[:200]}. Expected "
-            "t, wxyz and xyz (or timestamp_ns, quaternion, position ...)"
-        )
-    named = isinstance(first[quat], dict)
-    rows = [
-        [
-            record_number(path, index, record, time),
-            *record_axes(path, index, record, quat, "wxyz"),
-            *record_axes(path, index, record, place, "xyz"),
-        ]
-        for index, record in enumerate(records)
-    ]
-    values = np.array([row[1:] for row in rows], np.float64)
-    times = np.array([row[0] for row in rows])  # whole numbers stay so: nanoseconds since 1970 don't fit into a float
-    return PlainPoses(
-        times,
-        TIME_NAMES[time],
-        values[:, :4],
-        "wxyz" if named else QUAT_NAMES[quat],
-        values[:, 4:],
-        (None, None),
-        (None, None),
-        False,
-    )
-
-
-def record_number(path: Path | str, index: int, record: Mapping[str, Any], name: str) -> float | int:
-    """The number called ``name`` in record ``index`` of a file. Raises InputError where there is none."""
-    value = record.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
-        raise InputError(f"{path}: record {index}: {name} must be a number, got {str(value)[:60]!r}")
-    return value
-
-
-def record_axes(path: Path | str, index: int, record: Mapping[str, Any], name: str, axes: str) -> list[float]:
-    """The numbers along ``axes`` of the list or mapping called ``name`` in record ``index``. Raises InputError."""
-    value = record.get(name)
-    if isinstance(value, list) and len(value) == len(axes):
-        value = dict(zip(axes, value))
-    if not isinstance(value, dict):
-        raise InputError(
-            f"{path}: record {index}: {name} must be {len(axes)} numbers or a mapping of {', '.join(axes)}, got "
-            f"{str(value)[:60]!r}"
-        )
-    return [float(record_number(path, index, value, axis)) for axis in axes]

@@ -17,7 +17,8 @@ from mgrpo.infer.cleaning import clean_poses, nanoseconds, rising
 from mgrpo.infer.devices import DEVICES, UNITS, DeviceFrame, device_cpf_option, device_frame, nod
 from mgrpo.infer.floor import EYE_HEIGHT_M
 from mgrpo.infer.hamer import read_hamer
-from mgrpo.infer.poses import PlainPoses, load_json, poses_from_json, read_poses, read_wrist_file
+from mgrpo.infer.poses import PlainPoses, read_poses, read_wrist_file
+from mgrpo.infer.poses_json import load_json, poses_from_json
 from mgrpo.infer.trajectory import Floor, HeadTrajectory, WristTrack
 from mgrpo.infer.webxr import RecordedThing, is_webxr, webxr_from_json
 from mgrpo.infer.wrists import controller_offset, controller_track, seen_track

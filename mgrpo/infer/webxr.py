@@ -17,7 +17,7 @@ import torch
 
 from mgrpo.errors import InputError
 from mgrpo.geometry import quat_multiply, quat_normalize
-from mgrpo.infer.poses import record_axes, record_number
+from mgrpo.infer.poses_json import record_axes, record_number
 
 CAMERA_KEYS = ("camera", "head", "viewer", "headset")
 SIDE_KEYS = {
