@@ -18,7 +18,7 @@ import torch
 from benchmarks import check, gate, gpu, gpu_calls, harness, machine, peers, plot, readme, requirement, results, run
 from benchmarks.checks import all_requirements
 from benchmarks.harness import CpuClock, Plan, Sample, measure, summarise
-from benchmarks.ops import forward_kinematics, procrustes, project_so3, rewards, sde, stitching
+from benchmarks.ops import forward_kinematics, guidance, procrustes, project_so3, rewards, sde, stitching
 from benchmarks.results import Row, read_rows, write_by_op, write_rows
 from benchmarks.suite import COPY, Options, Suite, as_float64, compare
 from benchmarks.suite import run_all as run_workloads
@@ -577,6 +577,7 @@ SMALL = {
         "cpu", None, "sde_log_ratio", "t", sde.log_ratio, 2, ("x0_pred", "x0_old", "noise"), moved=7,
         gradient="log_ratio",
     ),
+    "guidance": lambda: guidance.workload("cpu", None, 2, frames=9),
     "stitching": lambda: stitching.workload("cpu", stitching.Setting("tiny", 3, 20, 8, 2)),
 }  # fmt: skip
 

@@ -1,8 +1,8 @@
 // One block searches for a row from start to end: every iteration of it in one launch, without a word to the host.
 //
-// What a frame's elimination works on lies in shared memory where there is room (33 coupled numbers: 42 KB, 57 with the
+// What a frame's elimination works on lies in shared memory where there is room (33 coupled numbers: 40 KB, 57 with the
 // wrists: 93 KB or 112 KB; 117 with image points stay in device memory, which the caches hold); the rest of a row's
-// workspace, some megabytes, is read and written in device memory.
+// workspace, 2.4 MB for 128 frames and 33 numbers, is read and written in device memory.
 #include "guidance_cuda.h"
 
 #include "search_math.h"
@@ -22,6 +22,24 @@ struct Block {
   __device__ int size() const { return kThreads; }
   __device__ void sync() const { __syncthreads(); }
   __device__ int segment() const { return 16; }  // frames of a chain: eight threads for 128, which repeat two each
+
+  template <class T>
+  __device__ void copy(T* to, int stride_to, const T* from, int stride_from, int rows, int columns) const {
+    for (int item = rank(); item < rows * columns; item += size()) {
+      const int i = item / columns, j = item % columns;
+      to[i * stride_to + j] = from[i * stride_from + j];
+    }
+  }
+  template <class T>
+  __device__ void clear(T* to, int stride, int rows, int columns) const {
+    for (int item = rank(); item < rows * columns; item += size()) to[item / columns * stride + item % columns] = T(0);
+  }
+  template <class T>
+  __device__ T dot(const T* a, const T* b, int count) const {
+    T sum = T(0);
+    for (int k = 0; k < count; ++k) sum += a[k] * b[k];
+    return sum;
+  }
 
   template <class T>
   __device__ void products(const Products<T>& p) const {
@@ -101,8 +119,8 @@ cudaError_t plan_guidance(const GuidanceJob<T>& job, GuidanceLaunch* plan) {
     plan->shared_parts = parts;
     plan->shared_bytes = bytes;
   }
-  // No more blocks than can be at work together, or nearly: each has a workspace.
-  const int64_t most = int64_t{4} * processors;
+  // No more blocks than can be at work together: each has a workspace.
+  const int64_t most = int64_t{kBlocks<T>} * processors;
   plan->blocks = static_cast<int>(job.rows < most ? job.rows : most);
   plan->workspace = plan->blocks * guidance_numbers(job, kThreads, true);
   return cudaSuccess;

@@ -11,6 +11,25 @@ struct Solo {
   MGRPO_HD void sync() const {}
   MGRPO_HD int segment() const { return 1 << 20; }  // of a chain: all of it
 
+  template <class T>
+  MGRPO_HD void copy(T* to, int stride_to, const T* from, int stride_from, int rows, int columns) const {
+    for (int i = 0; i < rows; ++i)
+      memcpy(to + i * stride_to, from + i * stride_from, static_cast<size_t>(columns) * sizeof(T));
+  }
+  template <class T>
+  MGRPO_HD void clear(T* to, int stride, int rows, int columns) const {
+    for (int i = 0; i < rows; ++i) memset(to + i * stride, 0, static_cast<size_t>(columns) * sizeof(T));
+  }
+  template <class T>
+  MGRPO_HD T dot(const T* a, const T* b, int count) const {
+    constexpr int kLanes = Pack<T>::kLanes;
+    Pack<T> sum(T(0));
+    int k = 0;
+    for (; k + kLanes <= count; k += kLanes) sum += load_pack(a + k) * load_pack(b + k);
+    if (k < count) sum += load_some(a + k, count - k) * load_some(b + k, count - k);
+    return sum_lanes(sum);
+  }
+
   // kRows rows of C from row i on, in the columns from j to the end.
   template <int kRows, class T>
   static MGRPO_HD void product_rows(const Products<T>& p, int i, int j) {

@@ -1,7 +1,8 @@
 // The search of motion_guidance for one row: Levenberg-Marquardt with block-pentadiagonal normal equations.
 //
 // The same code runs in one CPU thread and in a block of GPU threads. A Team says which: its threads share the items of
-// every loop (rank, size), wait for each other (sync), and do the two dense steps together, `products` and `eliminate`.
+// every loop (rank, size), wait for each other (sync), and do the dense steps together: `products`, `eliminate`, `copy`,
+// `clear`. `dot` is one thread's.
 // All threads follow the same path: what decides it is written by one and read by all.
 #if defined(MGRPO_ISA_SECTION) || !defined(MGRPO_GUIDANCE_SEARCH_MATH_H)
 #if !defined(MGRPO_ISA_SECTION)
@@ -128,15 +129,11 @@ struct GuidanceSearch {
   // The equations of frame t, less what eliminated frames took from them.
   MGRPO_HD void fill_panel(const Panel<T>& panel, int t, T damping) const {
     const int n = panel.n, stride = panel.stride, rest = job().rest_stride();
-    each(n, stride, [&](int i, int j) {
-      const T* const from = space.rest + (1 + i) * rest;
-      T value = T(0);
-      if (j < n)
-        value = j >= i ? from[1 + j] : T(0);
-      else if (j <= 2 * n)
-        value = j == n ? space.rest[1 + i] : from[j];
-      panel.numbers[i * stride + j] = value;
-    });
+    const T* const taken = space.rest + rest + 1;
+    team.copy(panel.numbers, stride, taken, rest, n, n);
+    team.copy(panel.numbers + n + 1, stride, taken + n, rest, n, n);
+    team.clear(panel.numbers + 2 * n + 1, stride, n, stride - 2 * n - 1);
+    each(n, [&](int i) { panel.row(i)[n] = space.rest[1 + i]; });
     team.sync();
     each(job().tree.coupled_count, [&](int slot) {
       const T* const chain = space.chains + (int64_t{t} * job().tree.moved + job().tree.coupled[slot]) * kChainNumbers;
@@ -201,11 +198,10 @@ struct GuidanceSearch {
   MGRPO_HD void reduce(const Panel<T>& panel) const {
     const int n = panel.n, size = 2 * n + 1, stride = job().rest_stride();
     T* const rest = space.rest;
-    each(n + 1, n, [&](int i, int j) {
-      if (i <= j + 1) rest[i * stride + j + 1] = rest[(i == 0 ? 0 : n + i) * stride + n + j + 1];
-    });
+    team.copy(rest + 1, stride, rest + n + 1, stride, 1, n);  // what lies below the diagonal is copied too, and never read
+    team.copy(rest + stride + 1, stride, rest + (n + 1) * stride + n + 1, stride, n, n);
     team.sync();
-    each(size, n, [&](int i, int j) { rest[i * stride + n + 1 + j] = T(0); });
+    team.clear(rest + n + 1, stride, size, n);
     team.sync();
     team.products(Products<T>{rest, stride, size, size, true, panel.numbers + n, panel.numbers + n, space.solution,
                               panel.stride, panel.stride, n, n + 1});
@@ -275,10 +271,8 @@ struct GuidanceSearch {
         const T* const row = panel.row(i);
         T sum = row[n];
         own[0] += sum * sum;
-        if (t + 1 < in.length)
-          for (int j = 0; j < n; ++j) sum -= row[n + 1 + j] * x1[j];
-        if (t + 2 < in.length)
-          for (int j = 0; j <= i / 3 * 3 + 2; ++j) sum -= row[2 * n + 1 + j] * x2[j];
+        if (t + 1 < in.length) sum -= team.dot(row + n + 1, x1, n);
+        if (t + 2 < in.length) sum -= team.dot(row + 2 * n + 1, x2, i / 3 * 3 + 3);
         right[i] = sum;
       });
       team.sync();

@@ -17,8 +17,8 @@ class SamplingGuidance:
     """Corrects states ``(B, G, T, D)`` of B head trajectories, each group with its own: within the steps of sampling,
     and after them.
 
-    ``sample(..., guidance=g.hook(steps))`` corrects within the steps; ``g.finish(result.x0)`` the samples. So a sampler that
-    need not stop in its steps doesn't.
+    ``sample(..., guidance=g.hook(steps))`` corrects within the steps, ``g.finish(result.x0)`` the samples: so a sampler
+    that need not stop in its steps doesn't.
     """
 
     def __init__(

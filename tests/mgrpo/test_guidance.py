@@ -323,8 +323,9 @@ def test_the_sample_command(tmp_path: Path) -> None:
     found = {}
     for wanted in ("off", "post"):
         out = tmp_path / wanted
-        words = ["sample", "--checkpoint", str(tmp_path / "prior"), "--out", str(out), "--steps", "2", "--kernel", "ddim"]
-        assert main([*words, "--no-picture", "--guidance", wanted, "--length", "8", "--samples", "2"]) == 0
+        words = ["sample", "--checkpoint", str(tmp_path / "prior"), "--out", str(out), "--guidance", wanted]
+        words += ["--steps", "2", "--kernel", "ddim", "--no-picture", "--length", "8", "--samples", "2"]
+        assert main(words) == 0
         (path,) = out.glob("*.npz")
         with np.load(path) as arrays:
             found[wanted] = {name: torch.from_numpy(arrays[name]) for name in ("body_quats", "betas", "Ts_world_cpf")}
