@@ -266,6 +266,13 @@ COMMANDS = (
         "run_gender_conversion",
     ),
     Command(
+        ("bench", "inference"),
+        "seconds and memory of a sampled sequence here, against a plain loop",
+        "mgrpo.commands.bench_inference",
+        "BenchInferenceConfig",
+        "run_bench_inference",
+    ),
+    Command(
         ("doctor",),
         "what this machine has, which backend serves each op and why",
         "mgrpo.doctor",

@@ -20,7 +20,7 @@ from mgrpo.guidance import GuidanceConfig
 from mgrpo.infer.guiding import RecordingGuidance, hamer_wrists, hidden
 from mgrpo.infer.output import amass_arrays, is_smplh, stretches_of
 from mgrpo.infer.pipeline import Prepared, infer_to_file, prepare
-from mgrpo.infer.sampling import CHUNK, SamplingSettings
+from mgrpo.infer.sampling import CHUNK, InferencePrecision, SamplingSettings
 from mgrpo.infer.source import SourceConfig, load_trajectory
 from mgrpo.infer.store import fingerprint
 from mgrpo.infer.wrist_check import wrist_errors, wrist_lines
@@ -93,6 +93,9 @@ class InferConfig:
     seconds, and report these frames apart. 0: nowhere."""
     overwrite: bool = False
     """Replace files of the same name."""
+    precision: InferencePrecision = "fp32"
+    """What the network computes in: fp32, or bf16 (faster on GPUs of compute capability 8 or more; on CPUs only where
+    they have it)."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1 ..."""
 
@@ -210,6 +213,7 @@ def _settings(config: InferConfig, denoiser: Denoiser, checkpoint: Checkpoint) -
         seed=config.seed,
         project=config.sampler.project,
         chunk=config.chunk,
+        precision=config.precision,
     )
 
 

@@ -144,7 +144,8 @@ def infer_to_file(
     stretches = [grounded(motion, prepared.floor, device) for motion in prepared.motions]
     work = fingerprint(
         [
-            [settings.samples, settings.seed, settings.project, settings.chunk, keep_world, prepared.floor.height],
+            [settings.samples, settings.seed, settings.project, settings.chunk, settings.precision],
+            [keep_world, prepared.floor.height],
             [list(map(float, scalars)) for scalars in settings.transitions.scalars],
             [settings.stitching.blend, settings.stitching.window, settings.stitching.overlap],
             [str(part) for part in identity],

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ from mgrpo.guidance import SamplingGuidance
 from mgrpo.models.conditioning import relative_cpf
 from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.state import project_state
+
+InferencePrecision = Literal["fp32", "bf16"]
 
 CHUNK = 3600
 """Frames of a chunk where nothing else is wanted: two minutes. With hands 29 MB of states per sample."""
@@ -49,6 +51,8 @@ class SamplingSettings:
     """Whether predicted body rotations are projected in every step."""
     chunk: int = CHUNK
     """Frames of a chunk."""
+    precision: InferencePrecision = "fp32"
+    """What the network computes in; states, conditions and bodies are float32 in any case."""
 
     def __post_init__(self) -> None:
         least = 2 * self.stitching.window
@@ -57,6 +61,23 @@ class SamplingSettings:
                 f"a chunk must be at least two windows long ({least} frames), got --chunk {self.chunk}; a smaller "
                 "--window allows smaller chunks"
             )
+
+
+class InBfloat16:
+    """A denoiser whose matrix products are in bfloat16: what samplers call of it."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self._denoiser = denoiser
+
+    def encode(self, cond: Tensor, t: Tensor) -> Any:
+        """See :meth:`mgrpo.models.denoiser.Denoiser.encode`."""
+        with torch.autocast(cond.device.type, dtype=torch.bfloat16):
+            return self._denoiser.encode(cond, t)
+
+    def decode(self, x_t: Tensor, t: Tensor, memory: Any) -> Tensor:
+        """See :meth:`mgrpo.models.denoiser.Denoiser.decode`."""
+        with torch.autocast(x_t.device.type, dtype=torch.bfloat16):
+            return self._denoiser.decode(x_t, t, memory)
 
 
 class Known(NamedTuple):
@@ -153,12 +174,14 @@ def sample_window(
     if denoiser.config.include_hand_positions_cond and wrists is not None:
         hand_positions = _wrists_in_cpf(poses[:, 1:], wrists[None])
     result = sample_stitched(
-        denoiser,
+        denoiser if settings.precision == "fp32" else InBfloat16(denoiser),
         poses[:, 1:],
         relative_cpf(poses),
         settings.transitions,
         keys,
         stitching=settings.stitching,
+        conditioning=denoiser.config,
+        layout=layout,
         project_rotations=settings.project,
         hand_positions_wrt_cpf=hand_positions,
         guidance=correct if known is not None or inner is not None else None,

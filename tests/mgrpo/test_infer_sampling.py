@@ -437,3 +437,12 @@ def test_models_that_know_the_hands_get_them(body: BodyModel, tmp_path: Path) ->
     seen = run(tmp_path / "a.npz", model, body, with_wrists(40))
     unseen = run(tmp_path / "b.npz", model, body, recording(40))
     assert np.abs(seen["body_quats"] - unseen["body_quats"]).max() > 1e-3
+
+
+def test_bfloat16_is_near(denoiser: Denoiser) -> None:
+    poses = grounded(recording(40).motions[0], Floor(0.3, "points"))
+    (exact,) = sample_chunks(denoiser, poses, SETTINGS)
+    (rounded,) = sample_chunks(denoiser, poses, replace(SETTINGS, precision="bf16"))
+    assert rounded.states.dtype == torch.float32
+    apart = (rounded.states - exact.states).abs().mean()
+    assert 0 < apart < 0.02 * exact.states.std()
