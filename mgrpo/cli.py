@@ -205,6 +205,20 @@ COMMANDS = (
         "run_sample",
     ),
     Command(
+        ("infer",),
+        "full-body motion from what a headset recorded: Aria, VR, AR, or plain head poses",
+        "mgrpo.commands.infer",
+        "InferConfig",
+        "run_infer",
+    ),
+    Command(
+        ("live",),
+        "the same while the head moves: poses in line by line, bodies out, with a stated delay",
+        "mgrpo.commands.live",
+        "LiveConfig",
+        "run_live",
+    ),
+    Command(
         ("view",),
         "look at motion files: in the browser, as an offline page, a film or pictures",
         "mgrpo.commands.view",
@@ -240,6 +254,13 @@ COMMANDS = (
         "run_data_adt",
     ),
     Command(
+        ("data", "hamer"),
+        "convert the pickle of HaMeR's hands that EgoAllo saves, without running it",
+        "mgrpo.commands.data_hamer",
+        "HamerConfig",
+        "run_data_hamer",
+    ),
+    Command(
         ("data", "rich"),
         "convert RICH's fitted bodies to clips",
         "mgrpo.commands.data_rich",
@@ -266,6 +287,13 @@ COMMANDS = (
         "mgrpo.commands.gender_conversion",
         "GenderConversionConfig",
         "run_gender_conversion",
+    ),
+    Command(
+        ("bench", "inference"),
+        "seconds and memory of a sampled sequence here, against a plain loop",
+        "mgrpo.commands.bench_inference",
+        "BenchInferenceConfig",
+        "run_bench_inference",
     ),
     Command(
         ("doctor",),

@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("diffusion", "guidance"),
     ("rewards", "grpo", "eval"),
     ("train",),
+    ("infer",),
     ("commands", "demo", "doctor", "ablations"),
     ("cli",),
     ("__main__",),

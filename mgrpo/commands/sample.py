@@ -11,7 +11,6 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from torch import Tensor
 
 from mgrpo.body import BodyModel, resolve_body
 from mgrpo.config_record import to_yaml
@@ -23,8 +22,8 @@ from mgrpo.diffusion.stitched_sampler import sample_stitched
 from mgrpo.diffusion.stitching import Stitching
 from mgrpo.diffusion.transition import Transitions
 from mgrpo.errors import InputError
-from mgrpo.geometry import rotmat_to_quat
 from mgrpo.guidance import Optimisation, SamplingGuidance, optimisation
+from mgrpo.infer.output import egoallo_arrays
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import PredictedMotion, decode_motion
 from mgrpo.npz import write_npz
@@ -35,8 +34,6 @@ from mgrpo.train.device import resolve_device
 from mgrpo.train.progress import Progress, notice
 from mgrpo.train.seeding import require_seed
 from mgrpo.train.trained_length import trained_length
-
-_NUM_HANDS = 30
 
 LONGEST = 108_000
 """Most frames of one piece of motion: an hour at 30 per second. Longer recordings are sampled in pieces."""
@@ -112,7 +109,9 @@ def run_sample(config: SampleConfig) -> int:
     stem = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', clip.name)}_{first}-{last}_seed{config.seed}"
     written = [config.out / f"{stem}.npz", config.out / f"{stem}_args.yaml"]
     with Progress("write", 3 if config.picture else 2, "files") as progress:
-        write_npz(written[0], egoallo_arrays(motion, windows.T_world_cpf[0], first, clip.fps))
+        numbers = np.arange(first, last + 1)
+        times = np.rint(numbers / clip.fps * 1e9).astype(np.int64)
+        write_npz(written[0], egoallo_arrays(motion, windows.T_world_cpf[0], numbers, times))
         progress.update()
         atomic_write(written[1], to_yaml(config))
         progress.update()
@@ -212,33 +211,6 @@ def draw(
             callback=lambda done, _: progress.update(done - progress.done),
         )
     return decode_motion(denoiser.layout, guidance.finish(result.x0), windows.T_world_cpf[:, None], body)
-
-
-def egoallo_arrays(motion: PredictedMotion, T_world_cpf: Tensor, first_frame: int, fps: float) -> dict[str, np.ndarray]:
-    """The arrays of EgoAllo's output files, from motions ``(1, S, T, …)`` of one window.
-
-    ``Ts_world_cpf (T, 7)``, ``Ts_world_root (S, T, 7)``, ``body_quats (S, T, 21, 4)``, ``left_hand_quats`` and
-    ``right_hand_quats (S, T, 15, 4)`` (straight fingers where the model has no hands), ``contacts (S, T, 21)``,
-    ``betas (S, T, 16)``, ``frame_nums (T,)``, ``timestamps_ns (T,)``. Poses are wxyz + xyz, metres, z up.
-    """
-    samples, frames = motion.joints22.shape[1:3]
-    if motion.hand_rotmats is None:
-        hand_quats = torch.zeros(samples, frames, _NUM_HANDS, 4)
-        hand_quats[..., 0] = 1.0
-    else:
-        hand_quats = rotmat_to_quat(motion.hand_rotmats[0])
-    numbers = np.arange(first_frame, first_frame + frames, dtype=np.int64)
-    tensors = {
-        "Ts_world_cpf": T_world_cpf,
-        "Ts_world_root": motion.T_world_root[0],
-        "body_quats": rotmat_to_quat(motion.body_rotmats[0]),
-        "left_hand_quats": hand_quats[..., :15, :],
-        "right_hand_quats": hand_quats[..., 15:, :],
-        "contacts": motion.contacts[0],
-        "betas": motion.betas[0],
-    }
-    arrays = {name: tensor.detach().to("cpu", torch.float32).numpy() for name, tensor in tensors.items()}
-    return arrays | {"frame_nums": numbers, "timestamps_ns": np.rint(numbers / fps * 1e9).astype(np.int64)}
 
 
 def picture_bytes(clip: MotionClip, windows: MotionWindows, motion: PredictedMotion, *, post_trained: bool) -> bytes:

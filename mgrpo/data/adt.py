@@ -15,13 +15,14 @@ import torch
 
 from mgrpo.body.model import BodyModel
 from mgrpo.body.skeleton import BODY_JOINT_NAMES, PARENTS_BODY, ROOT_NAME
-from mgrpo.data.adt_files import SKELETON_JOINTS, AdtFiles, Trajectory, read_points, read_skeleton, read_trajectory
-from mgrpo.data.augment import slerp
+from mgrpo.data.adt_files import SKELETON_JOINTS, AdtFiles, Trajectory, read_skeleton, read_trajectory
 from mgrpo.data.floor import densest_height
 from mgrpo.data.joint_fit import fit_joints
 from mgrpo.data.packs import TARGET_FPS, MotionPack
+from mgrpo.data.point_cloud import read_points
+from mgrpo.data.pose_track import sample_points, sample_poses, turned_poses
 from mgrpo.errors import InputError
-from mgrpo.geometry import quat_multiply, quat_normalize, quat_to_rotmat, rotmat_to_quat, se3_multiply
+from mgrpo.geometry import quat_normalize, quat_to_rotmat, rotmat_to_quat, se3_multiply
 
 NOMINAL_DEVICE_CPF = np.array(
     [[-0.03186, -0.99863, -0.04152, 0.00495],
@@ -147,7 +148,7 @@ def load_adt(files: AdtFiles, *, T_device_cpf: np.ndarray | None = None, floor: 
     notes = []
     trajectory = read_trajectory(files.trajectory)
     turn = up_rotation(trajectory.gravity)
-    poses = _turned(trajectory.T_world_device, turn)
+    poses = turned_poses(trajectory.T_world_device, turn)
     streams = [trajectory.times_ns]
     joints = None
     if files.skeleton is not None:
@@ -158,15 +159,16 @@ def load_adt(files: AdtFiles, *, T_device_cpf: np.ndarray | None = None, floor: 
     if T_device_cpf is None:
         notes.append("central pupil frame from the device's construction; give the recording's own with --device-cpf")
         T_device_cpf = _pose_from_matrix(NOMINAL_DEVICE_CPF)
-    height, floor_from = _floor(files, floor, trajectory, turn, None if joints is None else (streams[1], joints), notes)
+    body = None if joints is None else (streams[1], joints)
+    height, floor_from = floor_height(files, floor, trajectory, turn, body, notes)
     clips = []
     for times in _stretches(streams, files):
-        device = _sample_poses(trajectory.times_ns, poses, times)
+        device = sample_poses(trajectory.times_ns, poses, times)
         device[:, 6] -= height
         cpf = se3_multiply(torch.from_numpy(device), torch.from_numpy(T_device_cpf)).numpy()
         here = None
         if joints is not None:
-            here = _sample(streams[1], joints, times) - np.array([0.0, 0.0, height])
+            here = sample_points(streams[1], joints, times) - np.array([0.0, 0.0, height])
         clips.append(AdtClip(times, device, cpf, here))
     eyes = float(np.median(np.concatenate([clip.T_world_cpf[:, 6] for clip in clips])))
     if not HEAD_HEIGHTS_M[0] <= eyes <= HEAD_HEIGHTS_M[1]:
@@ -179,12 +181,6 @@ def load_adt(files: AdtFiles, *, T_device_cpf: np.ndarray | None = None, floor: 
     return AdtSequence(tuple(clips), height, floor_from, tuple(notes))
 
 
-def _turned(poses: np.ndarray, turn: np.ndarray) -> np.ndarray:
-    quat = rotmat_to_quat(torch.from_numpy(turn))
-    turned = quat_multiply(quat, torch.from_numpy(poses[:, :4])).numpy()
-    return np.concatenate((turned, poses[:, 4:] @ turn.T), axis=1)
-
-
 def _check_near(
     files: AdtFiles, poses: np.ndarray, pose_times: np.ndarray, joints: np.ndarray, times: np.ndarray
 ) -> None:
@@ -194,8 +190,8 @@ def _check_near(
     if len(inside) == 0:
         return  # said with the times later
     inside = inside[:: max(1, len(inside) // 200)]
-    device = _sample(pose_times, poses[:, 4:], inside)
-    head = _sample(times, joints[:, SKELETON_JOINTS.index("Head")], inside)
+    device = sample_points(pose_times, poses[:, 4:], inside)
+    head = sample_points(times, joints[:, SKELETON_JOINTS.index("Head")], inside)
     apart = float(np.median(np.linalg.norm(device - head, axis=1)))
     if apart > 0.5:
         raise InputError(
@@ -234,26 +230,7 @@ def _span(times: np.ndarray) -> str:
     return f"{times[0] / 1e9:.3f} to {times[-1] / 1e9:.3f} s"
 
 
-def _between(times: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    low = np.clip(np.searchsorted(times, wanted, side="right") - 1, 0, len(times) - 2)
-    part = (wanted - times[low]) / (times[low + 1] - times[low])
-    return low, np.clip(part, 0.0, 1.0)
-
-
-def _sample(times: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    low, part = _between(times, wanted)
-    part = part.reshape(-1, *(1,) * (values.ndim - 1))
-    return values[low] + part * (values[low + 1] - values[low])
-
-
-def _sample_poses(times: np.ndarray, poses: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    low, part = _between(times, wanted)
-    quats = torch.from_numpy(poses[:, :4])
-    turned = slerp(quats[low], quats[low + 1], torch.from_numpy(part)).numpy()
-    return np.concatenate((turned, _sample(times, poses[:, 4:], wanted)), axis=1)
-
-
-def _floor(
+def floor_height(
     files: AdtFiles,
     floor: str,
     trajectory: Trajectory,
@@ -261,6 +238,16 @@ def _floor(
     skeleton: tuple[np.ndarray, np.ndarray] | None,
     notes: list[str],
 ) -> tuple[float, str]:
+    """Height of the floor in the ground-truth world with z up, metres, and where it is known from: as ``floor`` of
+    :func:`load_adt` says.
+
+    Args:
+        turn: from the file's world to that with z up ``(3, 3)``.
+        skeleton: times and joints in that world; None without.
+        notes: what a person should know is added.
+    Raises:
+        InputError: ``floor`` is neither auto nor a height.
+    """
     if floor != "auto":
         try:
             height = float(floor)
@@ -299,31 +286,10 @@ def _floor_of_points(points: Path, beside: Path, trajectory: Trajectory, turn: n
     if len(times) < 2:
         return None
     other_turn = up_rotation(other.gravity)
-    heights = _sample(trajectory.times_ns, trajectory.T_world_device[:, 4:] @ turn.T, times)[:, 2]
-    other_heights = _sample(other.times_ns, other.T_world_device[:, 4:] @ other_turn.T, times)[:, 2]
-    found = floor_of_points(read_points(points) @ other_turn.T)
+    heights = sample_points(trajectory.times_ns, trajectory.T_world_device[:, 4:] @ turn.T, times)[:, 2]
+    other_heights = sample_points(other.times_ns, other.T_world_device[:, 4:] @ other_turn.T, times)[:, 2]
+    found = read_points(points).floor(other_turn)
     return None if found is None else found + float(np.median(heights - other_heights))
-
-
-def floor_of_points(points: np.ndarray) -> float | None:
-    """Height where most of the lowest points of a cloud ``(P, 3)`` with z up lie; None for fewer than 50.
-
-    The lowest tenth of the range of heights is looked at, without the lowest and highest 0.01 % of points (facts:
-    section I, which draws at random; the densest 2 cm are found exactly here).
-    """
-    heights = np.sort(points[:, 2])
-    if len(heights) < 50:
-        return None
-    heights = heights[len(heights) // 10000 : len(heights) - max(1, -(-len(heights) // 10000))]
-    share = 0.15 if len(heights) >= 10000 else 0.1
-    for _ in range(100):
-        level = densest_height(heights[heights <= heights[0] + share * (heights[-1] - heights[0])])
-        if level is None or (np.abs(heights - level) < 0.075).sum() > 3:
-            return level
-        heights = heights[np.abs(heights - level) >= 0.01]  # a few points on their own, below the floor
-        if len(heights) < 50:
-            return None
-    return None
 
 
 def adt_pack(sequence: AdtSequence, name: str, body: BodyModel) -> tuple[MotionPack, dict[str, np.ndarray], float]:

@@ -6,16 +6,14 @@ without ``_world`` in their names. Quaternions are xyzw there.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mgrpo.data.csv_columns import read_columns
 from mgrpo.errors import InputError
 
 SKELETON_JOINTS: tuple[str, ...] = (
@@ -29,12 +27,6 @@ SKELETON_JOINTS: tuple[str, ...] = (
 
 MAX_JSON_BYTES = 2 << 30
 """Largest skeleton file that is read (ten minutes at 120 Hz are about 0.9 GB)."""
-
-MAX_ROWS = 4_000_000
-"""Most rows of a trajectory or of a point cloud."""
-
-MAX_LINE = 1 << 16
-"""Longest line of a CSV file, characters."""
 
 
 class AdtFiles(NamedTuple):
@@ -151,57 +143,6 @@ def _wearer(there: list[Path]) -> str | None:
     return None
 
 
-def _csv_rows(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and cells of a CSV file, gzipped or not, within limits; the header first."""
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-            number = 0
-            while raw := stream.readline(MAX_LINE + 1):
-                number += 1
-                if len(raw) > MAX_LINE or b"\0" in raw:
-                    raise InputError(f"{path}, line {number}: not a line of a {what}; is the file damaged?")
-                if number > MAX_ROWS:
-                    raise InputError(f"{path}: more than {MAX_ROWS} rows; cut the recording")
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8", "replace").strip()
-                if line:
-                    yield number, next(csv.reader([line]))
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
-        raise InputError(f"{path}: can't be read ({error}); expected a {what}. Download it again") from error
-
-
-def _columns(path: Path, what: str, wanted: list[tuple[str, ...]]) -> np.ndarray:
-    """Numbers ``(N, len(wanted))`` of the columns, each by one of its possible names."""
-    rows = _csv_rows(path, what)
-    _, header = next(rows, (0, []))
-    header = [name.strip() for name in header]
-    places = []
-    for names in wanted:
-        found = [header.index(name) for name in names if name in header]
-        if not found:
-            raise InputError(
-                f"{path}: a {what} needs the column {' or '.join(names)}; the header has: {', '.join(header)[:400]}"
-            )
-        places.append(found[0])
-    values = []
-    for number, cells in rows:
-        if len(cells) != len(header):
-            raise InputError(
-                f"{path}, line {number}: {len(cells)} values, the header has {len(header)}; the file is cut off or "
-                "damaged, download it again"
-            )
-        try:
-            values.append([float(cells[place]) for place in places])
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: {error}; expected numbers") from error
-    result = np.array(values, np.float64).reshape(-1, len(wanted))
-    bad = np.argwhere(~np.isfinite(result))
-    if len(bad):
-        raise InputError(
-            f"{path}: column {wanted[bad[0][1]][0]} is not finite in data row {int(bad[0][0]) + 1}; repair or cut it"
-        )
-    return result
-
-
 def read_trajectory(path: Path) -> Trajectory:
     """Read an Aria trajectory (ground truth, or closed loop). Rows with the time of the row before are dropped.
 
@@ -212,7 +153,7 @@ def read_trajectory(path: Path) -> Trajectory:
     wanted = [("tracking_timestamp_us",)]
     wanted += [(f"t{axis}_world_device",) for axis in axes] + [(f"q{axis}_world_device",) for axis in "wxyz"]
     wanted += [(f"gravity_{axis}_world", f"gravity_{axis}") for axis in axes]
-    rows = _columns(path, "device trajectory", wanted)
+    rows = read_columns(path, "device trajectory", wanted)
     if len(rows) < 2:
         raise InputError(f"{path}: {len(rows)} pose(s); at least 2 are needed. Is the file cut off?")
     steps = np.diff(rows[:, 0])
@@ -229,14 +170,6 @@ def read_trajectory(path: Path) -> Trajectory:
         raise InputError(f"{path}: gravity has length {size:.3g} m/s², expected 9.8; the up axis can't be known")
     poses = np.concatenate((rows[:, 4:8] / np.linalg.norm(rows[:, 4:8], axis=1, keepdims=True), rows[:, 1:4]), axis=1)
     return Trajectory(np.rint(rows[:, 0]).astype(np.int64) * 1000, poses, gravity / size)
-
-
-def read_points(path: Path) -> np.ndarray:
-    """The certain points ``(P, 3)`` of a point cloud, metres, in its file's world: standard deviation of the inverse
-    distance below 0.001, of the distance below 0.05 m. Raises InputError."""
-    names = [(f"p{axis}_world",) for axis in "xyz"] + [("inv_dist_std",), ("dist_std",)]
-    rows = _columns(path, "point cloud", names)
-    return rows[(rows[:, 3] < 1e-3) & (rows[:, 4] < 5e-2), :3]
 
 
 def read_skeleton(path: Path) -> Skeleton:

@@ -270,6 +270,7 @@ class _Machine:
 
     def __init__(self, data: bytes, start: int = 0, instructions: int = MAX_INSTRUCTIONS, depth: int = 0) -> None:
         self.data, self.view, self.at, self.left, self.depth = data, memoryview(data), start, instructions, depth
+        self.most = instructions
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -333,7 +334,7 @@ class _Machine:
         while True:
             self.left -= 1
             if self.left < 0:
-                raise _Refused(f"it has more than {MAX_INSTRUCTIONS} instructions; save its contents as arrays")
+                raise _Refused(f"it has more than {self.most} instructions; save its contents as arrays")
             if self.at >= len(self.data):
                 raise _Refused("it ends too early: it has no last instruction")
             code = self.data[self.at]
@@ -565,9 +566,9 @@ _UNREAD = {
 class _Finisher:
     """Replaces stand-ins by what they stand for; what occurs twice stays one object."""
 
-    def __init__(self) -> None:
+    def __init__(self, objects: int) -> None:
         self.done: dict[int, Any] = {}
-        self.left = MAX_INSTRUCTIONS
+        self.left = self.most = objects
 
     def finish(self, value: Any, depth: int = 0) -> Any:
         if value is None or isinstance(value, (bool, int, float, str, bytes, np.ndarray, set, frozenset)):
@@ -593,7 +594,7 @@ class _Finisher:
     def all(self, values: list[Any] | tuple[Any, ...], depth: int) -> list[Any]:
         self.left -= len(values)
         if self.left < 0:
-            raise _Refused(f"it holds more than {MAX_INSTRUCTIONS} objects; save its contents as arrays")
+            raise _Refused(f"it holds more than {self.most} objects; save its contents as arrays")
         return [self.finish(value, depth + 1) for value in values]
 
     def array(self, value: _Array, depth: int) -> np.ndarray:
@@ -608,19 +609,23 @@ class _Finisher:
         return result.reshape(shape, order="F" if fortran else "C")
 
 
-def _object(data: bytes, start: int = 0) -> Any:
-    return _Finisher().finish(_Machine(data, start).run())
+def _object(data: bytes, start: int = 0, instructions: int | None = None) -> Any:
+    instructions = MAX_INSTRUCTIONS if instructions is None else instructions
+    return _Finisher(instructions).finish(_Machine(data, start, instructions).run())
 
 
 # ---- files ----
 
 
-def loads_safely(data: bytes | memoryview, what: str = "pickle") -> Any:
+def loads_safely(
+    data: bytes | memoryview, what: str = "pickle", *, most_instructions: int | None = None
+) -> Any:
     """The object that a pickle or joblib stream describes, built without running anything.
 
     Args:
         data: the bytes, uncompressed.
         what: what they should be, for messages.
+        most_instructions: bound on the pickle's instructions and objects; None: :data:`MAX_INSTRUCTIONS`.
 
     Returns:
         Numbers, strings, bytes, lists, tuples, dictionaries, sets and numpy arrays; numpy's scalars become Python's,
@@ -630,12 +635,12 @@ def loads_safely(data: bytes | memoryview, what: str = "pickle") -> Any:
         InputError: the stream is damaged, asks for anything else, or is out of bounds (see the module).
     """
     try:
-        return _object(bytes(data))
+        return _object(bytes(data), instructions=most_instructions)
     except _Refused as refusal:
         raise InputError(f"{what}: not read: {refusal}.") from None
 
 
-def load_pickle(path: str | Path, what: str = "pickle") -> Any:
+def load_pickle(path: str | Path, what: str = "pickle", *, most_instructions: int | None = None) -> Any:
     """The object in a pickle or joblib file, plain or compressed by zlib or gzip, without running it.
 
     Returns what :func:`loads_safely` does. Raises InputError for a missing or damaged file and for what isn't read.
@@ -653,7 +658,7 @@ def load_pickle(path: str | Path, what: str = "pickle") -> Any:
         raise InputError(f"{path}: a zip archive (npz or a torch file), not the {what} expected here.")
     if not data:
         raise InputError(f"{path}: the file is empty; expected a {what}.")
-    return loads_safely(data, str(path))
+    return loads_safely(data, str(path), most_instructions=most_instructions)
 
 
 def load_object_npy(path: str | Path, what: str = "npy file") -> Any:

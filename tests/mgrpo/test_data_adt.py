@@ -22,14 +22,14 @@ from mgrpo.data import MotionClip, load_motion, place_clip
 from mgrpo.data.adt import (
     NOMINAL_DEVICE_CPF,
     adt_pack,
-    floor_of_points,
     joints22,
     load_adt,
     read_device_cpf,
     up_rotation,
 )
-from mgrpo.data.adt_files import SKELETON_JOINTS, find_adt, read_points, read_skeleton, read_trajectory
+from mgrpo.data.adt_files import SKELETON_JOINTS, find_adt, read_skeleton, read_trajectory
 from mgrpo.data.joint_fit import fit_joints
+from mgrpo.data.point_cloud import read_points
 from mgrpo.errors import InputError
 
 Y_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
@@ -269,8 +269,7 @@ def test_the_floor_of_a_real_cloud(shared_data_dir: Path) -> None:
     path = shared_data_dir / "head" / "global_points.csv.gz"
     if not path.exists():
         pytest.skip("no point cloud there")
-    assert floor_of_points(read_points(path)) == pytest.approx(-1.49, abs=0.03)  # as noted beside the file
-    assert floor_of_points(np.zeros((10, 3))) is None
+    assert read_points(path).floor() == pytest.approx(-1.49, abs=0.03)  # as noted beside the file
 
 
 def test_floors_that_are_not_at_zero(copy: Path) -> None:
