@@ -1,2 +1,2 @@
-"""Pictures of moving bodies, drawn on the CPU: one palette, one camera, one mannequin for the report, the film and the
-film strip."""
+"""Pictures of moving bodies: one palette, one camera, one mannequin for the report, the film strip and the films, all
+drawn on the CPU; and the viewer's stage, as picture, film, offline page and in the browser."""

@@ -228,7 +228,7 @@ class StagePainter:
         others = "" if actor.samples == 1 else f"{actor.samples - 1} more samples pale"
         if actor.error_mm is not None and np.isfinite(actor.error_mm[0, frame]):
             return f"error {actor.error_mm[0, frame]:.0f} mm" + (f"; {others}" if others else "")
-        return others or self.stage.title
+        return others or (self.stage.title if self.stage.title != actor.name else "")
 
     @cached_property
     def _chart(self) -> tuple[float, float, float, float, float]:

@@ -99,7 +99,7 @@ def _packed_actor(actor: Actor, shapes: list[Surface]) -> dict[str, Any]:
         "truth": actor.color == 0,
         "root": _base64(actor.joints[:, :, 0].astype("<f4")),
         "joints": _base64(_steps(actor.joints[:, :, 1:] - actor.joints[:, :, :1])),
-        "quats": None if actor.quats is None else _base64(np.round(32767 * np.nan_to_num(actor.quats)).astype("<i2")),
+        "quats": None if actor.quats is None else _base64(_steady(actor.quats)),
         "contacts": None
         if actor.contacts is None
         else _base64(np.round(255 * np.clip(np.nan_to_num(actor.contacts), 0, 1)).astype(np.uint8)),
@@ -136,6 +136,15 @@ def _packed_mesh(surface: Surface) -> dict[str, Any]:
     """What all shapes share: the body is one, whatever its shape."""
     bones, weights = surface.strongest
     return {"bones": _base64(bones), "weights": _base64(weights), "faces": _base64(surface.faces.astype("<u4"))}
+
+
+def _steady(quats: np.ndarray) -> np.ndarray:
+    """Quaternions (S, T, J, 4) in 16 bits, with the signs that make each the nearer of two to the one before it: what
+    lies between two frames is then their mean."""
+    products = (quats[:, 1:] * quats[:, :-1]).sum(axis=-1, keepdims=True)
+    signs = np.cumprod(np.where(products < 0, -1.0, 1.0), axis=1)
+    steady = np.concatenate((quats[:, :1], signs * quats[:, 1:]), axis=1)
+    return np.round(32767 * np.nan_to_num(steady)).astype("<i2")
 
 
 def _steps(metres: np.ndarray) -> np.ndarray:

@@ -42,7 +42,8 @@
   const isDark = () => getComputedStyle(document.documentElement).colorScheme === "dark";
   const variable = (name) => color(getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim());
 
-  // joints (22 x 3) of a sample at a time in frames, and its orientations; null where it isn't there
+  // joints (22 x 3) of a sample at a time in frames, and its orientations (those of two frames have signs that agree);
+  // null where it isn't there
   function pose(actor, sample, time) {
     const low = Math.floor(time), high = Math.min(low + 1, T - 1), share = time - low;
     const at = (frame) => (sample * T + frame);
@@ -62,12 +63,9 @@
       turns = new Float32Array(4 * JOINTS);
       for (let j = 0; j < JOINTS; j += 1) {
         const a = (at(low) * JOINTS + j) * 4, b = (at(next) * JOINTS + j) * 4;
-        let dot = 0;
-        for (let k = 0; k < 4; k += 1) dot += actor.quats[a + k] * actor.quats[b + k];
-        const sign = dot < 0 ? -1 : 1;
         let norm = 0;
         for (let k = 0; k < 4; k += 1) {
-          const value = actor.quats[a + k] + (next === low ? 0 : share * (sign * actor.quats[b + k] - actor.quats[a + k]));
+          const value = actor.quats[a + k] + (next === low ? 0 : share * (actor.quats[b + k] - actor.quats[a + k]));
           turns[4 * j + k] = value;
           norm += value * value;
         }

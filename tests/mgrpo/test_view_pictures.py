@@ -316,6 +316,20 @@ def test_the_page_holds_the_motion() -> None:
     assert data["actors"][2]["curve"][1] == [600.0] * 4 + [None] * 2
 
 
+def test_turns_on_the_page_have_signs_that_agree() -> None:
+    stage = motion.still_stage(frames=6)
+    (actor,) = stage.actors
+    before = actor.quats.copy()
+    actor.quats[:, 1::2] *= -1
+    actor.quats[:, 3] = np.nan
+    packed = page_data(render_stage_page(stage, Look()))["actors"][0]["quats"]
+    quats = decoded(packed, "<i2", 1, 6, 22, 4) / 32767
+    there = [0, 1, 2, 4, 5]
+    assert np.abs(np.abs((quats * before).sum(-1)) - 1)[:, there].max() < 1e-3
+    products = (quats[:, 1:] * quats[:, :-1]).sum(-1)
+    assert (products[:, [0, 1, 4]] > 0.99).all()
+
+
 def test_the_page_skins_with_the_strongest_joints() -> None:
     stage = motion.still_stage()
     surface = stage.actors[0].surfaces[0]
