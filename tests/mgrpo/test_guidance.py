@@ -347,17 +347,24 @@ def test_errors(body: BodyModel, scene: Scene) -> None:
         dataclasses.replace(hamer, seen=hamer.seen[..., 0])
 
 
-def test_the_sample_command(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of an untrained prior."""
+    folder = tmp_path_factory.mktemp("guidance") / "prior"
     config = DenoiserConfig(
         d_latent=16, d_feedforward=32, d_noise_emb=8, num_heads=2, encoder_layers=1, decoder_layers=1,
         include_hands=False,
     )  # fmt: skip
-    with RunDir.create(tmp_path / "prior", config) as run:
+    with RunDir.create(folder, config) as run:
         run.save(1, model=Denoiser(config, seed=1), model_config=config)
+    return folder
+
+
+def test_the_sample_command(prior: Path, tmp_path: Path) -> None:
     found = {}
     for wanted in ("off", "post"):
         out = tmp_path / wanted
-        words = ["sample", "--checkpoint", str(tmp_path / "prior"), "--out", str(out), "--guidance", wanted]
+        words = ["sample", "--checkpoint", str(prior), "--out", str(out), "--guidance", wanted]
         words += ["--steps", "2", "--kernel", "ddim", "--no-picture", "--length", "8", "--samples", "2"]
         assert main(words) == 0
         (path,) = out.glob("*.npz")
@@ -367,3 +374,14 @@ def test_the_sample_command(tmp_path: Path) -> None:
     quats = [found[wanted]["body_quats"] for wanted in ("off", "post")]
     rough = [F.normalize(q, dim=-1).diff(n=2, dim=1).norm(dim=-1).mean() for q in quats]
     assert rough[1] < 0.7 * rough[0]
+
+
+def test_the_evaluate_command_marks_its_rows(prior: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--checkpoint", str(prior), "--motion", "demo", "--length", "8", "--steps", "2"]
+    words += ["--kernel", "ddim", "--short-clips", "drop", "--format", "markdown", "--stride", "64"]
+    printed = {}
+    for wanted in ("off", "post"):
+        assert main([*words, "--guidance", wanted]) == 0
+        printed[wanted] = capsys.readouterr().out
+    assert "prior ℵ" in printed["post"] and "ℵ: optimised (post sampling)" in printed["post"]
+    assert "ℵ" not in printed["off"]
