@@ -28,14 +28,18 @@ from mgrpo.guidance import (
     guide,
     optimisation,
 )
-from mgrpo.guidance.observations import OPENPOSE_OF_MANO
 from mgrpo.kernels import GuidanceWeights
+from mgrpo.kernels.guidance.lie import skew
 from mgrpo.models.conditioning import make_cond, relative_cpf
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.state import StateLayout, pack_state, unpack_state
 from mgrpo.train.run_dir import RunDir
 
 FRAMES = 12
+_FIRST_OF_FINGER = {"thumb": 1, "index": 5, "middle": 9, "ring": 13, "little": 17}
+_FINGERS = ("index", "middle", "little", "ring", "thumb")
+OPENPOSE = [0, *(_FIRST_OF_FINGER[finger] + bone for finger in _FINGERS for bone in range(3))]
+"""Number of the wrist and of each finger joint, in SMPL-H's order, among OpenPose's points (four per finger)."""
 WRISTS = [20, 21]
 """In lists with the root first."""
 
@@ -96,7 +100,7 @@ def scene(body: BodyModel) -> Scene:
     for hand in range(2):
         joints = [20 + hand, *range(22 + 15 * hand, 37 + 15 * hand)]
         in_cam = geometry.se3_apply(T_cam_world[:, :, None], placed.joints[..., joints, :])
-        points[:, :, hand, list(OPENPOSE_OF_MANO)] = in_cam
+        points[:, :, hand, OPENPOSE] = in_cam
     hamer = HamerHands(
         finger_rotmats=rotmats[..., 21:, :, :].unflatten(2, (2, 15)),
         R_cam_wrist=R_cam @ placed.R_world_joint[..., WRISTS, :, :],
@@ -104,7 +108,7 @@ def scene(body: BodyModel) -> Scene:
         seen=torch.ones(batch, FRAMES, 2, dtype=torch.bool),
         T_cpf_cam=T_cpf_cam,
     )
-    assert (points[..., list(OPENPOSE_OF_MANO), 2] > 0.05).all(), "the hands are before the camera"
+    assert (points[..., OPENPOSE, 2] > 0.05).all(), "the hands are before the camera"
     contacts = 1.3 * torch.rand(batch, FRAMES, 21, generator=torch.Generator().manual_seed(6)) - 0.15
     return Scene(rotmats, predicted, betas, contacts, T_world_cpf, HandObservations(tracks, hamer))
 
@@ -155,6 +159,34 @@ def test_hands_are_drawn_to_where_they_were_seen(body: BodyModel, scene: Scene, 
         assert error < 0.01 if mode != "aria_wrist_only" else error > 0.05
 
 
+def test_hamers_wrists_have_the_costs_of_a_rigid_motion(body: BodyModel, scene: Scene) -> None:
+    """The logarithm of T^-1 T_seen, 20 times its translation and 5 times its rotation."""
+    off = {field.name: 0.0 for field in dataclasses.fields(GuidanceWeights)}
+    config = GuidanceConfig("hamer_wrist", weights=GuidanceWeights(**off))
+    hands = scene.predicted[..., 21:, :, :]
+    guided = guide(body, *scene.inputs, hand_rotmats=hands, observations=scene.observations, config=config)
+    placed = place_on_cpf(body, scene.predicted[..., :21, :, :], scene.betas, scene.T_world_cpf)
+    wrists = scene.observations.wrists
+    assert wrists is not None
+    R, p = placed.R_world_joint[..., WRISTS, :, :].double(), placed.joints[..., WRISTS, :].double()
+    seen = wrists.T_world_wrist.double()
+    apart = R.mT @ geometry.quat_to_rotmat(seen[..., :4])
+    matrix = torch.zeros(*p.shape[:-1], 4, 4, dtype=torch.float64)
+    matrix[..., :3, :3], matrix[..., 3, 3] = apart, 1.0
+    matrix[..., :3, 3] = (R.mT @ (seen[..., 4:] - p)[..., None])[..., 0]
+    # No matrix logarithm in torch: the twist is checked by its exponential.
+    vector = geometry.rotmat_to_axis_angle(apart)
+    angle = vector.norm(dim=-1)[..., None, None]
+    cross = skew(vector)
+    inside = (1 - torch.cos(angle)) / angle**2 * cross + (angle - torch.sin(angle)) / angle**3 * (cross @ cross)
+    rho = torch.linalg.solve(torch.eye(3, dtype=torch.float64) + inside, matrix[..., :3, 3])
+    twist = torch.zeros_like(matrix)
+    twist[..., :3, :3], twist[..., :3, 3] = cross, rho
+    torch.testing.assert_close(torch.linalg.matrix_exp(twist), matrix, rtol=0, atol=1e-6)
+    expected = (400.0 * rho.square() + 25.0 * vector.square()).flatten(1).sum(1)
+    torch.testing.assert_close(guided.costs[:, 0].double(), expected, rtol=1e-4, atol=0)
+
+
 def test_image_points_count_after_sampling_only(body: BodyModel, scene: Scene) -> None:
     """The wrist's own cost is taken away, so that only image points can draw the fingers."""
     weights = GuidanceWeights(hand_rotations=0.0, keypoints=30.0)
@@ -170,7 +202,9 @@ def test_image_points_count_after_sampling_only(body: BodyModel, scene: Scene) -
         T_cam_world = geometry.se3_inverse(hamer.T_world_cam(scene.T_world_cpf))
         joints = [20, *range(22, 37), 21, *range(37, 52)]
         points = geometry.se3_apply(T_cam_world[:, :, None], placed.joints[..., joints, :])
-        return (points[..., :2] / points[..., 2:] - hamer.image_points().flatten(2, 3)).norm(dim=-1).mean().item()
+        seen = hamer.keypoints_cam[..., OPENPOSE, :].flatten(2, 3)
+        assert torch.equal(hamer.image_points().flatten(2, 3), seen[..., :2] / seen[..., 2:])
+        return (points[..., :2] / points[..., 2:] - seen[..., :2] / seen[..., 2:]).norm(dim=-1).mean().item()
 
     found = {phase: guide(body, *scene.inputs, phase=phase, **options) for phase in ("inner", "post")}  # type: ignore[arg-type]
     after = {phase: errors(torch.cat((x.body_rotmats, x.hand_rotmats), -3)) for phase, x in found.items()}  # type: ignore[arg-type]
@@ -313,17 +347,24 @@ def test_errors(body: BodyModel, scene: Scene) -> None:
         dataclasses.replace(hamer, seen=hamer.seen[..., 0])
 
 
-def test_the_sample_command(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of an untrained prior."""
+    folder = tmp_path_factory.mktemp("guidance") / "prior"
     config = DenoiserConfig(
         d_latent=16, d_feedforward=32, d_noise_emb=8, num_heads=2, encoder_layers=1, decoder_layers=1,
         include_hands=False,
     )  # fmt: skip
-    with RunDir.create(tmp_path / "prior", config) as run:
+    with RunDir.create(folder, config) as run:
         run.save(1, model=Denoiser(config, seed=1), model_config=config)
+    return folder
+
+
+def test_the_sample_command(prior: Path, tmp_path: Path) -> None:
     found = {}
     for wanted in ("off", "post"):
         out = tmp_path / wanted
-        words = ["sample", "--checkpoint", str(tmp_path / "prior"), "--out", str(out), "--guidance", wanted]
+        words = ["sample", "--checkpoint", str(prior), "--out", str(out), "--guidance", wanted]
         words += ["--steps", "2", "--kernel", "ddim", "--no-picture", "--length", "8", "--samples", "2"]
         assert main(words) == 0
         (path,) = out.glob("*.npz")
@@ -333,3 +374,14 @@ def test_the_sample_command(tmp_path: Path) -> None:
     quats = [found[wanted]["body_quats"] for wanted in ("off", "post")]
     rough = [F.normalize(q, dim=-1).diff(n=2, dim=1).norm(dim=-1).mean() for q in quats]
     assert rough[1] < 0.7 * rough[0]
+
+
+def test_the_evaluate_command_marks_its_rows(prior: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--checkpoint", str(prior), "--motion", "demo", "--length", "8", "--steps", "2"]
+    words += ["--kernel", "ddim", "--short-clips", "drop", "--format", "markdown", "--stride", "64"]
+    printed = {}
+    for wanted in ("off", "post"):
+        assert main([*words, "--guidance", wanted]) == 0
+        printed[wanted] = capsys.readouterr().out
+    assert "prior ℵ" in printed["post"] and "ℵ: optimised (post sampling)" in printed["post"]
+    assert "ℵ" not in printed["off"]
