@@ -15,6 +15,7 @@ from mgrpo.body.model import BodyModel
 from mgrpo.guidance import SamplingGuidance
 from mgrpo.infer.checks import check_motion, find_jumps
 from mgrpo.infer.floor import choose_floor
+from mgrpo.infer.hamer import hamer_arrays
 from mgrpo.infer.output import egoallo_arrays
 from mgrpo.infer.resampling import Gap, HeadMotion, resample
 from mgrpo.infer.sampling import SamplingSettings, plan_chunks, sample_chunks, windows_of
@@ -153,7 +154,7 @@ def infer_to_file(
             body.J_template,
             body.J_shapedirs,
             *stretches,
-            *(motion.wrists for motion in prepared.motions),
+            *_hands_seen(prepared),
             *denoiser.state_dict().values(),
         ]
     )
@@ -181,6 +182,16 @@ def infer_to_file(
             write_npz(out, whole)
         del whole
         store.drop()
+
+
+def _hands_seen(prepared: Prepared) -> list[Any]:
+    """What was seen of the hands, which enters conditions and guidance."""
+    hamer = prepared.trajectory.hamer
+    parts: list[Any] = [] if hamer is None else list(hamer_arrays(hamer).values())
+    for motion in prepared.motions:
+        parts += [motion.wrists, motion.wrist_confidence]
+        parts += [part for part in (motion.R_world_wrist, motion.hands) if part is not None]
+    return parts
 
 
 def _sample_all(

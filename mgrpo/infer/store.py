@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -58,6 +59,7 @@ class PartialResult:
         self._work = work
         make_folder(out.parent)
         self._lock = FileLock(out.parent / f".{out.name}.lock", str(out), "Wait for it to end, or give another --out.")
+        self._arrays: dict[str, np.ndarray] = {}
         self.chunks: list[tuple[int, int]] = []
         """Stretch and number of the chunks that are whole, in order."""
         self.carry: Tensor | None = None
@@ -65,7 +67,7 @@ class PartialResult:
         try:
             self._open()
         except BaseException:
-            self._lock.release()
+            self._leave()
             raise
 
     def _open(self) -> None:
@@ -76,7 +78,6 @@ class PartialResult:
             make_folder(self.folder)
             self._allocate()
             atomic_write_json(self.folder / _PLAN, plan)
-        self._arrays: dict[str, np.ndarray] = {}
         for name in PER_SAMPLE:
             self._arrays[name] = np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="r+")
         if (self.folder / _DONE).exists():
@@ -98,6 +99,8 @@ class PartialResult:
                 path = self.folder / f"{name}.npy"
                 array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(*self._shape, *tail))
                 array.flush()
+                del array
+                _reserve(path)
         except OSError as error:
             raise storage_error("write", self.folder, error) from error
 
@@ -137,8 +140,20 @@ class PartialResult:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        """Let go; where nothing was done, leave nothing."""
         if not self.chunks and self.folder.exists():
             self.drop()
         self._arrays = {}
         (self.folder.parent / f"{self.folder.name.removesuffix('.partial')}.lock").unlink(missing_ok=True)
         self._lock.release()
+
+
+def _reserve(path: Path) -> None:
+    """Take the file's whole size on the disk: writing to a mapped page that finds no room would end the process without
+    a word. Raises OSError where there is no room now."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)

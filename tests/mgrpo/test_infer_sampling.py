@@ -31,6 +31,7 @@ from mgrpo.infer.wrist_check import predicted_wrists, wrist_errors
 from mgrpo.models.conditioning import relative_cpf
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.npz import read_npz
+from mgrpo.storage import StorageError
 
 _spec = importlib.util.spec_from_file_location("head_files", Path(__file__).with_name("head_files.py"))
 assert _spec is not None and _spec.loader is not None
@@ -266,6 +267,24 @@ def test_two_processes_do_not_write_one_file(body: BodyModel, tmp_path: Path) ->
         assert first.folder.is_dir()
         with pytest.raises(InputError, match="in use by another process"):
             PartialResult(tmp_path / "a.npz", "x", 1, 10)
+
+
+def test_a_full_disk_is_known_before_the_work(
+    denoiser: Denoiser, body: BodyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for the whole result is taken first; where there is none, it is said and nothing is left."""
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.os, "posix_fallocate", full)
+        with pytest.raises(StorageError, match="the disk is full"):
+            run(tmp_path / "a.npz", denoiser, body, recording(40))
+    assert not list(tmp_path.iterdir())
+    with PartialResult(tmp_path / "a.npz", "x", 1, 100_000) as result:
+        taken = sum(path.stat().st_blocks * 512 for path in result.folder.glob("*.npy"))
+        assert taken >= 100_000 * 4 * (7 + 84 + 120 + 21 + 16)
 
 
 def test_a_damaged_rest_of_a_job_is_dropped(tmp_path: Path) -> None:
