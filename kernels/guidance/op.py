@@ -89,7 +89,7 @@ _OPERATORS = ("motion_guidance_fwd",)
 
 define_op(
     "motion_guidance",
-    implementations={"cpp": native_cpu(_OPERATORS), "cuda": native_cuda(_OPERATORS)},
+    implementations={"cpp": native_cpu(_OPERATORS), "cuda": native_cuda(_OPERATORS, (torch.float32,))},
     forward=Kernel(
         "(Tensor rotmats, Tensor t_parent_joint, Tensor T_world_head, Tensor contacts, Tensor lengths,"
         " Tensor? wrist_poses, Tensor? wrist_confidence, Tensor? hand_rotmats, Tensor? hand_confidence,"
