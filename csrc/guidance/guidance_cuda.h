@@ -1,4 +1,4 @@
-// Launcher of motion_guidance's kernel, T float or double; job.rows must not be 0.
+// Launcher of motion_guidance's kernel, T float; job.rows must not be 0.
 #pragma once
 
 #include "../common/cuda_compat.h"

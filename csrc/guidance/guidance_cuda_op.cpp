@@ -22,10 +22,14 @@ std::tuple<Tensor, Tensor, Tensor> motion_guidance_cuda(
       rotmats, offsets, head, contacts, lengths, wrist_poses, wrist_confidence, hand_rotmats, hand_confidence, uv,
       uv_confidence, camera, parents, weights, se3, iterations, rule, [&](const auto& job) {
         using T = std::decay_t<decltype(*job.out)>;
-        GuidanceLaunch plan = {};
-        check_launch(plan_guidance(job, &plan));
-        Tensor workspace = torch::stable::new_empty(rotmats, {plan.workspace});
-        check_launch(launch_guidance(job, plan, output<T>(workspace), call.stream()));
+        if constexpr (sizeof(T) == sizeof(float)) {
+          GuidanceLaunch plan = {};
+          check_launch(plan_guidance(job, &plan));
+          Tensor workspace = torch::stable::new_empty(rotmats, {plan.workspace});
+          check_launch(launch_guidance(job, plan, output<T>(workspace), call.stream()));
+        } else {
+          STD_TORCH_CHECK(false, "motion_guidance: the CUDA kernel is for float32");
+        }
       });
 }
 

@@ -97,18 +97,6 @@ MGRPO_HD Mat3<T> right_jacobian_inverse(const Logarithm<T>& log) {
            {c * r.x * r.y + half * r.z, diagonal + c * r.y * r.y, c * r.y * r.z - half * r.x},
            {c * r.x * r.z - half * r.y, c * r.y * r.z + half * r.x, diagonal + c * r.z * r.z}}};
 }
-// That times its transpose, in either order: with K = [r]x, (I + K / 2 + c K^2) (I - K / 2 + c K^2) = I + (2 c - 1 / 4) K^2 +
-// c^2 K^4, and K^4 = -|r|^2 K^2.
-template <class T>
-MGRPO_HD Mat3<T> squared_jacobian(const Logarithm<T>& log) {
-  const Vec3<T> r = log.vector;
-  const T square = dot(r, r), factor = T(2) * log.curl - T(0.25) - log.curl * log.curl * square;
-  const T diagonal = T(1) - factor * square;
-  const T xy = factor * r.x * r.y, xz = factor * r.x * r.z, yz = factor * r.y * r.z;
-  return {{{diagonal + factor * r.x * r.x, xy, xz},
-           {xy, diagonal + factor * r.y * r.y, yz},
-           {xz, yz, diagonal + factor * r.z * r.z}}};
-}
 template <class T>
 MGRPO_HD Mat3<T> transposed(const Mat3<T>& a) {
   return from_columns(row(a, 0), row(a, 1), row(a, 2));

@@ -232,7 +232,8 @@ MGRPO_CALLED void add_chain_frame(const GuidanceRow<T>& in, const GuidanceSpace<
   const UnitQuaternion<T> a = q[t], D_a = inverse(a) * start[t];
   const auto draw = [&](const UnitQuaternion<T>& away, T weight) {
     const Logarithm<T> log = logarithm(away);
-    sums.diagonal[0] = sums.diagonal[0] + (weight * weight) * squared_jacobian(log);
+    const Mat3<T> J = right_jacobian_inverse(log);
+    sums.diagonal[0] = sums.diagonal[0] + (weight * weight) * times_transposed(J, J);
     sums.gradient[0] = sums.gradient[0] - (weight * weight) * log.vector;  // J log.vector is log.vector
   };
   draw(D_a, w.prior);
@@ -242,7 +243,7 @@ MGRPO_CALLED void add_chain_frame(const GuidanceRow<T>& in, const GuidanceSpace<
   {
     const T weight = w.smooth * w.smooth;
     const Logarithm<T> log = logarithm(u);
-    const Mat3<T> J = right_jacobian_inverse(log), H = weight * squared_jacobian(log);
+    const Mat3<T> J = right_jacobian_inverse(log), H = weight * times_transposed(J, J);
     sums.diagonal[0] = sums.diagonal[0] + H;
     sums.diagonal[1] = sums.diagonal[1] + H;  // functions of one matrix commute
     sums.beside[0] = sums.beside[0] + (-weight) * (J * J);

@@ -10,7 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import broadcast_batch, check_choice, check_integer, check_like, check_number, check_tensor
+from .._checks import (
+    broadcast_batch,
+    check_broadcastable,
+    check_choice,
+    check_integer,
+    check_like,
+    check_number,
+    check_tensor,
+)
 from .._dispatch import resolve
 from .._library import call_op
 from . import op as _op  # noqa: F401  (registers the operator)
@@ -133,7 +141,7 @@ def motion_guidance(
         check_tensor(_NAME, "lengths", lengths, ("*#batch",), dtypes=(torch.int64,))
         if lengths.device != rotmats.device:
             raise ValueError(f"{_NAME}(): lengths must be on {rotmats.device} like rotmats, got {lengths.device}")
-        broadcast_batch(_NAME, rotmats=batch, lengths=lengths.shape)
+        check_broadcastable(_NAME, "lengths", lengths.shape, batch, "rotmats and the others")
         lengths = lengths.expand(batch).reshape(rows)
     rotmats = rotmats.expand(*batch, *rotmats.shape[-4:])
     chosen = resolve(_NAME, backend, rotmats)

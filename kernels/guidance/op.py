@@ -39,7 +39,7 @@ def _reference(
     rule: list[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, T, N = rotmats.shape[:3]
-    if B == 0 or T == 0:
+    if B == 0 or T == 0 or rotmats.is_meta:  # nothing to search, or no numbers that could say when it ends
         return rotmats.clone(), rotmats.new_zeros(B, iterations + 1), lengths.new_zeros(B)
     valid = torch.arange(T, device=rotmats.device) < lengths[:, None]
     # Frames after the end get numbers that are harmless, so that they reach nothing.
@@ -89,7 +89,7 @@ _OPERATORS = ("motion_guidance_fwd",)
 
 define_op(
     "motion_guidance",
-    implementations={"cpp": native_cpu(_OPERATORS), "cuda": native_cuda(_OPERATORS)},
+    implementations={"cpp": native_cpu(_OPERATORS), "cuda": native_cuda(_OPERATORS, (torch.float32,))},
     forward=Kernel(
         "(Tensor rotmats, Tensor t_parent_joint, Tensor T_world_head, Tensor contacts, Tensor lengths,"
         " Tensor? wrist_poses, Tensor? wrist_confidence, Tensor? hand_rotmats, Tensor? hand_confidence,"

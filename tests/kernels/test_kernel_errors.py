@@ -21,14 +21,19 @@ from torch._subclasses import FakeTensorMode
 
 from mgrpo import kernels
 from mgrpo.kernels import (
+    GuidanceWeights,
+    HandTargets,
+    KeypointTargets,
     NoiseKey,
     RewardSkeleton,
     StateChannels,
+    WristTargets,
     _dispatch,
     forward_kinematics,
     group_advantages,
     group_rewards,
     grpo_loss,
+    motion_guidance,
     motion_metrics,
     motion_rewards,
     perlin_noise,
@@ -81,6 +86,16 @@ rows = torch.arange(5)
 residual = changed(procrustes_residual, {"source": points, "target": points})
 advantages = changed(group_advantages, {"rewards": torch.rand(2, 3, 4)})
 loss = changed(grpo_loss, {"log_ratio": zeros(6), "advantages": zeros(6), "clip_range": 0.2})
+guidance = changed(
+    motion_guidance,
+    {
+        "rotmats": zeros(2, 5, 21, 3, 3),
+        "t_parent_joint": zeros(21, 3),
+        "T_world_head": zeros(5, 7),
+        "contacts": zeros(2, 5, 4),
+        "parents": range(-1, 20),
+    },
+)
 perlin = changed(perlin_noise, {"frames": 9, "alpha": 0.1, "seed": 1, "iteration": 2, "condition": rows})
 normal = changed(
     philox_normal, {"shape": (4,), "seed": 1, "iteration": 2, "condition": rows, "member": rows, "step": 0, "stream": 0}
@@ -193,6 +208,28 @@ CALLS: dict[str, Callable[[], object]] = {
     "grpo_loss: negative kl_coef": loss(kl_coef=-0.1),
     "grpo_loss: no denominator": loss(denominator=0),
     "grpo_loss: denominator of other shape": loss(denominator=zeros(2)),
+    "motion_guidance: rotations of another form": guidance(rotmats=zeros(2, 5, 21, 9)),
+    "motion_guidance: number of joints": guidance(rotmats=zeros(2, 5, 22, 3, 3)),
+    "motion_guidance: half precision": guidance(rotmats=zeros(2, 5, 21, 3, 3).half()),
+    "motion_guidance: bone offsets of another body": guidance(t_parent_joint=zeros(51, 3)),
+    "motion_guidance: head poses of other frames": guidance(T_world_head=zeros(4, 7)),
+    "motion_guidance: contacts of all joints": guidance(contacts=zeros(2, 5, 21)),
+    "motion_guidance: contacts of another dtype": guidance(contacts=zeros(2, 5, 4).double()),
+    "motion_guidance: batches that do not broadcast": guidance(contacts=zeros(3, 5, 4)),
+    "motion_guidance: too few parents": guidance(parents=range(-1, 19)),
+    "motion_guidance: parent after child": guidance(parents=[0, *range(20)]),
+    "motion_guidance: lengths not whole": guidance(lengths=zeros(2)),
+    "motion_guidance: too many lengths": guidance(lengths=zeros(3, dtype=torch.int64)),
+    "motion_guidance: negative weight": guidance(weights=GuidanceWeights(foot_skating=-1.0)),
+    "motion_guidance: weight not finite": guidance(weights=GuidanceWeights(smoothness=math.nan)),
+    "motion_guidance: negative iterations": guidance(iterations=-1),
+    "motion_guidance: unknown damping": guidance(damping="none"),
+    "motion_guidance: wrists of one hand": guidance(wrists=WristTargets(zeros(5, 1, 7), zeros(5, 2))),
+    "motion_guidance: form of wrists": guidance(wrists=WristTargets(zeros(5, 2, 7), zeros(5, 2), "both")),
+    "motion_guidance: fingers that are not there": guidance(hands=HandTargets(zeros(5, 30, 3, 3), zeros(5, 2))),
+    "motion_guidance: image points of no hand": guidance(
+        keypoints=KeypointTargets(zeros(5, 2, 16, 2), zeros(5, 2), zeros(5, 7))
+    ),
     "perlin_noise: no frames": perlin(frames=0),
     "perlin_noise: frames fractional": perlin(frames=9.0),
     "perlin_noise: no channels": perlin(channels=0),
