@@ -94,8 +94,8 @@ class InferConfig:
     overwrite: bool = False
     """Replace files of the same name."""
     precision: InferencePrecision = "fp32"
-    """What the network computes in: fp32, or bf16 (faster on GPUs of compute capability 8 or more; on CPUs only where
-    they have it)."""
+    """What the network computes in: fp32, or bf16 (for GPUs of compute capability 8 or more; on a CPU measure it first
+    with `mgrpo bench inference`, it may be slower)."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1 ..."""
 

@@ -135,7 +135,8 @@ def read_aria(files: AriaFiles, T_device_cpf: np.ndarray | None = None) -> HeadT
     wanted += [(f"gravity_{axis}_world", f"gravity_{axis}") for axis in axes]
     rows = read_columns(files.trajectory, "device trajectory", wanted)
     clean = clean_poses(np.rint(rows[:, 0]).astype(np.int64) * 1000, rows[:, 1:5], rows[:, 5:8], where)
-    turn = up_rotation(_gravity(rows[clean.kept, 8:], where))
+    turn = up_rotation(_gravity(rows[:, 8:], where))
+    del rows  # the largest array of an hour at 1 kHz
     device = turned_poses(np.concatenate((clean.quats, clean.positions), axis=1), turn)
     notes = list(clean.notes)
     nominal = T_device_cpf is None
