@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,16 +211,18 @@ def test_a_signal_keeps_what_is_done_and_nothing_else(prior: Path, tmp_path: Pat
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
+        # Where the tests run in the background of a shell, SIGINT is ignored, also by what they start.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
-    partial = tmp_path / ".out.npz.partial" / "done.json"
+    finished = tmp_path / ".out.npz.partial" / "done.json"
     deadline = time.monotonic() + 90
-    while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not finished.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert "the same command continues there" in error and not out.exists()
-    kept = len(json.loads(partial.read_text())["chunks"])
+    kept = len(json.loads(finished.read_text())["chunks"])
     assert 0 < kept < 55
     done = subprocess.run(
         [sys.executable, "-m", "mgrpo", *words], capture_output=True, text=True, env=environment, timeout=200
