@@ -47,8 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
     with threads(options.threads):
-        suite = Suite(Options(threads=options.threads))
-        return judge_all(requirements, workloads, suite.run, options.threads, options.tries)
+        suites = {
+            False: Suite(Options(threads=options.threads)),
+            True: Suite(Options(threads=options.threads, input_sets=1)),
+        }
+        return judge_all(
+            requirements, workloads, lambda one, same: suites[same].run(one), options.threads, options.tries
+        )
 
 
 def select(requirements: Sequence[Requirement], patterns: Sequence[str] | None) -> list[Requirement]:
@@ -71,20 +76,21 @@ def select(requirements: Sequence[Requirement], patterns: Sequence[str] | None) 
 def judge_all(
     requirements: Sequence[Requirement],
     workloads: Mapping[str, Workload],
-    measure: Callable[[Workload], list[Row]],
+    measure: Callable[[Workload, bool], list[Row]],
     threads: int,
     tries: int,
 ) -> int:
     """Measure each workload and print a line per figure. A workload is measured again only where the machine was too
-    busy to measure it: a figure that was missed stays missed."""
+    busy to measure it: a figure that was missed stays missed. ``measure`` is told whether all calls get the same
+    inputs."""
     bad = 0
-    for name in dict.fromkeys(requirement.workload for requirement in requirements):
-        asked = [requirement for requirement in requirements if requirement.workload == name]
+    for name, same in dict.fromkeys((requirement.workload, requirement.same_inputs) for requirement in requirements):
+        asked = [one for one in requirements if (one.workload, one.same_inputs) == (name, same)]
         workload = workloads[name]
         verdicts: list[Verdict] = []
         for attempt in range(1, max(1, tries) + 1):
             say(f"measuring {name}" + (f", try {attempt}" if attempt > 1 else ""))
-            rows = measure(workload)
+            rows = measure(workload, same)
             verdicts = [requirement.judge(rows) for requirement in asked]
             if not any(row.status == "busy" for row in rows):
                 break
@@ -92,7 +98,8 @@ def judge_all(
             bad += verdict.state != "met"
             print(
                 f"{verdict.state.upper() if verdict.state != 'met' else 'met':<11}{requirement.name:<32} "
-                f"wanted {requirement.wanted}, measured {verdict.measured}; {workload.size}, {threads} threads",
+                f"wanted {requirement.wanted}, measured {verdict.measured}; {workload.size}, {threads} threads"
+                + (", the same inputs in each call" if same else ""),
                 flush=True,
             )
     print(f"{len(requirements) - bad} met, {bad} not met")

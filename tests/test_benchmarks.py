@@ -400,8 +400,8 @@ def test_the_check_measures_once_and_again_only_when_busy(capsys: pytest.Capture
     asked = [requirement.speed_up("slow", "a", 10), requirement.speed_up("fast", "b", 2)]
     tries: list[str] = []
 
-    def measure_it(workload: Workload) -> list[Row]:
-        tries.append(workload.name)
+    def measure_it(workload: Workload, same_inputs: bool) -> list[Row]:
+        tries.append(workload.name + "=" * same_inputs)
         if workload.name == "b" and tries.count("b") < 2:
             return [row(status="busy"), *measured(ours=10.0)]
         return measured(ours=10.0, reference=50.0)
@@ -413,6 +413,10 @@ def test_the_check_measures_once_and_again_only_when_busy(capsys: pytest.Capture
     assert first.startswith("MISSED") and "wanted 10x eager torch, measured 5.0x" in first and "2 threads" in first
     assert second.startswith("met") and "4 numbers" in second and last == "1 met, 1 not met"
     assert check.judge_all(asked[1:], workloads, measure_it, threads=2, tries=1) == 0
+    both = [asked[1], requirement.speed_up("hot", "b", 2, same_inputs=True)]
+    tries[:] = ["b"]
+    assert check.judge_all(both, workloads, measure_it, threads=2, tries=1) == 0 and tries == ["b", "b", "b="]
+    assert "the same inputs" in capsys.readouterr().out.splitlines()[-2]
 
 
 def test_the_wanted_figures_are_about_workloads_that_exist() -> None:

@@ -22,7 +22,14 @@ SPEED_UPS = {
 }
 """Workload -> how many times faster than the fastest eager reference, with two threads."""
 
+SAME_INPUTS = ("sde_step_log_prob_128", "sde_log_prob_128_backward")
+"""Workloads that the prototype was measured on with its 100 MB of inputs in a cache of 260 MB. From memory these
+operators take as long as a copy of as many bytes, which is 9 to 10 and 7 to 9 times less than eager torch takes."""
+
 REQUIREMENTS: tuple[Requirement, ...] = (
-    *(speed_up(workload, workload, ratio) for workload, ratio in SPEED_UPS.items()),
+    *(
+        speed_up(workload, workload, ratio, same_inputs=workload in SAME_INPUTS)
+        for workload, ratio in SPEED_UPS.items()
+    ),
     *(no_peer_faster(f"{workload}_peers", workload) for workload in (*SPEED_UPS, "so3_random_104k")),
 )
