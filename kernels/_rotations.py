@@ -1,4 +1,4 @@
-"""Rotation matrices as angles and rotation vectors, in plain torch, for references."""
+"""Rotation matrices as angles and rotation vectors, and products of quaternions, in plain torch, for references."""
 
 from __future__ import annotations
 
@@ -57,3 +57,23 @@ def rotation_vector(quat: Tensor, *, short_way: bool = True) -> Tensor:
     angle = vector.norm(dim=-1, keepdim=True)
     turned = 1.0 - 2.0 * torch.pi / angle.clamp_min(torch.finfo(angle.dtype).eps)
     return torch.where(w < 0, vector * turned, vector)
+
+
+def quat_multiply(a: Tensor, b: Tensor) -> Tensor:
+    """Hamilton product of wxyz quaternions: first ``b``, then ``a``."""
+    aw, ax, ay, az = a.unbind(-1)
+    bw, bx, by, bz = b.unbind(-1)
+    return torch.stack(
+        [
+            aw * bw - ax * bx - ay * by - az * bz,
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+        ],
+        dim=-1,
+    )
+
+
+def quat_conjugate(quat: Tensor) -> Tensor:
+    """Conjugates of wxyz quaternions (..., 4): the inverse where they are unit."""
+    return torch.cat((quat[..., :1], -quat[..., 1:]), dim=-1)

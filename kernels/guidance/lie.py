@@ -8,30 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._rotations import rotation_vector
+from .._rotations import quat_conjugate, quat_multiply, rotation_vector
 
 _SMALL = {torch.float32: 1e-2, torch.float64: 1e-3}
 """Squared angle under which series stand for closed forms that would lose digits: both are good to rounding there."""
-
-
-def multiply(a: Tensor, b: Tensor) -> Tensor:
-    """Products (..., 4)."""
-    aw, ax, ay, az = a.unbind(-1)
-    bw, bx, by, bz = b.unbind(-1)
-    return torch.stack(
-        (
-            aw * bw - ax * bx - ay * by - az * bz,
-            aw * bx + ax * bw + ay * bz - az * by,
-            aw * by - ax * bz + ay * bw + az * bx,
-            aw * bz + ax * by - ay * bx + az * bw,
-        ),
-        dim=-1,
-    )
-
-
-def inverse(quat: Tensor) -> Tensor:
-    """Conjugates (..., 4)."""
-    return torch.cat((quat[..., :1], -quat[..., 1:]), dim=-1)
 
 
 def exponential(vector: Tensor) -> Tensor:
@@ -47,13 +27,13 @@ def exponential(vector: Tensor) -> Tensor:
 
 def retract(quat: Tensor, delta: Tensor) -> Tensor:
     """``quat exp(delta)`` (..., 4), brought back to unit length."""
-    moved = multiply(quat, exponential(delta))
+    moved = quat_multiply(quat, exponential(delta))
     return moved / moved.norm(dim=-1, keepdim=True)
 
 
 def log_between(a: Tensor, b: Tensor) -> Tensor:
     """Rotation vectors (..., 3) of ``a^-1 b``, angle at most pi."""
-    return rotation_vector(multiply(inverse(a), b))
+    return rotation_vector(quat_multiply(quat_conjugate(a), b))
 
 
 def rotmats(quat: Tensor) -> Tensor:

@@ -68,6 +68,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int)
 
 
 def call(case: Case, *inputs: Tensor, backend: str | None = None) -> tuple[Tensor, ...]:
+    """The public function on the inputs of a case."""
     rotmats, offsets, head, contacts, lengths, *rest = inputs
     left = iter(rest)
     targets = case.sizes.get("targets", ())

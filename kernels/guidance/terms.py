@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._rotations import quat_conjugate, quat_multiply, rotation_vector, unit_quaternion
 from . import lie
 from .problem import (
     BODY_JOINTS,
@@ -137,12 +138,12 @@ def chain_terms(problem: Problem, quats: Tensor) -> dict[str, Term]:
     J = lie.right_jacobian_inverse(r)
     terms["smoothness"] = _scaled(r, (-J.mT, J), valid[:, 1:] * per_joint(w.smoothness, w.hand_smoothness))
 
-    D_a, D_b = (lie.multiply(lie.inverse(q), s) for q, s in ((a, start[:, :-1]), (b, start[:, 1:])))
+    D_a, D_b = (quat_multiply(quat_conjugate(q), s) for q, s in ((a, start[:, :-1]), (b, start[:, 1:])))
     r = lie.log_between(D_a, D_b)
     J = lie.right_jacobian_inverse(r) @ lie.rotmats(D_b).mT
     terms["delta_smoothness"] = _scaled(r, (J, -J), valid[:, 1:] * per_joint(w.delta_smoothness, 0.0))
 
-    step = lie.multiply(lie.inverse(a), b)
+    step = quat_multiply(quat_conjugate(a), b)
     u, v = step[:, :-1], step[:, 1:]
     r = lie.log_between(u, v)
     J_c = lie.right_jacobian_inverse(r)
@@ -155,8 +156,6 @@ def chain_terms(problem: Problem, quats: Tensor) -> dict[str, Term]:
 
 def rotation_between(quats: Tensor, rotmats: Tensor) -> Tensor:
     """log(q^-1 R)."""
-    from .._rotations import unit_quaternion
-
     return lie.log_between(quats, unit_quaternion(rotmats))
 
 
@@ -213,14 +212,10 @@ def _wrist_term(problem: Problem, pose: Pose, targets: WristTargets) -> Term:
     target, t_target = targets.T_world_wrist[..., :4], targets.T_world_wrist[..., 4:]
     R_target = lie.rotmats(target)
     if targets.form == "split":
-        from .._rotations import rotation_vector, unit_quaternion
-
         turned = rotation_vector(unit_quaternion(R_target.mT @ R))
         r = torch.cat((p - t_target, turned), dim=-1)
         J = torch.cat((J_p, lie.right_jacobian_inverse(turned) @ R.mT @ J_R), dim=-2)
     else:
-        from .._rotations import unit_quaternion
-
         r = lie.se3_log(unit_quaternion(R.mT @ R_target), (R.mT @ (t_target - p)[..., None])[..., 0])
         J = -lie.se3_left_jacobian_inverse(r) @ torch.cat((R.mT @ J_p, R.mT @ J_R), dim=-2)
     parts = r.new_tensor([w.wrist_position] * 3 + [w.wrist_orientation] * 3)

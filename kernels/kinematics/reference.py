@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._rotations import quat_conjugate, quat_multiply
+
 
 def forward_kinematics(
     rotations: Tensor,
@@ -106,21 +108,6 @@ class Algebra(NamedTuple):
     rotate: Callable[[Tensor, Tensor], Tensor]
 
 
-def quat_multiply(a: Tensor, b: Tensor) -> Tensor:
-    """Hamilton product of wxyz quaternions: first ``b``, then ``a``."""
-    aw, ax, ay, az = a.unbind(-1)
-    bw, bx, by, bz = b.unbind(-1)
-    return torch.stack(
-        [
-            aw * bw - ax * bx - ay * by - az * bz,
-            aw * bx + ax * bw + ay * bz - az * by,
-            aw * by - ax * bz + ay * bw + az * bx,
-            aw * bz + ax * by - ay * bx + az * bw,
-        ],
-        dim=-1,
-    )
-
-
 def quat_rotate(unit: Tensor, points: Tensor) -> Tensor:
     """Points (*batch, 3) turned by unit quaternions (*batch, 4)."""
     xyz, points = torch.broadcast_tensors(unit[..., 1:], points)
@@ -137,7 +124,7 @@ MATRICES = Algebra(
 QUATERNIONS = Algebra(
     identity=lambda like: torch.cat([like.new_ones(1), like.new_zeros(3)]),
     compose=quat_multiply,
-    inverse=lambda unit: torch.cat([unit[..., :1], -unit[..., 1:]], dim=-1),
+    inverse=quat_conjugate,
     rotate=quat_rotate,
 )
 

@@ -316,7 +316,7 @@ def prepare(config: ExportConfig, motion: PosedMotion) -> PosedMotion:
                 f"{motion.name}: the body's shape changes from frame to frame, which {config.to} can't hold; its mean "
                 f"is taken, which moves joints by up to {1000 * moved:.1f} mm"
             )
-    if config.to in ("amass", "smpl") and not has_smpl_shape(motion):
+    if config.to in ("amass", "smpl") and not has_smpl_shape(motion.body):
         notice(
             f"{motion.name}: the shape of the default body means nothing to SMPL-H; betas are written as zeros, so "
             "limbs have SMPL-H's mean lengths when it is shown there"

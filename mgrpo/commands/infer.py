@@ -16,9 +16,10 @@ from mgrpo.config_record import to_plain, to_yaml
 from mgrpo.diffusion.config import SamplerConfig, StitchingConfig
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError
+from mgrpo.export.smpl_parameters import has_smpl_shape
 from mgrpo.guidance import GuidanceConfig
 from mgrpo.infer.guiding import RecordingGuidance, hamer_wrists, hidden
-from mgrpo.infer.output import amass_arrays, is_smplh, stretches_of
+from mgrpo.infer.output import amass_arrays, stretches_of
 from mgrpo.infer.pipeline import Prepared, infer_to_file, prepare
 from mgrpo.infer.sampling import CHUNK, InferencePrecision, SamplingSettings
 from mgrpo.infer.source import SourceConfig, load_trajectory
@@ -263,7 +264,7 @@ def _write_beside(
     """Everything but the npz itself, which is written last: who sees it sees the rest."""
     lift = prepared.floor.height if config.world == "recording" else 0.0
     if config.amass:
-        if not is_smplh(body):
+        if not has_smpl_shape(body):
             notice(
                 f"AMASS files are written with the mean shape: the shape numbers of the body '{body.name}' mean "
                 "nothing to SMPL-H"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mgrpo.body.model import NUM_BETAS
+from mgrpo.body.model import NUM_BETAS, BodyModel
 from mgrpo.export.frames import FileFrame, Up
 from mgrpo.export.motion import JOINT_NAMES, PosedMotion
 from mgrpo.geometry import quat_multiply, quat_to_axis_angle
@@ -31,7 +31,7 @@ def smpl_parameters(motion: PosedMotion, up: Up) -> SmplParameters:
     alone. Fingers that are not posed are straight. The default body's shape numbers mean nothing to SMPL-H:
     its motion is written for the mean shape.
     """
-    own = has_smpl_shape(motion)
+    own = has_smpl_shape(motion.body)
     betas = motion.betas[0] if own else torch.zeros(NUM_BETAS, dtype=torch.float64)
     frame = FileFrame(up)
     pelvis = frame.points(motion.T_world_root[:, 4:])
@@ -42,6 +42,6 @@ def smpl_parameters(motion: PosedMotion, up: Up) -> SmplParameters:
     return SmplParameters(poses.numpy(), trans.numpy(), betas.numpy())
 
 
-def has_smpl_shape(motion: PosedMotion) -> bool:
-    """Whether the motion's shape numbers are SMPL-H's."""
-    return motion.body.name != "default"
+def has_smpl_shape(body: BodyModel) -> bool:
+    """Whether a body's shape numbers are SMPL-H's."""
+    return body.name.startswith("smplh")

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from mgrpo.body.model import BodyModel
-from mgrpo.body.placement import place_on_cpf
 from mgrpo.data.packs import TARGET_FPS
-from mgrpo.geometry import quat_normalize, quat_to_axis_angle, quat_to_rotmat, rotmat_to_quat
+from mgrpo.export.amass import amass_arrays as motion_arrays
+from mgrpo.export.motion import PosedMotion
+from mgrpo.geometry import rotmat_to_quat
 from mgrpo.models.motion import PredictedMotion
 
 NUM_FINGERS = 30
@@ -77,33 +78,19 @@ def amass_arrays(
         body: that the motion was made for.
         floor_m: height of the floor in the arrays' world.
     """
-    quats = torch.from_numpy(np.asarray(arrays["body_quats"][sample, frames], np.float32))
-    cpf = torch.from_numpy(np.asarray(arrays["Ts_world_cpf"][frames], np.float32)).clone()
-    cpf[:, 6] -= floor_m
-    betas = torch.from_numpy(np.asarray(arrays["betas"][sample, frames], np.float64).mean(axis=0, dtype=np.float64))
-    betas = betas.float()
-    placed = place_on_cpf(body, quat_to_rotmat(quats), betas, cpf)
-    told = betas if is_smplh(body) else torch.zeros_like(betas)
-    trans = placed.T_world_root[:, 4:] - body.rest_joints(told)[0]
-    fingers = [
-        torch.from_numpy(np.asarray(arrays[f"{side}_hand_quats"][sample, frames], np.float32))
-        for side in ("left", "right")
-    ]
-    joints = torch.cat((placed.T_world_root[:, None, :4], quats, *fingers), dim=1)
-    poses = quat_to_axis_angle(quat_normalize(joints))
-    return {
-        "trans": trans.double().numpy(),
-        "gender": np.array("neutral"),
-        "mocap_framerate": np.array(TARGET_FPS),
-        "betas": told.double().numpy(),
-        "dmpls": np.zeros((len(trans), 8)),
-        "poses": poses.reshape(len(trans), -1).double().numpy(),
-    }
-
-
-def is_smplh(body: BodyModel) -> bool:
-    """Whether a body's shape numbers are SMPL-H's."""
-    return body.name.startswith("smplh")
+    rows = {name: torch.from_numpy(np.array(arrays[name][sample, frames], np.float64)) for name in PER_SAMPLE}
+    cpf = torch.from_numpy(np.array(arrays["Ts_world_cpf"][frames], np.float64))
+    for poses in (cpf, rows["Ts_world_root"]):
+        poses[:, 6] -= floor_m
+    quats = [rows["body_quats"]]
+    if body.num_joints > rows["body_quats"].shape[1]:
+        quats += [rows["left_hand_quats"], rows["right_hand_quats"]]
+    times = torch.arange(len(cpf), dtype=torch.float64) / TARGET_FPS
+    motion = PosedMotion(
+        "inferred motion", TARGET_FPS, body, rows["Ts_world_root"], torch.cat(quats, dim=1), rows["betas"], times,
+        torch.arange(len(cpf)), T_world_cpf=cpf,
+    )  # fmt: skip
+    return motion_arrays(motion.with_one_shape()[0])
 
 
 def stretches_of(frame_nums: np.ndarray) -> list[slice]:

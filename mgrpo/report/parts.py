@@ -65,6 +65,7 @@ def before_and_after(before: str, after: str) -> str:
 
 
 def name_list(items: Mapping[str, str]) -> str:
+    """Names and their values, as a list of pairs."""
     rows = "".join(
         f"<div><dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd></div>" for name, value in items.items()
     )
@@ -72,6 +73,7 @@ def name_list(items: Mapping[str, str]) -> str:
 
 
 def chart_grid(panels: Sequence[Panel], prefix: str, kind: str = "") -> str:
+    """Line charts beside each other; ``prefix`` makes their names on the page."""
     return (
         f'<div class="charts {kind}">'
         + "".join(line_chart(panel, chart_id=f"{prefix}-{i}") for i, panel in enumerate(panels))

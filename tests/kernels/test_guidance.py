@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mgrpo import kernels
+from mgrpo.kernels._rotations import quat_multiply
 from mgrpo.kernels.guidance import GuidanceWeights, HandTargets, KeypointTargets, WristTargets, lie, motion_guidance
 from mgrpo.kernels.guidance.problem import DAMPING_RULES, tree_of
 from mgrpo.kernels.guidance.reference import System, linearise, solve
@@ -137,7 +138,7 @@ def test_derivatives_of_logarithms(angle: float) -> None:
     def moved(xi: Tensor) -> Tensor:  # log(exp(xi) T), to first order in xi
         turn = lie.exponential(xi[3:])
         shifted = xi[:3] + (lie.rotmats(turn) @ translation)
-        return lie.se3_log(lie.multiply(turn, quat), shifted)
+        return lie.se3_log(quat_multiply(turn, quat), shifted)
 
     left = torch.autograd.functional.jacobian(moved, torch.zeros(6, dtype=F64))
     twist = lie.se3_log(quat, translation)
