@@ -6,6 +6,7 @@ tests take its word for what is slow to compile, and compile a part of it, which
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 
 
 def digest(files: Iterable[Path], options: Sequence[str] = ()) -> str:
-    """Of the files' content without lines that are comments, and of how they are compiled."""
+    """Of the files' content without comments and docstrings of their own lines, and of how they are compiled."""
     total = hashlib.sha256("\0".join(options).encode())
     for path in sorted({*files}, key=lambda path: (path.name, str(path))):
         total.update(f"\0{path.name}\0{_code(path)}".encode())
@@ -47,6 +48,17 @@ def split(text: str) -> tuple[str, dict[str, str], str]:
 
 
 def _code(path: Path) -> str:
-    comment = "#" if path.suffix == ".py" else "//"
-    lines = (line.rstrip() for line in path.read_text().splitlines())
+    text = path.read_text()
+    comment, told = ("#", _docstring_lines(text)) if path.suffix == ".py" else ("//", set())
+    lines = (line.rstrip() for number, line in enumerate(text.splitlines(), 1) if number not in told)
     return "\n".join(line for line in lines if line and not line.lstrip().startswith(comment))
+
+
+def _docstring_lines(python: str) -> set[int]:
+    """Numbers of the lines of statements that are nothing but a text."""
+    texts = [
+        node
+        for node in ast.walk(ast.parse(python))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    return {number for node in texts for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)}

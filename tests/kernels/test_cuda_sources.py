@@ -100,6 +100,26 @@ def test_a_source_that_the_table_does_not_know_is_compiled_for_all(
         assert cuda_resources.architectures_to_check(source) == wanted
 
 
+def test_the_table_is_about_these_sources() -> None:
+    """Else every run of the tests compiles them for every architecture, which takes minutes."""
+    digests = source_digests.split(cuda_resources.TABLE.read_text())[1]
+    assert digests == {
+        str(source.relative_to(ROOT)): cuda_resources.digest(source) for source in cuda_resources.sources()
+    }, HOW
+
+
+def test_a_digest_is_not_of_what_the_code_says_of_itself(tmp_path: Path) -> None:
+    source = tmp_path / "triton_impl.py"
+
+    def digest(text: str) -> str:
+        source.write_text(text)
+        return source_digests.digest([source])
+
+    first = digest("def f():\n    return 'a'\n")
+    assert digest('"""What it\nis."""\n\n\ndef f():\n    """One."""\n    # two\n    return \'a\'\n') == first
+    assert digest("def f():\n    return 'b'\n") != first
+
+
 def test_a_digest_is_of_the_code_and_its_headers(tmp_path: Path) -> None:
     (tmp_path / "common").mkdir()
     source, header = tmp_path / "a_cuda.cu", tmp_path / "common" / "b.h"

@@ -126,6 +126,12 @@ def test_the_table_is_about_these_operators() -> None:
     assert sorted({row["op"] for row in TOOL.read_table()[1]}) == OPS
 
 
+def test_the_table_is_about_these_sources() -> None:
+    """Else all is compiled for every architecture in every run of the tests, which takes minutes."""
+    digests = TOOL.source_digests.split(TOOL.TABLE.read_text())[1]
+    assert digests == {op: TOOL.digest(op) for op in OPS}, "run tools/triton_resources.py --write"
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_no_fused_multiply_add_where_bits_count(op: str, measured: list[Row]) -> None:
     """Kernels that draw random numbers are launched with ``enable_fp_fusion=False``, and nothing fuses then."""
