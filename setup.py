@@ -1,11 +1,11 @@
 """Packages, and the optional native extensions. Everything else stands in pyproject.toml.
 
 ``mgrpo.kernels._C`` holds the C++ operators, ``mgrpo.kernels._cuda`` the CUDA ones: two files, so that the first loads
-wherever torch does. ``MGRPO_BUILD`` chooses what is compiled: ``auto`` (default) builds what this machine can and goes
-on without the rest, saying once what is missing; ``cpu`` and ``cuda`` (both extensions) fail where they cannot be
-built; ``none`` compiles nothing. ``MGRPO_CXXFLAGS`` adds compiler flags. The CUDA part needs nvcc and a CUDA build of
-torch, but no GPU; ``TORCH_CUDA_ARCH_LIST`` names the architectures, by default that of the GPU at hand, or where there
-is none those of tools/nvcc.py.
+wherever torch does. ``MGRPO_BUILD`` chooses what is compiled: ``auto`` (default) builds what this machine can and has
+a use for, and goes on without the rest, saying once what is missing; ``cpu`` and ``cuda`` (both extensions) fail where
+they cannot be built; ``none`` compiles nothing. ``MGRPO_CXXFLAGS`` adds compiler flags. The CUDA part needs nvcc and a
+CUDA build of torch; ``auto`` builds it where there is a GPU or ``TORCH_CUDA_ARCH_LIST`` names the architectures, by
+default that of the GPU at hand, or where there is none those of tools/nvcc.py.
 
 The extensions contain no Python code: torch loads them as libraries of operators registered through torch's stable ABI.
 So they need no Python headers, and one binary serves Python 3.10 and later with torch 2.11 and later.
@@ -59,7 +59,7 @@ def main() -> None:
         problem = why_no_extension()
         with_cpu = problem is None
         if with_cpu and choice != "cpu":
-            problem = why_no_cuda()
+            problem = why_no_cuda() or (why_not_of_itself() if choice == "auto" else None)
             with_cuda = problem is None
         if problem is not None and choice != "auto":
             sys.exit(f"mgrpo: MGRPO_BUILD={choice} cannot be honoured: {problem}")
@@ -100,6 +100,18 @@ def why_no_cuda() -> str | None:
     if nvcc.find() is None:
         return "there is no nvcc (put it on the PATH, or name its toolkit by CUDA_HOME)"
     return None
+
+
+def why_not_of_itself() -> str | None:
+    """Why ``auto`` leaves out CUDA kernels that could be built: minutes of work for what nothing here can run."""
+    import torch
+
+    if torch.cuda.is_available() or os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return None
+    return (
+        "no GPU is at hand (to build them for another machine: MGRPO_BUILD=cuda, or name its architecture by "
+        "TORCH_CUDA_ARCH_LIST)"
+    )
 
 
 def why_no_extension() -> str | None:
