@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 
 from mgrpo.eval.cells import Cell
-from mgrpo.eval.metrics import METRICS
 from mgrpo.report.row_figure import RowPanel, draw_rows
 
 from .results import AblationResults
@@ -18,18 +17,19 @@ _NONE = Cell(math.nan, math.nan)
 def write_figure(results: AblationResults, path: Path) -> Path | None:
     """Draw the paired differences of every row in all measures of the last table (the usual definitions where there are
     two) and write a PNG; None where no row has a finished reference."""
-    columns = list(ABLATIONS[results.ablation].tables.values())[-1]
+    ablation = ABLATIONS[results.ablation]
+    family, columns = list(ablation.tables.items())[-1]
     differences = {name: cells for name in results.rows if (cells := results.difference(name, columns))}
     if not differences:
         return None
     panels = []
-    for column in columns:
-        info = METRICS[column]
-        cells = [found.get(column, _NONE) for found in differences.values()]
+    for info in ablation.measures(family):
+        unit = {"": "", "%": ", percentage points"}.get(info.unit, f", {info.unit}")
+        cells = [found.get(info.name, _NONE) for found in differences.values()]
         panels.append(
             RowPanel(
                 title=info.label,
-                unit=f"difference{f', {info.unit}' if info.unit else ''}",
+                unit=f"difference{unit}",
                 labels=[results.label(name) for name in differences],
                 means=[info.scale * cell.mean for cell in cells],
                 lows=[info.scale * cell.interval_low for cell in cells],

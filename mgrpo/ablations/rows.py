@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal
 
 from mgrpo.errors import InputError
+from mgrpo.eval.metrics import METRICS, MetricInfo
 from mgrpo.train.grpo_config import GRPO_PRESETS
 
 from .options import (
@@ -70,9 +71,16 @@ class Ablation:
     """From its configuration."""
     tables: Mapping[str, tuple[str, ...]]
     """Columns of each of its tables, by the family of definitions."""
+    better: Mapping[str, Literal["lower", "higher"]] = field(default_factory=dict)
+    """Direction that counts as an improvement of measures that have none elsewhere."""
     diversity: bool = False
     """Whether the diversity of the prior's groups is measured under each row's noise; it takes the place of the
     evaluation's."""
+
+    def measures(self, family: str) -> tuple[MetricInfo, ...]:
+        """Columns of the table of a family, with the directions that are good here."""
+        infos = (METRICS[name] for name in self.tables[family])
+        return tuple(replace(info, better=self.better.get(info.name, info.better)) for info in infos)
 
 
 def _table2(config: Table2Config) -> tuple[Row, ...]:
@@ -196,7 +204,11 @@ ABLATIONS: dict[str, Ablation] = {
             diversity=True,
         ),
         Ablation(
-            "table4", "Table 4: negatives of the perceptual model", _table4, {"paper": ("accuracy", "wrong_count")}
+            "table4",
+            "Table 4: negatives of the perceptual model",
+            _table4,
+            {"paper": ("accuracy", "wrong_count")},
+            better={"accuracy": "higher", "wrong_count": "lower"},  # here they judge the judge, not the motion
         ),
         Ablation("table5", "Table 5: post-training methods", _table5, _SEVEN),
         Ablation("sampler", "Transition kernels and their noise", _sampler, _SEVEN),

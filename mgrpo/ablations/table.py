@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 
 from mgrpo.eval.cells import Cell, csv_text, latex_text, markdown_text, plain_number
-from mgrpo.eval.metrics import METRICS
 from mgrpo.eval.published import Dataset
 from mgrpo.eval.published_ablations import PUBLISHED_ABLATIONS
 from mgrpo.eval.tables import ResultTable, Row, print_table, to_csv, to_latex, to_markdown
@@ -52,9 +51,9 @@ def _table(results: AblationResults, family: str, published: tuple[Dataset, ...]
             rows.append(Row(label, "difference", cells))
     kind = {"paper": "definitions as published", "standard": "usual definitions"}[family]
     title = ablation.title if len(ablation.tables) == 1 else f"{ablation.title} ({kind})"
-    if family == "paper" and any(METRICS[name].label.endswith("*") for name in columns):
+    if family == "paper" and any(info.label.endswith("*") for info in ablation.measures(family)):
         notes.append("* as published for EgoAllo and MotionGRPO; not the usual definition.")
-    return ResultTable(title, tuple(METRICS[name] for name in columns), tuple(rows), tuple(notes))
+    return ResultTable(title, ablation.measures(family), tuple(rows), tuple(notes))
 
 
 _BUDGET_HEADINGS = {

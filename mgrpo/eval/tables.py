@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,7 +72,7 @@ class ResultTable:
     def best(self, column: str) -> int | None:
         """Index of the ``model`` row with the best mean in a column; None with fewer than two models or no better
         direction."""
-        info = METRICS[column]
+        info = next((one for one in self.columns if one.name == column), METRICS[column])
         models = [
             (row.cells[column].mean, index)
             for index, row in enumerate(self.rows)
@@ -200,11 +200,13 @@ def to_rich(
     title: bool = True,
     notes: bool = True,
     tight: bool = False,
+    measures_across: bool = False,
     ascii_only: bool = False,
 ) -> Table:
-    """The table for :class:`rich.console.Console`: best model bold, significant differences coloured, measures down,
-    models across; of ``rows`` only those given by index. ``tight``: as narrow as numbers and words allow.
-    ``ascii_only``: spelled for a terminal that has no other characters, so that columns stay aligned there.
+    """The table for :class:`rich.console.Console`: best model bold, significant differences coloured, measures down and
+    models across (``measures_across``: the other way round); of ``rows`` only those given by index. ``tight``: as
+    narrow as numbers and words allow. ``ascii_only``: spelled for a terminal that has no other characters, so that
+    columns stay aligned there.
 
     A difference is coloured green or red where its interval leaves out zero (without an interval: where it is more than
     two standard errors from zero).
@@ -218,31 +220,37 @@ def to_rich(
     )
     chosen = range(len(table.rows)) if rows is None else rows
     spell = plain if ascii_only else str
-    labels = [spell(info.heading + {"lower": " ↓", "higher": " ↑", "none": ""}[info.better]) for info in table.columns]
-    shown.add_column("", no_wrap=not tight, min_width=_longest_word(*labels))
-    for row in (table.rows[index] for index in chosen):
+    arrows = {"lower": " ↓", "higher": " ↑", "none": ""}
+    headings = [spell(info.heading + arrows[info.better]) for info in table.columns]
+    names = [table.rows[index].name for index in chosen]
+    styles = ["dim" if table.rows[index].kind in ("truth", "mean", "published") else "" for index in chosen]
+    lines = [[_terminal_cell(table, index, info, spell) for info in table.columns] for index in chosen]
+    if measures_across:
+        shown.add_column("")
+        for heading in headings:
+            shown.add_column(heading, justify="right")
+        for name, style, line in zip(names, styles, lines):
+            shown.add_row(name, *line, style=style)
+        return shown
+    shown.add_column("", no_wrap=not tight, min_width=_longest_word(*headings))
+    for name, style, line in zip(names, styles, lines):
         # left to itself, rich breaks and cuts numbers where the terminal is narrow
-        cells = [
-            spell(format_cell(row.cells.get(info.name), info, signed=row.kind == "difference"))
-            for info in table.columns
-        ]
-        width = max([_longest_word(row.name), *map(len, cells)])
-        style = "dim" if row.kind in ("truth", "mean", "published") else ""
-        shown.add_column(row.name, justify="right", style=style, min_width=width, width=width if tight else None)
-    for info, label in zip(table.columns, labels):
-        best = table.best(info.name)
-        line = [Text(label)]
-        for index in chosen:
-            row = table.rows[index]
-            cell = row.cells.get(info.name)
-            text = Text(spell(format_cell(cell, info, signed=row.kind == "difference")))
-            if index == best:
-                text.stylize("bold")
-            if row.kind == "difference" and (style := difference_style(cell, info)):
-                text.stylize(style)
-            line.append(text)
-        shown.add_row(*line)
+        width = max([_longest_word(name), *(len(text.plain) for text in line)])
+        shown.add_column(name, justify="right", style=style, min_width=width, width=width if tight else None)
+    for number, heading in enumerate(headings):
+        shown.add_row(Text(heading), *(line[number] for line in lines))
     return shown
+
+
+def _terminal_cell(table: ResultTable, index: int, info: MetricInfo, spell: Callable[[str], str]) -> Text:
+    row = table.rows[index]
+    cell = row.cells.get(info.name)
+    text = Text(spell(format_cell(cell, info, signed=row.kind == "difference")))
+    if index == table.best(info.name):
+        text.stylize("bold")
+    if row.kind == "difference" and (style := difference_style(cell, info)):
+        text.stylize(style)
+    return text
 
 
 def _longest_word(*texts: str) -> int:
@@ -257,8 +265,9 @@ def difference_style(cell: Cell | None, info: MetricInfo) -> str:
 
 
 def print_table(table: ResultTable, console: Console | None = None) -> None:
-    """Print to the terminal (standard output unless a console is given); where it is too narrow for all columns, tables
-    of some of them below each other, so that no number is cut.
+    """Print to the terminal (standard output unless a console is given): models across, or down where there are more of
+    them than measures and the measures fit; where it is too narrow for all columns, tables of some of them below each
+    other, so that no number is cut.
 
     Where nobody watches (no standard stream is a terminal, ``COLUMNS`` isn't set), the table takes the width it needs.
     """
@@ -266,17 +275,28 @@ def print_table(table: ResultTable, console: Console | None = None) -> None:
         console = Console()
         if "COLUMNS" not in os.environ and not any(map(os.isatty, (0, 1, 2))):
             console.width = max(console.width, _width(table, console))
+    ascii_only = console.options.ascii_only
+    if len(table.rows) > len(table.columns):
+        bare = to_rich(table, title=False, notes=False, measures_across=True, ascii_only=ascii_only)
+        if _measured(bare, console) <= console.width:
+            console.print(to_rich(table, measures_across=True, ascii_only=ascii_only))
+            return
     parts = _parts_that_fit(table, console)
     for number, part in enumerate(parts):
         first, last = number == 0, number == len(parts) - 1
         tight = _width(table, console, part) > console.width
-        console.print(to_rich(table, part, title=first, notes=last, tight=tight, ascii_only=console.options.ascii_only))
+        console.print(to_rich(table, part, title=first, notes=last, tight=tight, ascii_only=ascii_only))
 
 
 def _width(table: ResultTable, console: Console, rows: Sequence[int] | None = None, *, tight: bool = False) -> int:
-    """Width of a table of some rows, measured with room to spare: a measurement never exceeds the width that it is
-    given."""
-    shown = to_rich(table, rows, title=False, notes=False, tight=tight, ascii_only=console.options.ascii_only)
+    """Width of a table of some rows, models across."""
+    return _measured(
+        to_rich(table, rows, title=False, notes=False, tight=tight, ascii_only=console.options.ascii_only), console
+    )
+
+
+def _measured(shown: Table, console: Console) -> int:
+    """Width with room to spare: a measurement never exceeds the width that it is given."""
     return Measurement.get(console, console.options.update(max_width=10_000), shown).maximum
 
 

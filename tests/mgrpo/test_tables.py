@@ -133,6 +133,35 @@ def test_narrow_terminals_cut_no_number(results: list[EvaluationResult], width: 
     assert width == 45 or text.count(f"│ {METRICS['jitter_m_s3'].heading} ↓ ") == parts
 
 
+def test_more_models_than_measures_stand_below_each_other(results: list[EvaluationResult]) -> None:
+    whole = tables.result_table(results, title="A title")
+    table = replace(whole, columns=whole.columns[:2])
+    lines = printed(table, 100).splitlines()
+    assert len([line for line in lines if line.startswith("│")]) == len(table.rows) > 2
+    heading = next(line for line in lines if line.startswith("┃"))
+    assert all(info.heading in heading for info in table.columns)
+    for row in table.rows:
+        line = next(line for line in lines if line.startswith(f"│ {row.name} "))
+        for info in table.columns:
+            cell = tables.format_cell(row.cells.get(info.name), info, signed=row.kind == "difference")
+            assert f" {cell} │" in line
+    assert lines[0].startswith("A title") and "± is the" in "".join(lines)
+    # where they don't fit, models stand side by side, in parts
+    narrow = printed(table, 45)
+    assert narrow.count("┏") > 1 and max(map(len, narrow.splitlines())) <= 45
+
+
+def test_a_table_may_judge_a_measure_that_elsewhere_has_no_direction(results: list[EvaluationResult]) -> None:
+    table = tables.result_table(results, family="all")
+    judged = replace(
+        table,
+        columns=tuple(replace(i, better="higher" if i.name == "accuracy" else i.better) for i in table.columns),
+    )
+    models = [i for i, row in enumerate(judged.rows) if row.kind == "model"]
+    highest = max(models, key=lambda i: judged.rows[i].cells["accuracy"].mean)
+    assert judged.best("accuracy") == highest and table.best("accuracy") is None
+
+
 def test_columns_stay_aligned_without_unicode(results: list[EvaluationResult]) -> None:
     table = tables.result_table(results, notes=[])
     console = Console(width=200, file=(file := io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="replace")))
