@@ -12,6 +12,10 @@
 #include <mutex>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace mgrpo {
 
 class ResultMemory {
@@ -40,9 +44,8 @@ class ResultMemory {
         }
       }
     }
-    void* memory = nullptr;
-    if (posix_memalign(&memory, sizeof(Head), sizeof(Head) + static_cast<size_t>(size)) != 0) return nullptr;
-    Head* const head = static_cast<Head*>(memory);
+    Head* const head = allocate(sizeof(Head) + static_cast<size_t>(size));
+    if (head == nullptr) return nullptr;
     head->size = size;
     return head + 1;
   }
@@ -76,6 +79,20 @@ class ResultMemory {
     const char* wanted = std::getenv("MGRPO_RESULT_MEMORY_MB");
     const long long megabytes = wanted == nullptr ? 256 : std::atoll(wanted);
     limit_ = megabytes <= 0 ? 0 : static_cast<int64_t>(megabytes) << 20;
+  }
+
+  // Where the system only gives huge pages to who asks for them (transparent_hugepage = madvise, the usual setting), blocks
+  // that hold some ask: with pages of 4 kB, looking up where they lie takes a tenth of a pass over memory. What does not
+  // fill a huge page stays in small ones, so that no more memory is held than was asked for.
+  static Head* allocate(size_t bytes) {
+    constexpr size_t kHugePage = size_t{2} << 20;
+    const size_t huge = bytes / kHugePage * kHugePage;
+    void* memory = nullptr;
+    if (posix_memalign(&memory, huge > 0 ? kHugePage : alignof(Head), bytes) != 0) return nullptr;
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (huge > 0) madvise(memory, huge, MADV_HUGEPAGE);  // advice: where it is not taken nothing else changes
+#endif
+    return static_cast<Head*>(memory);
   }
 
   // Up to an eighth more than asked for, so that batches of nearly the same size use the same blocks.
