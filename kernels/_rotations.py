@@ -12,8 +12,8 @@ _TINY_SQUARED_SINE = {torch.float32: 1e-5, torch.float64: 1e-10}
 def geodesic_angle(a: Tensor, b: Tensor) -> Tensor:
     """Angle in radians (...) of the rotation between (..., 3, 3) rotation matrices.
 
-    By the arc tangent of sine and cosine: the arc cosine of the trace would lose half of the digits near zero. NaN where
-    an entry is infinite, of which the arc tangent alone would make an angle.
+    By the arc tangent of sine and cosine: the arc cosine of the trace would lose half of the digits near zero. NaN
+    where an entry is infinite, of which the arc tangent alone would make an angle.
     """
     relative = a.transpose(-1, -2) @ b
     axial = torch.stack(

@@ -21,6 +21,7 @@ namespace mgrpo {
 class ResultMemory {
  public:
   static constexpr int64_t kLeast = int64_t{1} << 20;  // bytes; smaller results come from torch
+  static constexpr int64_t kMost = int64_t{1} << 47;   // bytes; more than a process can address
 
   // One for the process, never destroyed: tensors may outlive everything else.
   static ResultMemory& shared() {
@@ -30,6 +31,7 @@ class ResultMemory {
 
   // Uninitialised, aligned to 64 bytes; null where there is none left.
   void* take(int64_t bytes) {
+    if (bytes > kMost) return nullptr;
     const int64_t size = rounded(bytes);
     {
       // Waiting could last forever in a process that was forked while another thread was here.
@@ -114,17 +116,17 @@ inline torch::stable::Tensor new_result(const torch::stable::Tensor& like, const
   const bool half = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
   const int64_t number = dtype == ScalarType::Float ? 4 : dtype == ScalarType::Double ? 8 : half ? 2 : 0;
   int64_t bytes = number;
-  for (const int64_t size : shape) bytes *= size;
-  if (like.is_cpu() && bytes >= ResultMemory::kLeast) {
-    if (void* data = ResultMemory::shared().take(bytes)) {
-      std::vector<int64_t> strides(shape.size());
-      int64_t stride = 1;
-      for (size_t axis = shape.size(); axis-- > 0; stride *= shape[axis]) strides[axis] = stride;
-      void (*const give_back)(void*) = [](void* given) { ResultMemory::shared().give_back(given); };
-      return torch::stable::from_blob(data, shape, strides, like.device(), dtype, give_back);
-    }
-  }
-  return torch::stable::new_empty(like, shape, dtype);
+  bool fits = true;  // an expanded input has as many numbers as it likes, and its result must hold them
+  for (const int64_t size : shape) fits &= !__builtin_mul_overflow(bytes, size, &bytes);
+  STD_TORCH_CHECK(fits, "the result has more numbers than memory can hold");
+  if (!like.is_cpu() || bytes < ResultMemory::kLeast) return torch::stable::new_empty(like, shape, dtype);
+  void* const data = ResultMemory::shared().take(bytes);
+  STD_TORCH_CHECK(data != nullptr, "there is not enough memory for a result of ", bytes, " bytes");
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t axis = shape.size(); axis-- > 0; stride *= shape[axis]) strides[axis] = stride;
+  void (*const give_back)(void*) = [](void* given) { ResultMemory::shared().give_back(given); };
+  return torch::stable::from_blob(data, shape, strides, like.device(), dtype, give_back);
 }
 
 inline torch::stable::Tensor new_result(const torch::stable::Tensor& like, const std::vector<int64_t>& shape) {

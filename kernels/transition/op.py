@@ -174,8 +174,8 @@ define_op(
 
 
 def keeps_residual(x_prev: Tensor, x_t: Tensor, x0_pred: Tensor) -> bool:
-    """Whether ``sde_log_prob`` should keep what its gradient needs: where there will be one, and where the states are as
-    wide as what would be kept. Of half-precision states the three are read again in fewer bytes."""
+    """Whether ``sde_log_prob`` should keep what its gradient needs: where there will be one, and where the states are
+    as wide as what would be kept. Of half-precision states the three are read again in fewer bytes."""
     states = (x_prev, x_t, x0_pred)
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in states)
     return wanted and x_t.dtype == x_prev.dtype == x0_pred.dtype == reference.compute_dtype(*states)
@@ -183,7 +183,9 @@ def keeps_residual(x_prev: Tensor, x_t: Tensor, x0_pred: Tensor) -> bool:
 
 def _log_prob_fake(x_prev: Tensor, x_t: Tensor, x0_pred: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     dtype, keep = reference.compute_dtype(x_prev, x_t, x0_pred), rest[-2]
-    return x_prev.new_empty((x_prev.shape[0],), dtype=dtype), x_prev.new_empty(x_prev.shape if keep else (0,), dtype=dtype)
+    return x_prev.new_empty((x_prev.shape[0],), dtype=dtype), x_prev.new_empty(
+        x_prev.shape if keep else (0,), dtype=dtype
+    )
 
 
 def _log_prob_backward_fake(

@@ -107,6 +107,19 @@ print(before, during, resident())
         assert during - before > size >> 1 and during - after > size >> 1, (before, during, after)
 
 
+TOO_LARGE = "there is not enough memory for a result of|the result has more numbers than memory can hold"
+
+
+@pytest.mark.parametrize("rows", [1 << 50, 1 << 57])
+def test_results_that_no_memory_holds(rows: int) -> None:
+    """An expanded input takes no memory and its result does: its bytes may even be more than a number holds."""
+    with pytest.raises(RuntimeError, match=TOO_LARGE):
+        project_so3(torch.eye(3).expand(rows, 3, 3), backend="cpp")
+    state = torch.zeros(1, 7, 6).expand(rows, 7, 6)
+    with pytest.raises(RuntimeError, match=TOO_LARGE):
+        sde_step(state, state, 1.0, 1.0, 0.0, None, backend="cpp")
+
+
 @pytest.mark.skipif(
     not HUGE_PAGES.is_file() or "[never]" in HUGE_PAGES.read_text(), reason="this system has no huge pages"
 )
