@@ -12,7 +12,8 @@ _TINY_SQUARED_SINE = {torch.float32: 1e-5, torch.float64: 1e-10}
 def geodesic_angle(a: Tensor, b: Tensor) -> Tensor:
     """Angle in radians (...) of the rotation between (..., 3, 3) rotation matrices.
 
-    By the arc tangent of sine and cosine: the arc cosine of the trace would lose half of the digits near zero.
+    By the arc tangent of sine and cosine: the arc cosine of the trace would lose half of the digits near zero. NaN
+    where an entry is infinite, of which the arc tangent alone would make an angle.
     """
     relative = a.transpose(-1, -2) @ b
     axial = torch.stack(
@@ -23,7 +24,8 @@ def geodesic_angle(a: Tensor, b: Tensor) -> Tensor:
         ),
         dim=-1,
     )
-    return torch.atan2(axial.norm(dim=-1), relative.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)
+    cosine = relative.diagonal(dim1=-2, dim2=-1).sum(-1) - 1
+    return torch.atan2(axial.norm(dim=-1), cosine) + 0.0 * relative.detach().sum((-2, -1))
 
 
 def unit_quaternion(rotmats: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ def geodesic_angle(rotmat_a: Tensor, rotmat_b: Tensor) -> Tensor:
     also near 0 and π.
 
     The arc cosine of the trace loses half of the digits near zero; this uses ``atan2`` of the sine (from the
-    antisymmetric part) and cosine.
+    antisymmetric part) and cosine. NaN where an entry is not finite: of an infinite one ``atan2`` would make an angle.
     """
     relative = rotmat_a.transpose(-1, -2) @ rotmat_b
     axial = torch.stack(
@@ -160,7 +160,7 @@ def geodesic_angle(rotmat_a: Tensor, rotmat_b: Tensor) -> Tensor:
         dim=-1,
     )
     trace = relative.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return torch.atan2(axial.norm(dim=-1), trace - 1)
+    return torch.atan2(axial.norm(dim=-1), trace - 1) + 0.0 * relative.detach().sum((-2, -1))
 
 
 def yaw_rotation(angle: Tensor) -> Tensor:

@@ -578,7 +578,7 @@ SMALL = {
         "cpu", None, "projected_sde_step", "t", sde.projected_step, 2, ("x_t", "x0_pred", "noise"), moved=5
     ),
     "sde_log_prob_backward": lambda: sde.workload(
-        "cpu", None, "sde_log_prob", "t", sde.log_prob, 2, ("x_prev", "x_t", "x0_pred"), moved=7, gradient="log_prob"
+        "cpu", None, "sde_log_prob", "t", sde.log_prob, 2, ("x_prev", "x_t", "x0_pred"), moved=6, gradient="log_prob"
     ),
     "sde_log_ratio_backward": lambda: sde.workload(
         "cpu", None, "sde_log_ratio", "t", sde.log_ratio, 2, ("x0_pred", "x0_old", "noise"), moved=7,

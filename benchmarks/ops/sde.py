@@ -165,7 +165,7 @@ def workloads(device: str, backends: Sequence[str] | None) -> list[Workload]:
         make("sde_log_prob", "Log-prob", log_prob, large, ("x_prev", "x_t", "x0_pred"), moved=3),
         make(
             "sde_log_prob", "Log-prob, forward + backward", log_prob, large, ("x_prev", "x_t", "x0_pred"),
-            moved=7, gradient="log_prob",
+            moved=6, gradient="log_prob",
         ),
         make(
             "sde_log_ratio", "Log-ratio, forward + backward", log_ratio, large, ("x0_pred", "x0_old", "noise"),

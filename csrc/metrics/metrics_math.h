@@ -12,12 +12,14 @@
 
 namespace MGRPO_NAMESPACE {
 
-// A cloud seen from its first point, so that one far from the origin loses no digits.
+// A cloud seen from its first point and in units of its size, so that one far from the origin loses no digits, and the
+// squares of a huge or tiny one neither overflow nor vanish.
 template <class T>
 struct Centre {
-  Vec3<T> anchor, mean;  // the mean is seen from the anchor
+  Vec3<T> anchor, mean;  // the mean is seen from the anchor, in units of the size
   T extent;              // largest coordinate difference from the anchor
-  MGRPO_HD Vec3<T> of(Vec3<T> point) const { return (point - anchor) - mean; }
+  T size, inverse;       // the extent, held above the smallest normal number, or 1 where it is zero; 1 over it
+  MGRPO_HD Vec3<T> of(Vec3<T> point) const { return inverse * (point - anchor) - mean; }
   // All points are one, to rounding.
   MGRPO_HD typename Number<T>::Condition one_point() const {
     const T size = max(abs(anchor.x), max(abs(anchor.y), abs(anchor.z)));
@@ -35,7 +37,10 @@ MGRPO_HD Centre<T> centre_of(const T* points, int count) {
     sum = sum + d;
     c.extent = max(c.extent, max(abs(d.x), max(abs(d.y), abs(d.z))));
   }
-  c.mean = T(typename Number<T>::Element(1) / static_cast<typename Number<T>::Element>(count)) * sum;
+  using Element = typename Number<T>::Element;
+  c.size = select(c.extent == T(0), T(1), max(T(Precision<Element>::kSmallestNormal), c.extent));
+  c.inverse = T(1) / c.size;
+  c.mean = T(Element(1) / static_cast<Element>(count)) * (c.inverse * sum);
   return c;
 }
 
@@ -63,14 +68,14 @@ MGRPO_HD AlignedDistances<T> aligned_distances(const T* x, const T* y, int count
   const Mat3<T> R = nearest_rotation(select(counted, product, identity), true);
   const T covariance = inner(R, product);
   const Mat3<T> onto_y = select(point_x, identity, R), onto_x = select(point_y, identity, R);
-  const T scale_y = select(point_x, T(1), with_scale ? covariance / spread_x : T(1));
-  const T scale_x = select(point_y, T(1), covariance / spread_y);
-  const Vec3<T> shift = (cx.anchor - cy.anchor) + (cx.mean - cy.mean);
+  const T scale_y = with_scale ? select(point_x, cx.size, covariance / spread_x * cy.size) : cx.size;
+  const T scale_x = select(point_y, cy.size, covariance / spread_y * cx.size);
+  const Vec3<T> shift = (cx.anchor - cy.anchor) + (cx.size * cx.mean - cy.size * cy.mean);
   AlignedDistances<T> sum = {T(0), T(0)};
   for (int i = 0; i < count; ++i) {
     const Vec3<T> a = cx.of(load_vec3(x + 3 * i)), b = cy.of(load_vec3(y + 3 * i));
-    sum.standard += length(scale_y * (onto_y * a) - b);
-    sum.egoallo += length(scale_x * transposed_times(onto_x, b) - b + shift);
+    sum.standard += length(scale_y * (onto_y * a) - cy.size * b);
+    sum.egoallo += length(scale_x * transposed_times(onto_x, b) - cy.size * b + shift);
   }
   return sum;
 }

@@ -20,12 +20,16 @@
 namespace mgrpo {
 namespace {
 
-Tensor sde_log_prob_cpu(const Tensor& x_prev, const Tensor& x_t, const Tensor& x0_pred, double A, double B, double s,
-                        const OptionalTensor& A_rows, const OptionalTensor& B_rows, const OptionalTensor& s_rows,
-                        const OptionalTensor& mask, const OptionalTensor& channel_weights, bool mean) {
+std::tuple<Tensor, Tensor> sde_log_prob_cpu(
+    const Tensor& x_prev, const Tensor& x_t, const Tensor& x0_pred, double A, double B, double s,
+    const OptionalTensor& A_rows, const OptionalTensor& B_rows, const OptionalTensor& s_rows, const OptionalTensor& mask,
+    const OptionalTensor& channel_weights, bool mean, bool keep) {
   TransitionArguments arguments(x_prev);
-  const LogProbJob job =
+  LogProbJob job =
       log_prob_job(arguments, x_prev, x_t, x0_pred, A, B, s, A_rows, B_rows, s_rows, mask, channel_weights, mean);
+  Tensor kept = new_kept(arguments, x_prev, keep);
+  if (keep) job.kept = new_output(kept);
+  job.past_caches = keep && is_large(job.batch.rows * job.batch.row_size());
   Tensor log_prob = torch::stable::new_empty(x_prev, {job.batch.rows}, compute_dtype(arguments.is_double));
   const Tasks tasks(job.batch);
   std::vector<double> parts(static_cast<size_t>(tasks.count));
@@ -42,7 +46,7 @@ Tensor sde_log_prob_cpu(const Tensor& x_prev, const Tensor& x_t, const Tensor& x
       values[row] =
           static_cast<T>(LogProbRow(job.s.at(row)).value(row_sum(parts, tasks, row), totals[row], job.batch.mean));
   });
-  return log_prob;
+  return {log_prob, kept};
 }
 
 // Incoming gradients (N,) in the compute type.
@@ -59,13 +63,14 @@ std::vector<double> incoming(const Tensor& grad, const Weighting& batch) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> sde_log_prob_backward_cpu(
-    const Tensor& grad, const Tensor& x_prev, const Tensor& x_t, const Tensor& x0_pred, double A, double B, double s,
-    const OptionalTensor& A_rows, const OptionalTensor& B_rows, const OptionalTensor& s_rows, const OptionalTensor& mask,
-    const OptionalTensor& channel_weights, bool mean, bool needs_x_prev, bool needs_x_t, bool needs_x0_pred) {
-  TransitionArguments arguments(x_prev);
+    const Tensor& grad, const Tensor& x_prev_or_kept, const OptionalTensor& x_t, const OptionalTensor& x0_pred, double A,
+    double B, double s, const OptionalTensor& A_rows, const OptionalTensor& B_rows, const OptionalTensor& s_rows,
+    const OptionalTensor& mask, const OptionalTensor& channel_weights, bool mean, bool needs_x_prev, bool needs_x_t,
+    bool needs_x0_pred) {
+  TransitionArguments arguments(x_prev_or_kept);
   LogProbGradientJob job{};
-  job.forward =
-      log_prob_job(arguments, x_prev, x_t, x0_pred, A, B, s, A_rows, B_rows, s_rows, mask, channel_weights, mean);
+  job.forward = log_prob_job(
+      arguments, x_prev_or_kept, x_t, x0_pred, A, B, s, A_rows, B_rows, s_rows, mask, channel_weights, mean);
   const Weighting& batch = job.forward.batch;
   std::vector<double> slopes = incoming(grad, batch);
   const std::vector<double> totals = row_weights(batch);
@@ -73,8 +78,9 @@ std::tuple<Tensor, Tensor, Tensor> sde_log_prob_backward_cpu(
     slopes[row] = LogProbRow(job.forward.s.at(row)).slope(slopes[row], totals[row], batch.mean);
   job.slopes = slopes.data();
   job.past_caches = is_large(batch.rows * batch.row_size());
-  Tensor grad_x_prev = new_gradient(x_prev, needs_x_prev), grad_x_t = new_gradient(x_t, needs_x_t),
-         grad_x0_pred = new_gradient(x0_pred, needs_x0_pred);
+  Tensor grad_x_prev = new_gradient(x_prev_or_kept, needs_x_prev),
+         grad_x_t = new_log_prob_gradient(x_t, x_prev_or_kept, needs_x_t),
+         grad_x0_pred = new_log_prob_gradient(x0_pred, x_prev_or_kept, needs_x0_pred);
   if (needs_x_prev) job.grad_x_prev = new_output(grad_x_prev);
   if (needs_x_t) job.grad_x_t = new_output(grad_x_t);
   if (needs_x0_pred) job.grad_x0_pred = new_output(grad_x0_pred);

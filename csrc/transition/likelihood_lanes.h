@@ -9,6 +9,7 @@ namespace MGRPO_NAMESPACE {
 template <class T, bool kWeights>
 struct LogProbBody {
   const T *x_prev, *x_t, *x0_pred, *weights;
+  T* kept;
   Pack<T> A, B, inverse_unit;
   Run<T> run{};
 
@@ -16,6 +17,7 @@ struct LogProbBody {
   MGRPO_HD void operator()(Access access, int64_t i, int pack) {
     const Pack<T> z =
         step_residual(access.load(x_prev + i), access.load(x_t + i), access.load(x0_pred + i), A, B) * inverse_unit;
+    if (kept != nullptr) access.store(kept + i, z);
     run.lanes[pack] += weighted<kWeights>(z * z, weights, i, access);
   }
 };
@@ -30,15 +32,20 @@ struct LogProbPieces {
   T buffers[3][kPiece];
 
   MGRPO_HD void operator()(int64_t offset, int64_t count, bool counted, int64_t channel) {
-    if (!counted) return;
+    const int64_t first = task.row * job.batch.row_size() + offset;
+    if (!counted) {
+      if (job.kept.data != nullptr) write_zeros(job.kept, first, count);
+      return;
+    }
     LogProbBody<T, kWeights> body{read(job.x_prev, task.row, offset, count, buffers[0]),
                                   read(job.x_t, task.row, offset, count, buffers[1]),
                                   read(job.x0_pred, task.row, offset, count, buffers[2]),
                                   weights_from<kWeights>(weights, channel),
+                                  job.kept.data == nullptr ? nullptr : static_cast<T*>(job.kept.data) + first,
                                   A,
                                   B,
                                   inverse_unit};
-    sweep<T>(count, body);
+    sweep_to_results<T, kWeights>(job.past_caches && is_aligned(body.kept), count, body);
     sum.add(body.run);
   }
 };
@@ -53,6 +60,7 @@ double log_prob_pieces(const LogProbJob& job, const Task& task, const T* weights
                                     Pack<T>(static_cast<T>(job.B.at(task.row))),
                                     Pack<T>(static_cast<T>(1.0 / row.unit))};
   for_pieces(job.batch, task, pieces);
+  if (job.past_caches) finish_stores();
   return pieces.sum.sum();
 }
 
@@ -72,8 +80,9 @@ struct LogProbGradientBody {
 
   template <class Access>
   MGRPO_HD void operator()(Access access, int64_t i, int) {
+    const Pack<T> first = access.load(x_prev + i);
     const Pack<T> z =
-        step_residual(access.load(x_prev + i), access.load(x_t + i), access.load(x0_pred + i), A, B) * inverse_unit;
+        x_t == nullptr ? first : step_residual(first, access.load(x_t + i), access.load(x0_pred + i), A, B) * inverse_unit;
 #pragma GCC unroll 3
     for (int k = 0; k < 3; ++k)
       if (out[k] != nullptr) access.store(out[k] + i, weighted<kWeights>(z * slope[k], weights, i, access));
@@ -99,8 +108,8 @@ struct LogProbGradientPieces {
       return;
     }
     LogProbGradientBody<T, kWeights> body{read(job.forward.x_prev, task.row, offset, count, buffers[0]),
-                                          read(job.forward.x_t, task.row, offset, count, buffers[1]),
-                                          read(job.forward.x0_pred, task.row, offset, count, buffers[2]),
+                                          read_if_there(job.forward.x_t, task.row, offset, count, buffers[1]),
+                                          read_if_there(job.forward.x0_pred, task.row, offset, count, buffers[2]),
                                           weights_from<kWeights>(weights, channel),
                                           {},
                                           A,

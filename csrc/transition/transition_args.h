@@ -189,20 +189,32 @@ inline ProjectionGradientJob projection_gradient_job(
   return job;
 }
 
-inline LogProbJob log_prob_job(TransitionArguments& arguments, const Tensor& x_prev, const Tensor& x_t, const Tensor& x0_pred,
-                        double A, double B, double s, const OptionalTensor& A_rows, const OptionalTensor& B_rows,
-                        const OptionalTensor& s_rows, const OptionalTensor& mask, const OptionalTensor& channel_weights,
-                        bool mean) {
+inline LogProbJob log_prob_job(
+    TransitionArguments& arguments, const Tensor& x_prev, const OptionalTensor& x_t, const OptionalTensor& x0_pred,
+    double A, double B, double s, const OptionalTensor& A_rows, const OptionalTensor& B_rows,
+    const OptionalTensor& s_rows, const OptionalTensor& mask, const OptionalTensor& channel_weights, bool mean) {
   LogProbJob job{};
   job.x_prev = arguments.state(x_prev, "x_prev");
-  job.x_t = arguments.state(x_t, "x_t");
-  job.x0_pred = arguments.state(x0_pred, "x0_pred");
+  STD_TORCH_CHECK(x_t.has_value() == x0_pred.has_value(), "x_t and x0_pred must be given together");
+  job.x_t = arguments.optional_state(x_t, "x_t");
+  job.x0_pred = arguments.optional_state(x0_pred, "x0_pred");
   job.A = arguments.scalar(A, A_rows, "A");
   job.B = arguments.scalar(B, B_rows, "B");
   job.s = arguments.scalar(s, s_rows, "s");
   arguments.weighting(mask, channel_weights, mean);
   job.batch = arguments.batch;
   return job;
+}
+
+// What the forward pass keeps for the backward pass: nothing, or one number per element in the type that is computed in.
+inline Tensor new_kept(const TransitionArguments& arguments, const Tensor& like, bool keep) {
+  const ScalarType dtype = compute_dtype(arguments.is_double);
+  return keep ? new_state(like, dtype) : torch::stable::new_empty(like, {0}, dtype);
+}
+
+// A gradient with respect to a state, of which, where it was kept instead, only the kept numbers are there.
+inline Tensor new_log_prob_gradient(const OptionalTensor& state, const Tensor& kept, bool needed) {
+  return new_gradient(state.has_value() ? *state : kept, needed);
 }
 
 inline RatioJob ratio_job(TransitionArguments& arguments, const Tensor& x0_pred, const Tensor& other,
@@ -241,9 +253,11 @@ inline RatioJob ratio_job(TransitionArguments& arguments, const Tensor& x0_pred,
 #define MGRPO_PROJECTED_SDE_STEP_BACKWARD                                                                              \
   "(Tensor? grad_x_prev, Tensor? grad_projected, Tensor x0_pred, Tensor projected, float B, Tensor? B_rows, " \
   MGRPO_MATRICES ") -> Tensor"
-#define MGRPO_SDE_LOG_PROB "(Tensor x_prev, Tensor x_t, Tensor x0_pred, " MGRPO_SCALARS ", " MGRPO_WEIGHTING ") -> Tensor"
-#define MGRPO_SDE_LOG_PROB_BACKWARD                                                                      \
-  "(Tensor grad, Tensor x_prev, Tensor x_t, Tensor x0_pred, " MGRPO_SCALARS ", " MGRPO_WEIGHTING         \
+#define MGRPO_SDE_LOG_PROB                                                                \
+  "(Tensor x_prev, Tensor x_t, Tensor x0_pred, " MGRPO_SCALARS ", " MGRPO_WEIGHTING       \
+  ", bool keep) -> (Tensor, Tensor)"
+#define MGRPO_SDE_LOG_PROB_BACKWARD                                                                       \
+  "(Tensor grad, Tensor x_prev_or_kept, Tensor? x_t, Tensor? x0_pred, " MGRPO_SCALARS ", " MGRPO_WEIGHTING \
   ", bool needs_x_prev, bool needs_x_t, bool needs_x0_pred) -> (Tensor, Tensor, Tensor)"
 #define MGRPO_SDE_LOG_RATIO                                                                         \
   "(Tensor x0_pred, Tensor other, " MGRPO_NOISE ", float gain, Tensor? gain_rows, " MGRPO_WEIGHTING \

@@ -304,11 +304,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) log_prob_kernel
     const Four<T> x_prev = load<T>(job.x_prev, piece.row, at, count), x_t = load<T>(job.x_t, piece.row, at, count);
     const Four<T> x0 = load<T>(job.x0_pred, piece.row, at, count);
     const Four<T> w = load_weights<T>(job.batch, piece.row, at, count);
+    Four<T> z;
     T sum = 0;
     for (int i = 0; i < 4; ++i) {
-      const T z = step_residual(x_prev.v[i], x_t.v[i], x0.v[i], A, B) * inverse_unit;
-      sum += weighted(w.v[i], z * z);
+      z.v[i] = step_residual(x_prev.v[i], x_t.v[i], x0.v[i], A, B) * inverse_unit;
+      sum += weighted(w.v[i], z.v[i] * z.v[i]);
     }
+    if (job.kept.data != nullptr) store(job.kept, piece.row * job.batch.row_size() + at, count, z);
     squares += static_cast<double>(sum);
   });
   squares = sum_of_block(squares);
@@ -326,12 +328,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) log_prob_gradie
     const int64_t first = piece.row * forward.batch.row_size() + at;
     Four<T> z = {};
     if (slope != 0) {
-      const Four<T> x_prev = load<T>(forward.x_prev, piece.row, at, count);
-      const Four<T> x_t = load<T>(forward.x_t, piece.row, at, count), x0 = load<T>(forward.x0_pred, piece.row, at, count);
+      z = load<T>(forward.x_prev, piece.row, at, count);
+      if (forward.x_t.data != nullptr) {
+        const Four<T> x_t = load<T>(forward.x_t, piece.row, at, count);
+        const Four<T> x0 = load<T>(forward.x0_pred, piece.row, at, count);
+        for (int i = 0; i < 4; ++i)
+          z.v[i] = step_residual(z.v[i], x_t.v[i], x0.v[i], static_cast<T>(A), static_cast<T>(B)) * inverse_unit;
+      }
       const Four<T> w = load_weights<T>(forward.batch, piece.row, at, count);
-      for (int i = 0; i < 4; ++i)
-        z.v[i] = weighted(
-            w.v[i], step_residual(x_prev.v[i], x_t.v[i], x0.v[i], static_cast<T>(A), static_cast<T>(B)) * inverse_unit);
+      for (int i = 0; i < 4; ++i) z.v[i] = weighted(w.v[i], z.v[i]);
     }
     const auto store_multiple = [&](const Output& out, double factor) {
       if (out.data == nullptr) return;

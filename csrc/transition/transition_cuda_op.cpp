@@ -82,21 +82,24 @@ Tensor projected_sde_step_backward_cuda(
   return grad;
 }
 
-Tensor sde_log_prob_cuda(const Tensor& x_prev, const Tensor& x_t, const Tensor& x0_pred, double A, double B, double s,
-                         const OptionalTensor& A_rows, const OptionalTensor& B_rows, const OptionalTensor& s_rows,
-                         const OptionalTensor& mask, const OptionalTensor& channel_weights, bool mean) {
+std::tuple<Tensor, Tensor> sde_log_prob_cuda(
+    const Tensor& x_prev, const Tensor& x_t, const Tensor& x0_pred, double A, double B, double s,
+    const OptionalTensor& A_rows, const OptionalTensor& B_rows, const OptionalTensor& s_rows, const OptionalTensor& mask,
+    const OptionalTensor& channel_weights, bool mean, bool keep) {
   const CudaCall call(x_prev);
   TransitionArguments arguments(x_prev);
-  const LogProbJob job =
+  LogProbJob job =
       log_prob_job(arguments, x_prev, x_t, x0_pred, A, B, s, A_rows, B_rows, s_rows, mask, channel_weights, mean);
   Tensor log_prob = torch::stable::new_empty(x_prev, {job.batch.rows}, compute_dtype(arguments.is_double));
-  if (is_empty(job.batch)) return torch::stable::zero_(log_prob);
+  Tensor kept = new_kept(arguments, x_prev, keep);
+  if (is_empty(job.batch)) return {torch::stable::zero_(log_prob), kept};
+  if (keep) job.kept = new_output(kept);
   Tensor parts = new_parts(x_prev, job.batch, 1);
   with_compute_type(arguments.is_double, [&](auto zero) {
     using T = decltype(zero);
     check_launch(launch_log_prob(job, output<double>(parts), output<T>(log_prob), call.stream()));
   });
-  return log_prob;
+  return {log_prob, kept};
 }
 
 // The incoming gradient (N,), which must be of the type that is computed in.
@@ -109,22 +112,24 @@ Tensor incoming(const Tensor& grad, const TransitionArguments& arguments, const 
 }
 
 std::tuple<Tensor, Tensor, Tensor> sde_log_prob_backward_cuda(
-    const Tensor& grad, const Tensor& x_prev, const Tensor& x_t, const Tensor& x0_pred, double A, double B, double s,
-    const OptionalTensor& A_rows, const OptionalTensor& B_rows, const OptionalTensor& s_rows, const OptionalTensor& mask,
-    const OptionalTensor& channel_weights, bool mean, bool needs_x_prev, bool needs_x_t, bool needs_x0_pred) {
-  const CudaCall call(x_prev);
-  TransitionArguments arguments(x_prev);
+    const Tensor& grad, const Tensor& x_prev_or_kept, const OptionalTensor& x_t, const OptionalTensor& x0_pred, double A,
+    double B, double s, const OptionalTensor& A_rows, const OptionalTensor& B_rows, const OptionalTensor& s_rows,
+    const OptionalTensor& mask, const OptionalTensor& channel_weights, bool mean, bool needs_x_prev, bool needs_x_t,
+    bool needs_x0_pred) {
+  const CudaCall call(x_prev_or_kept);
+  TransitionArguments arguments(x_prev_or_kept);
   LogProbGradientJob job{};
-  job.forward =
-      log_prob_job(arguments, x_prev, x_t, x0_pred, A, B, s, A_rows, B_rows, s_rows, mask, channel_weights, mean);
-  const Tensor grads = incoming(grad, arguments, x_prev);
-  Tensor grad_x_prev = new_gradient(x_prev, needs_x_prev), grad_x_t = new_gradient(x_t, needs_x_t),
-         grad_x0_pred = new_gradient(x0_pred, needs_x0_pred);
+  job.forward = log_prob_job(
+      arguments, x_prev_or_kept, x_t, x0_pred, A, B, s, A_rows, B_rows, s_rows, mask, channel_weights, mean);
+  const Tensor grads = incoming(grad, arguments, x_prev_or_kept);
+  Tensor grad_x_prev = new_gradient(x_prev_or_kept, needs_x_prev),
+         grad_x_t = new_log_prob_gradient(x_t, x_prev_or_kept, needs_x_t),
+         grad_x0_pred = new_log_prob_gradient(x0_pred, x_prev_or_kept, needs_x0_pred);
   if (is_empty(job.forward.batch)) return {grad_x_prev, grad_x_t, grad_x0_pred};
   if (needs_x_prev) job.grad_x_prev = new_output(grad_x_prev);
   if (needs_x_t) job.grad_x_t = new_output(grad_x_t);
   if (needs_x0_pred) job.grad_x0_pred = new_output(grad_x0_pred);
-  Tensor slopes = torch::stable::new_empty(x_prev, {job.forward.batch.rows}, ScalarType::Double);
+  Tensor slopes = torch::stable::new_empty(x_prev_or_kept, {job.forward.batch.rows}, ScalarType::Double);
   with_compute_type(arguments.is_double, [&](auto zero) {
     using T = decltype(zero);
     check_launch(launch_log_prob_gradient(

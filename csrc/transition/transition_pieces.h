@@ -141,6 +141,11 @@ MGRPO_HD const T* read(const State& state, int64_t row, int64_t offset, int64_t 
   return buffer;
 }
 
+template <class T>
+MGRPO_HD const T* read_if_there(const State& state, int64_t row, int64_t offset, int64_t count, T* buffer) {
+  return state.data == nullptr ? nullptr : read(state, row, offset, count, buffer);
+}
+
 // Where to put `count` numbers of a result: in their place, or in a buffer that `finish` converts.
 template <class T>
 MGRPO_HD T* write_to(const Output& out, int64_t first, T* buffer) {

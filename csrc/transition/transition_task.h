@@ -39,10 +39,12 @@ struct LogProbJob {
   Weighting batch;
   State x_prev, x_t, x0_pred;
   Scalar A, B, s;
+  Output kept;  // (x_prev - mean) / unit, all that the gradient needs
+  bool past_caches;
 };
 
 struct LogProbGradientJob {
-  LogProbJob forward;
+  LogProbJob forward;    // without x_t and x0_pred, x_prev is what the forward pass kept
   const double* slopes;  // (N,)
   Output grad_x_prev, grad_x_t, grad_x0_pred;
   bool past_caches;

@@ -97,8 +97,8 @@ def motion_metrics(
         :class:`MotionMetrics` in the inputs' dtype. No gradient passes, except on the ``reference`` backend, which is
         plain torch.
 
-    A NaN or infinite coordinate in a real frame spoils its own sequence alone. With ``foot skating`` a NaN height means
-    no contact.
+    A NaN or infinite number in a real frame spoils what it enters, of its own sequence alone: distances become NaN or
+    infinite, angles NaN. In ``fs_egoallo_m``, ``fs_mm_per_contact_frame`` and ``gnd`` a NaN height means no contact.
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device or value. BackendError: ``backend`` cannot serve the

@@ -16,7 +16,7 @@ from .._library import call_op
 from .._noise_key import MAX_COUNT, NoiseKey
 from ..rng import philox_normal
 from . import reference
-from .op import LogRatio
+from .op import LogRatio, keeps_residual
 
 __all__ = [
     "ProjectedStep",
@@ -242,7 +242,7 @@ def sde_log_prob(
     mask, weights = _check_weighting(function, x_t, shape, mask, channel_weights)
     chosen = resolve(function, backend, x_prev, x_t, x0_pred, *_tensors(A, B, s))
     if chosen != "reference":
-        return call_op(
+        log_prob, _ = call_op(
             "sde_log_prob",
             _rows(x_prev, shape),
             _rows(x_t, shape),
@@ -251,8 +251,10 @@ def sde_log_prob(
             mask,
             weights,
             reduction == "mean",
+            keeps_residual(x_prev, x_t, x0_pred),
             chosen,
         )
+        return log_prob
     dtype = reference.compute_dtype(x_prev, x_t, x0_pred)
     states = [_rows(x, shape).to(dtype) for x in (x_prev, x_t, x0_pred)]
     weight = reference.total_weight(shape, mask, weights, x_t)

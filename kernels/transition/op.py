@@ -169,43 +169,64 @@ define_op(
 )
 
 
-def _log_prob_fake(x_prev: Tensor, x_t: Tensor, x0_pred: Tensor, *rest: Any) -> Tensor:
-    return x_prev.new_empty((x_prev.shape[0],), dtype=reference.compute_dtype(x_prev, x_t, x0_pred))
+# The three gradients of the density are multiples of (x_prev - mean) / unit. With `keep` the forward pass writes these
+# numbers, so that the backward pass reads one array in the place of three states.
+
+
+def keeps_residual(x_prev: Tensor, x_t: Tensor, x0_pred: Tensor) -> bool:
+    """Whether ``sde_log_prob`` should keep what its gradient needs: where there will be one, and where the states are
+    as wide as what would be kept. Of half-precision states the three are read again in fewer bytes."""
+    states = (x_prev, x_t, x0_pred)
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in states)
+    return wanted and x_t.dtype == x_prev.dtype == x0_pred.dtype == reference.compute_dtype(*states)
+
+
+def _log_prob_fake(x_prev: Tensor, x_t: Tensor, x0_pred: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    dtype, keep = reference.compute_dtype(x_prev, x_t, x0_pred), rest[-2]
+    return x_prev.new_empty((x_prev.shape[0],), dtype=dtype), x_prev.new_empty(
+        x_prev.shape if keep else (0,), dtype=dtype
+    )
 
 
 def _log_prob_backward_fake(
-    grad: Tensor, x_prev: Tensor, x_t: Tensor, x0_pred: Tensor, *rest: Any
+    grad: Tensor, x_prev_or_kept: Tensor, x_t: Tensor | None, x0_pred: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
-    needs = rest[-4:-1]
-    return tuple(x.new_empty(x.shape if needed else (0,)) for x, needed in zip((x_prev, x_t, x0_pred), needs))
+    states, needs = (x if x is not None else x_prev_or_kept for x in (x_prev_or_kept, x_t, x0_pred)), rest[-4:-1]
+    return tuple(x.new_empty(x.shape if needed else (0,)) for x, needed in zip(states, needs))
 
 
-def _log_prob_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _log_prob_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.numbers = inputs[3:6]
-    ctx.mean, ctx.backend = inputs[11:]
-    ctx.save_for_backward(*inputs[:3], *inputs[6:11])
+    ctx.mean, keep, ctx.backend = inputs[11:]
+    states = (output[1], None, None) if keep else inputs[:3]
+    ctx.save_for_backward(*states, *inputs[6:11])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # of what was kept there is none, and its zeros would be as large as a state
 
 
-def _log_prob_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _log_prob_gradient(ctx: Any, grad: Tensor | None, grad_kept: None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 14
     saved = ctx.saved_tensors
     needs = ctx.needs_input_grad[:3]
     grads = torch.ops.mgrpo.sde_log_prob_backward(
         grad, *saved[:3], *ctx.numbers, *saved[3:], ctx.mean, *needs, ctx.backend
     )
-    return *(g if needed else None for g, needed in zip(grads, needs)), *(None,) * 10
+    return *(g if needed else None for g, needed in zip(grads, needs)), *(None,) * 11
 
 
 define_op(
     "sde_log_prob",
     implementations=_implementations(["sde_log_prob_fwd", "sde_log_prob_bwd"], constant_scalars=True),
     forward=Kernel(
-        f"(Tensor x_prev, Tensor x_t, Tensor x0_pred, {_SCALARS}, {_WEIGHTING}, str backend) -> Tensor",
+        f"(Tensor x_prev, Tensor x_t, Tensor x0_pred, {_SCALARS}, {_WEIGHTING}, bool keep, str backend)"
+        " -> (Tensor, Tensor)",
         fake=_log_prob_fake,
         backends=_backends("sde_log_prob_fwd"),
     ),
     backward=Kernel(
-        f"(Tensor grad, Tensor x_prev, Tensor x_t, Tensor x0_pred, {_SCALARS}, {_WEIGHTING}, bool needs_x_prev, "
-        "bool needs_x_t, bool needs_x0_pred, str backend) -> (Tensor, Tensor, Tensor)",
+        f"(Tensor grad, Tensor x_prev_or_kept, Tensor? x_t, Tensor? x0_pred, {_SCALARS}, {_WEIGHTING}, "
+        "bool needs_x_prev, bool needs_x_t, bool needs_x0_pred, str backend) -> (Tensor, Tensor, Tensor)",
         fake=_log_prob_backward_fake,
         backends=_backends("sde_log_prob_bwd"),
     ),

@@ -146,6 +146,36 @@ def test_a_nan_spoils_what_it_enters_and_nothing_else():
             assert found.fs_egoallo_m[2] == 0
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e200])
+def test_bad_numbers_mean_the_same_in_every_backend(value):
+    """One number or a whole frame of a sequence; frames that do not count hold NaN all the while."""
+    mask = torch.rand(5, 16, generator=torch.Generator().manual_seed(4)) < 0.8
+    mask[2, 5:8] = True
+    tensors = inputs()
+    for tensor in tensors:
+        tensor[~mask] = math.nan
+    clean, others = score(tensors, mask), [0, 1, 3, 4]
+    for position in range(len(tensors)):
+        for whole in (False, True):
+            broken = [t.clone() for t in tensors]
+            broken[position][2, 6].view(-1)[slice(None) if whole else 4] = value
+            found, expected = score(broken, mask), score(broken, mask, backend="reference")
+            assert_same(MotionMetrics(*(x[2] for x in found)), MotionMetrics(*(x[2] for x in expected)), 1e-9, 1e-9)
+            for name, a, b in zip(found._fields, found, clean, strict=True):
+                assert torch.equal(a[others].nan_to_num(), b[others].nan_to_num()), name
+            if not math.isfinite(value) and position >= 2:  # no angle can be made of an infinite matrix
+                names = ("mpjre_geodesic_deg", "mpjre_paper_deg") if position < 4 else ("head_angle_deg",)
+                assert all(getattr(found, name)[2].isnan() for name in names), (position, whole)
+
+
+@pytest.mark.parametrize("size", [1e-150, 1e150])
+def test_the_size_of_bodies_scales_out_of_their_alignment(size):
+    """Squares of such coordinates are 0 or infinite."""
+    tensors = inputs()
+    wanted, found = score(tensors), score([size * tensors[0], tensors[1], *tensors[2:]])
+    torch.testing.assert_close(found.pa_mpjpe_mm, wanted.pa_mpjpe_mm, rtol=1e-9, atol=0)
+
+
 def test_degenerate_bodies():
     """All joints at one place, on a line, or reflected: finite, and the same on every backend where it is unique."""
     tensors = inputs()

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,22 +71,73 @@ def test_several_threads() -> None:
         assert all(pool.map(work, range(1, 9)))
 
 
+HUGE_PAGES, RESIDENT = Path("/sys/kernel/mm/transparent_hugepage/enabled"), Path("/proc/self/statm")
+
+
+def run(program: str, **environment: str) -> list[int]:
+    """What a new process prints. Without the threshold the C library may keep such blocks itself, as it likes."""
+    environment = {**os.environ, **environment, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    return [int(word) for word in said.stdout.split()]
+
+
+@pytest.mark.skipif(not RESIDENT.is_file(), reason="this system does not say what a process holds")
 @pytest.mark.parametrize(("megabytes", "kept"), [("0", False), ("1", False), ("64", True)])
 def test_the_limit(megabytes: str, kept: bool) -> None:
-    """With less than a result's size none is kept: its pages are new ones each time."""
+    """With less than a result's size none is kept: the system has its memory back when it is freed."""
     program = """
-import resource, torch
+import os, torch
 from mgrpo.kernels import sde_step
 x, zero = torch.ones(1, 1 << 22, 1), torch.zeros(1, 1 << 22, 1)
-for _ in range(3):
-    sde_step(x, zero, 2.0, 0.0, 0.0, None, backend="cpp")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    sde_step(x, zero, 2.0, 0.0, 0.0, None, backend="cpp")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+sde_step(x, zero, 2.0, 0.0, 0.0, None, backend="cpp")
+before = resident()
+result = sde_step(x, zero, 2.0, 0.0, 0.0, None, backend="cpp")
+during = resident()
+del result
+print(before, during, resident())
 """
-    # Without this the C library may keep such blocks itself, as it likes.
-    environment = {**os.environ, "MGRPO_RESULT_MEMORY_MB": megabytes, "MALLOC_MMAP_THRESHOLD_": "131072"}
-    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    faults = int(said.stdout)
-    assert faults < 200 if kept else faults > 500, faults
+    before, during, after = run(program, MGRPO_RESULT_MEMORY_MB=megabytes)
+    size = 4 << 22
+    if kept:  # the second result is where the first was
+        assert abs(during - before) < size >> 2 and abs(after - during) < size >> 2, (before, during, after)
+    else:
+        assert during - before > size >> 1 and during - after > size >> 1, (before, during, after)
+
+
+TOO_LARGE = "there is not enough memory for a result of|the result has more numbers than memory can hold"
+
+
+@pytest.mark.parametrize("rows", [1 << 50, 1 << 57])
+def test_results_that_no_memory_holds(rows: int) -> None:
+    """An expanded input takes no memory and its result does: its bytes may even be more than a number holds."""
+    with pytest.raises(RuntimeError, match=TOO_LARGE):
+        project_so3(torch.eye(3).expand(rows, 3, 3), backend="cpp")
+    state = torch.zeros(1, 7, 6).expand(rows, 7, 6)
+    with pytest.raises(RuntimeError, match=TOO_LARGE):
+        sde_step(state, state, 1.0, 1.0, 0.0, None, backend="cpp")
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.is_file() or "[never]" in HUGE_PAGES.read_text(), reason="this system has no huge pages"
+)
+@pytest.mark.parametrize(("numbers", "huge"), [(1 << 18, False), (1 << 22, True)])
+def test_large_results_ask_for_huge_pages(numbers: int, huge: bool) -> None:
+    """Whether the system gives them depends on what it has; that they were asked for it notes with the mapping."""
+    program = f"""
+import re, torch
+from mgrpo.kernels import sde_step
+x = torch.ones(1, {numbers}, 1)
+result = sde_step(x, x, 2.0, 0.0, 0.0, None, backend="cpp")
+place, flags = result.data_ptr(), ""
+with open("/proc/self/smaps") as file:
+    for line in file:
+        if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= place < int(found[2], 16)
+        elif inside and line.startswith("VmFlags"):
+            flags = line.split()
+print(int("hg" in flags), int((result == 2).all()))
+"""
+    assert run(program) == [int(huge), 1]

@@ -865,6 +865,78 @@ def test_a_row_left_out_of_the_loss_gets_zero_gradient_from_log_prob_too(fused):
         assert not grad[2].any() and torch.isfinite(grad).all() and grad[0].any()
 
 
+# ------------------------------------------ what sde_log_prob keeps for its gradient
+
+
+def saved_states(*inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The density, and the arrays of a state's size that its gradient holds on to."""
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        value = sde_log_prob(*inputs, 0.7, 0.4, 0.3)
+    return value, [x for x in kept if x.shape == inputs[0].shape]
+
+
+def test_one_array_is_kept_in_the_place_of_three_states(fused):
+    made = states(3, torch.float32)
+    leaf = made[2].requires_grad_()
+    (kept,) = saved_states(*made)[1]
+    assert kept.data_ptr() not in {x.data_ptr() for x in made} and not kept.requires_grad
+    # Three half-precision states are read again: together they are hardly larger than what would be kept.
+    half = [x.detach().bfloat16() for x in made]
+    half[2].requires_grad_()
+    assert {x.data_ptr() for x in saved_states(*half)[1]} == {x.data_ptr() for x in half}
+    with torch.no_grad():
+        assert not saved_states(*made)[1]
+    numbers = (0.7, 0.4, 0.3, None, None, None, None, None, True)
+    detached = (made[0], made[1], leaf.detach())
+    for keep, shape in ((True, (N, T, D)), (False, (0,))):
+        assert torch.ops.mgrpo.sde_log_prob(*detached, *numbers, keep, fused)[1].shape == shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("weighting", [*WEIGHTINGS, "large"])
+def test_gradients_from_what_was_kept_have_the_same_bits(fused, weighting, dtype):
+    large = weighting == "large"  # enough for results that are stored past the caches
+    if large and fused != "cpp":
+        pytest.skip("only the C++ backend stores past the caches")
+    made = states(3, dtype, (6, 180, 496) if large else (N, T, D))
+    mask, channel_weights = (None, None) if large else (weighting.get("mask"), weighting.get("channel_weights"))
+    if mask is not None:
+        made[1][~mask] = torch.nan
+    if channel_weights is not None:
+        made[0][..., channel_weights == 0] = torch.nan
+    rows = (None, None, None) if large else row_scalars()
+    numbers = (0.7, 0.4, 0.3) if large else (0.0, 0.0, 0.0)
+    found = []
+    for keep in (True, False):
+        leaves = [x.clone().requires_grad_() for x in made]
+        value, _ = torch.ops.mgrpo.sde_log_prob(*leaves, *numbers, *rows, mask, channel_weights, True, keep, fused)
+        found.append((value, *torch.autograd.grad(value.sin().sum(), leaves)))
+    for kept, again in zip(*found, strict=True):
+        assert torch.isfinite(kept).all() and kept.abs().max() > 0 and torch.equal(bits(kept), bits(again))
+
+
+def test_states_may_be_overwritten_and_the_backward_pass_repeated(fused):
+    made = states(3, torch.float32)
+    leaf = made[2].requires_grad_()
+    expected = torch.autograd.grad(sde_log_prob(made[0].clone(), *made[1:], 0.7, 0.4, 0.3).sum(), leaf)[0]
+    value = sde_log_prob(*made, 0.7, 0.4, 0.3).sum()
+    made[0].fill_(torch.nan)  # a rollout's buffer, which the next step may use
+    first = torch.autograd.grad(value, leaf, retain_graph=True)[0]
+    again = torch.autograd.grad(value, leaf)[0]
+    assert torch.equal(first, expected) and torch.equal(again, expected)
+
+
+def test_vmap_over_predictions_of_the_density():
+    x_prev, x_t, x0_pred = states(3)
+    stacked = torch.stack((x0_pred, x0_pred + 0.1, x_t)).requires_grad_()
+    got = torch.func.vmap(lambda x: sde_log_prob(x_prev, x_t, x, 0.7, 0.4, 0.3))(stacked)
+    expected = torch.stack([sde_log_prob(x_prev, x_t, x, 0.7, 0.4, 0.3) for x in stacked])
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
+    found, wanted = (torch.autograd.grad(value.sin().sum(), stacked)[0] for value in (got, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
+
+
 # ------------------------------------------------------------- operators, dispatch
 
 
@@ -885,7 +957,8 @@ def operator_calls(backend: str) -> list[tuple[Callable[..., object], tuple[obje
         (ops.sde_step.default, (x, leaf, f, *no_key, *numbers, *weighting, True, backend)),
         (ops.sde_step.default, (leaf, f, None, *key, 0.0, 0.0, 0.0, *rows, None, None, True, False, backend)),
         (ops.projected_sde_step.default, (wide, matrices, None, *key, *numbers, 2, 1, True, backend)),
-        (ops.sde_log_prob.default, (leaf, x, f, *numbers, *weighting, backend)),
+        (ops.sde_log_prob.default, (leaf, x, f, *numbers, *weighting, True, backend)),
+        (ops.sde_log_prob.default, (leaf, x, f, 0.0, 0.0, 0.0, *rows, None, None, False, False, backend)),
         (ops.sde_log_ratio.default, (leaf, x, f, *no_key, 2.0, None, *weighting, False, backend)),
         (ops.sde_log_ratio.default, (leaf, x, None, *key, 0.0, rows[0], None, None, False, True, backend)),
     ]
