@@ -11,8 +11,8 @@ namespace {
 using Optional = std::optional<Tensor>;
 
 std::tuple<Tensor, Tensor, Tensor> motion_guidance_cpu(
-    Tensor rotmats, Tensor offsets, Tensor head, Tensor contacts, Tensor lengths, Tensor held,
-    Optional wrist_poses, Optional wrist_confidence, Optional hand_rotmats, Optional hand_confidence, Optional uv, Optional uv_confidence,
+    Tensor rotmats, Tensor offsets, Tensor head, Tensor contacts, Tensor lengths, Tensor held, Optional wrist_poses,
+    Optional wrist_confidence, Optional hand_rotmats, Optional hand_confidence, Optional uv, Optional uv_confidence,
     Optional camera, std::vector<int64_t> parents, std::vector<double> weights, bool se3, int64_t iterations,
     std::vector<double> rule) {
   return with_guidance_job(

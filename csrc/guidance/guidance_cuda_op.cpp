@@ -9,11 +9,12 @@ namespace {
 using Optional = std::optional<Tensor>;
 
 std::tuple<Tensor, Tensor, Tensor> motion_guidance_cuda(
-    Tensor rotmats, Tensor offsets, Tensor head, Tensor contacts, Tensor lengths, Tensor held,
-    Optional wrist_poses, Optional wrist_confidence, Optional hand_rotmats, Optional hand_confidence, Optional uv, Optional uv_confidence,
+    Tensor rotmats, Tensor offsets, Tensor head, Tensor contacts, Tensor lengths, Tensor held, Optional wrist_poses,
+    Optional wrist_confidence, Optional hand_rotmats, Optional hand_confidence, Optional uv, Optional uv_confidence,
     Optional camera, std::vector<int64_t> parents, std::vector<double> weights, bool se3, int64_t iterations,
     std::vector<double> rule) {
-  for (const Tensor& tensor : {offsets, head, contacts, lengths, held}) check_same_device(tensor, rotmats, "an argument");
+  for (const Tensor& tensor : {offsets, head, contacts, lengths, held})
+    check_same_device(tensor, rotmats, "an argument");
   for (const Optional& tensor :
        {wrist_poses, wrist_confidence, hand_rotmats, hand_confidence, uv, uv_confidence, camera})
     if (tensor.has_value()) check_same_device(*tensor, rotmats, "a target");

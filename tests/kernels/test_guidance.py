@@ -196,6 +196,17 @@ def test_the_cost_never_rises(backend: str, damping: str) -> None:
     assert (done >= 1).all() and (done <= 12).all()
 
 
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend == "cpp"])
+def test_the_search_ends_by_itself(backend: str) -> None:
+    """Where a step gains too little; in float64, where rounding doesn't decide, as the reference does."""
+    _, (_, costs, done) = run("body", backend, F64, iterations=30)
+    _, (_, wanted, ends) = run("body", "reference", F64, iterations=30)
+    assert torch.equal(done, ends) and (done < 30).any() and (done > 3).any()
+    for row, end in enumerate(done.tolist()):
+        assert (costs[row, end:] == costs[row, end]).all()
+    torch.testing.assert_close(costs, wanted, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_reported_cost_is_that_of_the_result(backend: str) -> None:
     inputs, (rotmats, costs, _) = run("everything", backend, served(backend, F64), iterations=4)
