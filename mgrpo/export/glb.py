@@ -87,7 +87,7 @@ def _content(motion: PosedMotion) -> Iterator[bytes]:
         ],
         "animations": [_animation(buffer, motion)],
     }
-    yield from buffer.glb(document)
+    return buffer.glb(document)
 
 
 def _animation(buffer: GltfBuffer, motion: PosedMotion) -> dict[str, Any]:

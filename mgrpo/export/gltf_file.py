@@ -94,9 +94,11 @@ class GltfBuffer:
             raise InputError(
                 f"a GLB file has at most 4.3 GB, this motion needs {total / 1e9:.1f} GB; cut it, or lower --fps"
             )
-        yield struct.pack("<III", _MAGIC, 2, total)
-        yield struct.pack("<II", len(text), _JSON) + text
-        yield struct.pack("<II", self._length, _BIN)
+        head = struct.pack("<III", _MAGIC, 2, total) + struct.pack("<II", len(text), _JSON) + text
+        return self._pieces(head + struct.pack("<II", self._length, _BIN))
+
+    def _pieces(self, head: bytes) -> Iterator[bytes]:
+        yield head
         for view, make in zip(self.views, self._parts):
             data = make().tobytes()
             assert len(data) == view["byteLength"]
