@@ -28,7 +28,7 @@ def write_smplh(path: Path) -> Path:
     between = joints[15] + body.t_head_cpf(mean).double().numpy()
     for vertices, side in ((LEFT_EYE_VERTICES, 1.0), (RIGHT_EYE_VERTICES, -1.0)):
         for vertex in vertices:
-            v_template[vertex], owner[vertex] = between + [0.03 * side, 0.0, 0.0], 15
+            v_template[vertex], owner[vertex] = between + np.array((0.03 * side, 0.0, 0.0)), 15
     shapedirs = np.zeros((VERTICES, 3, 16))
     shapedirs[:, :, 0] = 0.05 * v_template
     regressor = np.zeros((count, VERTICES))
