@@ -79,18 +79,22 @@ def read_npz(
 
 def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write a compressed npz file atomically: readers see the old file or the whole new one, also after a crash or a
-    full disk.
+    full disk. Arrays are asked for one at a time, so a mapping that reads them from the disk needs no more memory than
+    the largest.
 
     Raises:
         InputError: an array of Python objects, or the place can't be written to.
     """
     path = Path(path)
-    for key, value in arrays.items():
-        if np.asarray(value).dtype.hasobject:
+    for key in arrays:
+        if np.asarray(arrays[key]).dtype.hasobject:
             raise InputError(f"{path}: '{key}' holds Python objects; only numeric and text arrays are written")
     try:
-        with replacing(path) as temporary, open(temporary, "wb") as stream:
-            np.savez_compressed(stream, **{key: np.asarray(value) for key, value in arrays.items()})
+        # as numpy.savez_compressed does it, but for one array after the other
+        with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            for key in arrays:
+                with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(arrays[key]), allow_pickle=False)
     except OSError as error:
         raise InputError(
             f"{path}: can't be written ({error.strerror or error}); choose another place or free some space"

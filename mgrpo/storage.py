@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -168,6 +168,16 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     try:
         with replacing(path) as temporary:
             write_and_sync(temporary, payload)
+    except OSError as error:
+        raise storage_error("write", path, error) from error
+
+
+def atomic_write_parts(path: Path, parts: Iterable[bytes | str]) -> None:
+    """The same of a file whose content comes piece by piece, of which no more than one is in memory."""
+    try:
+        with replacing(path) as temporary, open(temporary, "wb") as stream:
+            for part in parts:
+                stream.write(part.encode() if isinstance(part, str) else part)
     except OSError as error:
         raise storage_error("write", path, error) from error
 

@@ -11,12 +11,12 @@ namespace {
 using Optional = std::optional<Tensor>;
 
 std::tuple<Tensor, Tensor, Tensor> motion_guidance_cpu(
-    Tensor rotmats, Tensor offsets, Tensor head, Tensor contacts, Tensor lengths, Optional wrist_poses,
+    Tensor rotmats, Tensor offsets, Tensor head, Tensor contacts, Tensor lengths, Tensor held, Optional wrist_poses,
     Optional wrist_confidence, Optional hand_rotmats, Optional hand_confidence, Optional uv, Optional uv_confidence,
     Optional camera, std::vector<int64_t> parents, std::vector<double> weights, bool se3, int64_t iterations,
     std::vector<double> rule) {
   return with_guidance_job(
-      rotmats, offsets, head, contacts, lengths, wrist_poses, wrist_confidence, hand_rotmats, hand_confidence, uv,
+      rotmats, offsets, head, contacts, lengths, held, wrist_poses, wrist_confidence, hand_rotmats, hand_confidence, uv,
       uv_confidence, camera, parents, weights, se3, iterations, rule, [](const auto& job) {
         using T = std::decay_t<decltype(*job.out)>;
         torch::stable::parallel_for(0, job.rows, 1, [&](int64_t begin, int64_t end) {

@@ -15,7 +15,7 @@
 namespace mgrpo {
 
 #define MGRPO_GUIDANCE_SIGNATURE                                                                                       \
-  "(Tensor rotmats, Tensor t_parent_joint, Tensor T_world_head, Tensor contacts, Tensor lengths,"                      \
+  "(Tensor rotmats, Tensor t_parent_joint, Tensor T_world_head, Tensor contacts, Tensor lengths, Tensor held,"         \
   " Tensor? wrist_poses, Tensor? wrist_confidence, Tensor? hand_rotmats, Tensor? hand_confidence,"                     \
   " Tensor? keypoint_uv, Tensor? keypoint_confidence, Tensor? T_world_cam, int[] parents, float[] weights, bool se3,"  \
   " int iterations, float[] rule) -> (Tensor, Tensor, Tensor)"
@@ -52,7 +52,7 @@ inline GuidanceTree guidance_tree(const std::vector<int64_t>& parents, bool hand
 template <class Compute>
 std::tuple<Tensor, Tensor, Tensor> with_guidance_job(
     const Tensor& rotmats, const Tensor& offsets, const Tensor& head, const Tensor& contacts, const Tensor& lengths,
-    const std::optional<Tensor>& wrist_poses, const std::optional<Tensor>& wrist_confidence,
+    const Tensor& held, const std::optional<Tensor>& wrist_poses, const std::optional<Tensor>& wrist_confidence,
     const std::optional<Tensor>& hand_rotmats, const std::optional<Tensor>& hand_confidence,
     const std::optional<Tensor>& uv, const std::optional<Tensor>& uv_confidence, const std::optional<Tensor>& camera,
     const std::vector<int64_t>& parents, const std::vector<double>& weights, bool se3, int64_t iterations,
@@ -66,22 +66,25 @@ std::tuple<Tensor, Tensor, Tensor> with_guidance_job(
                   "motion_guidance: an option is out of range");
   STD_TORCH_CHECK(N == kMostJoints || (!hand_rotmats.has_value() && !uv.has_value()),
                   "motion_guidance: there are no fingers for these targets");
-  std::vector<Tensor> held;  // contiguous copies, while the computation lasts
+  std::vector<Tensor> kept;  // contiguous copies, while the computation lasts
   const auto checked = [&](const Tensor& tensor, int64_t numbers, const char* name) -> const void* {
     check_same_dtype(tensor, rotmats, name);
     STD_TORCH_CHECK(tensor.numel() == numbers, name, " has the wrong number of elements");
-    held.push_back(torch::stable::contiguous(tensor));
-    return held.back().const_data_ptr();
+    kept.push_back(torch::stable::contiguous(tensor));
+    return kept.back().const_data_ptr();
   };
   const auto target = [&](const std::optional<Tensor>& tensor, const std::optional<Tensor>& with, int64_t numbers,
                           const char* name) -> const void* {
     STD_TORCH_CHECK(tensor.has_value() == with.has_value(), "motion_guidance: a part of ", name, " is missing");
     return tensor.has_value() ? checked(*tensor, numbers, name) : nullptr;
   };
-  STD_TORCH_CHECK(lengths.scalar_type() == ScalarType::Long && lengths.numel() == B,
-                  "motion_guidance: lengths must be int64, one per row");
-  held.push_back(torch::stable::contiguous(lengths));
-  const int64_t* const length_data = static_cast<const int64_t*>(held.back().const_data_ptr());
+  const auto counts = [&](const Tensor& tensor) {
+    STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && tensor.numel() == B,
+                    "motion_guidance: lengths and held must be int64, one per row");
+    kept.push_back(torch::stable::contiguous(tensor));
+    return static_cast<const int64_t*>(kept.back().const_data_ptr());
+  };
+  const int64_t *const length_data = counts(lengths), *const held_data = counts(held);
   Tensor out = torch::stable::new_empty(rotmats, {B, F, N, 3, 3});
   Tensor costs = torch::stable::new_empty(rotmats, {B, iterations + 1});
   Tensor done = torch::stable::new_empty(rotmats, {B}, ScalarType::Long);
@@ -95,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor> with_guidance_job(
     const bool hands = N == kMostJoints && (job.weights.hand_prior > 0 || job.weights.hand_smoothness > 0 ||
                                             hand_rotmats.has_value() || uv.has_value());
     job.tree = guidance_tree(parents, hands, wrist_poses.has_value(), uv.has_value());
-    job.lengths = length_data;
+    job.lengths = length_data, job.held = held_data;
     const auto data = [](const void* pointer) { return static_cast<const T*>(pointer); };
     job.rotmats = data(checked(rotmats, B * F * N * 9, "rotmats"));
     job.offsets = data(checked(offsets, B * N * 3, "t_parent_joint"));

@@ -52,9 +52,9 @@ struct GuidanceJob {
   GuidanceTree tree;
   GuidanceWeights weights;
   DampingRule rule;
-  // (rows, frames, joints, 3, 3), (rows, joints, 3), (rows, frames, 7), (rows, frames, 4), (rows)
+  // (rows, frames, joints, 3, 3), (rows, joints, 3), (rows, frames, 7), (rows, frames, 4); (rows) both
   const T *rotmats, *offsets, *head, *contacts;
-  const int64_t* lengths;
+  const int64_t *lengths, *held;
   // (rows, frames, 2, 7), (.., 2), (.., 30, 3, 3), (.., 2), (.., 2, 16, 2), (.., 2), (.., 7); null where there are none
   const T *wrist_poses, *wrist_confidence, *hand_rotmats, *hand_confidence, *uv, *uv_confidence, *camera;
   T *out, *costs;  // like rotmats; (rows, iterations + 1)

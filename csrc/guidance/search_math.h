@@ -118,8 +118,11 @@ struct GuidanceSearch {
     }
     T* const rows = point_rows(t);
     const int slots = job().tree.coupled_count, stride = job().point_stride(), count = job().point_rows();
-    each(PointRows::kPoints + wrists + hands, slots,
-         [&](int point, int slot) { fill_point<T>(in, pose, space.measured, point, slot, rows, stride); });
+    if (t < in.held)  // no rotation of it moves a point
+      team.clear(rows, stride, count, 3 * slots);
+    else
+      each(PointRows::kPoints + wrists + hands, slots,
+           [&](int point, int slot) { fill_point<T>(in, pose, space.measured, point, slot, rows, stride); });
     each(count, [&](int row) {
       fill_right_side<T>(in, space, space.measured, t, row, rows[row * stride + 3 * slots], rows[count * stride + row]);
     });
@@ -377,7 +380,7 @@ struct GuidanceSearch {
     T* const out = job().out + in.row * job().frames * joints * 9;
     each(job().frames, joints, [&](int t, int joint) {
       T* const at = out + 9 * (t * joints + joint);
-      if (best < first && t < in.length && joint < moved)
+      if (best < first && t >= in.held && t < in.length && joint < moved)
         store_mat3(at, rotation(load_quaternion<T>(space.now + 4 * (t * moved + joint))));
       else
         store_mat3(at, load_mat3(in.rotmat(t, joint)));
@@ -389,8 +392,8 @@ struct GuidanceSearch {
 // Searches one row.
 template <class T, class Team>
 MGRPO_CALLED void guide_row(const GuidanceJob<T>& job, int64_t row, const GuidanceSpace<T>& space, Team& team) {
-  const int64_t length = job.lengths[row];
-  const GuidanceRow<T> in = {&job, row, static_cast<int>(length < 0 ? 0 : length > job.frames ? job.frames : length)};
+  const auto frames = [&](int64_t n) { return static_cast<int>(n < 0 ? 0 : n > job.frames ? job.frames : n); };
+  const GuidanceRow<T> in = {&job, row, frames(job.lengths[row]), frames(job.held[row])};
   GuidanceSearch<T, Team> search = {in, space, team};
   search.run();
 }

@@ -13,6 +13,7 @@ struct GuidanceRow {
   const GuidanceJob<T>* job;
   int64_t row;
   int length;  // real frames
+  int held;    // the first ones, which stay as they are
 
   MGRPO_HD const T* rotmat(int t, int joint) const {
     return job->rotmats + ((row * job->frames + t) * job->tree.joints + joint) * 9;
@@ -280,6 +281,13 @@ MGRPO_CALLED void add_chain_frame(const GuidanceRow<T>& in, const GuidanceSpace<
   sums.gradient[2] = sums.gradient[2] + transposed_times(J_c, r);
 }
 
+// The equations of a frame that stays: its step is zero, and no other frame's depends on it.
+template <class T>
+MGRPO_HD void hold(T* chain) {
+  for (int i = 0; i < kChainNumbers; ++i) chain[i] = T(0);
+  store_mat3(chain + 3, identity3<T>());
+}
+
 // Gradient and blocks of one joint in the frames begin .. end - 1, from all that touches them.
 template <class T>
 MGRPO_CALLED void sum_chain(const GuidanceRow<T>& in, const GuidanceSpace<T>& space, int joint, int begin, int end) {
@@ -294,6 +302,7 @@ MGRPO_CALLED void sum_chain(const GuidanceRow<T>& in, const GuidanceSpace<T>& sp
       store_mat3(out + 3, sums.diagonal[0]);
       store_mat3(out + 12, sums.beside[0]);
       store_mat3(out + 21, sums.second);
+      if (t < in.held) hold(out);
     }
     for (int i = 0; i < 2; ++i) sums.gradient[i] = sums.gradient[i + 1], sums.diagonal[i] = sums.diagonal[i + 1];
     sums.gradient[2] = none, sums.diagonal[2] = zero;

@@ -74,6 +74,7 @@ def motion_guidance(
     *,
     parents: Sequence[int],
     lengths: Tensor | None = None,
+    held: Tensor | None = None,
     weights: GuidanceWeights | None = None,
     wrists: WristTargets | None = None,
     hands: HandTargets | None = None,
@@ -98,6 +99,8 @@ def motion_guidance(
             [0, 1], but any number is taken as it is; the sign does not matter.
         parents: parent of each of the N joints, -1 for children of the root; SMPL-H's tree.
         lengths: real frames of each sequence, (*#batch,) int64 in [0, T]; None: all.
+        held: first frames of each sequence that stay exactly as they are while the others go on from them,
+            (*#batch,) int64 in [0, T]; None: none. They enter the costs as all others do.
         weights: factors of the residuals; None: EgoAllo's.
         wrists, hands, keypoints: what was observed, see their classes; batch axes broadcast. ``hands`` and
             ``keypoints`` need N = 51.
@@ -135,14 +138,8 @@ def motion_guidance(
         **{name: value.shape[: value.dim() - len(shape) + 1] for name, (value, shape) in given.items()},
     )
     rows = math.prod(batch)
-    if lengths is None:
-        lengths = torch.full((rows,), sizes["T"], dtype=torch.int64, device=rotmats.device)
-    else:
-        check_tensor(_NAME, "lengths", lengths, ("*#batch",), dtypes=(torch.int64,))
-        if lengths.device != rotmats.device:
-            raise ValueError(f"{_NAME}(): lengths must be on {rotmats.device} like rotmats, got {lengths.device}")
-        check_broadcastable(_NAME, "lengths", lengths.shape, batch, "rotmats and the others")
-        lengths = lengths.expand(batch).reshape(rows)
+    lengths = _counts("lengths", lengths, sizes["T"], batch, rotmats)
+    held = _counts("held", held, 0, batch, rotmats)
     rotmats = rotmats.expand(*batch, *rotmats.shape[-4:])
     chosen = resolve(_NAME, backend, rotmats)
     flat = {
@@ -165,6 +162,7 @@ def motion_guidance(
         flat["T_world_head"].detach(),
         flat["contacts"].detach(),
         lengths,
+        held,
         flat.get("wrists.T_world_wrist"),
         flat.get("wrists.confidence"),
         flat.get("hands.rotmats"),
@@ -180,6 +178,18 @@ def motion_guidance(
         chosen,
     )
     return GuidedRotations(moved.view(rotmats.shape), costs.view(*batch, iterations + 1), done.view(batch))
+
+
+def _counts(name: str, value: Tensor | None, default: int, batch: tuple[int, ...], rotmats: Tensor) -> Tensor:
+    """Numbers of frames, one per row (rows,)."""
+    rows = math.prod(batch)
+    if value is None:
+        return torch.full((rows,), default, dtype=torch.int64, device=rotmats.device)
+    check_tensor(_NAME, name, value, ("*#batch",), dtypes=(torch.int64,))
+    if value.device != rotmats.device:
+        raise ValueError(f"{_NAME}(): {name} must be on {rotmats.device} like rotmats, got {value.device}")
+    check_broadcastable(_NAME, name, value.shape, batch, "rotmats and the others")
+    return value.expand(batch).reshape(rows)
 
 
 def _checked_parents(parents: Sequence[int], joints: int) -> list[int]:

@@ -25,6 +25,7 @@ def _reference(
     T_world_head: Tensor,
     contacts: Tensor,
     lengths: Tensor,
+    held: Tensor,
     wrist_poses: Tensor | None,
     wrist_confidence: Tensor | None,
     hand_rotmats: Tensor | None,
@@ -41,7 +42,8 @@ def _reference(
     B, T, N = rotmats.shape[:3]
     if B == 0 or T == 0 or rotmats.is_meta:  # nothing to search, or no numbers that could say when it ends
         return rotmats.clone(), rotmats.new_zeros(B, iterations + 1), lengths.new_zeros(B)
-    valid = torch.arange(T, device=rotmats.device) < lengths[:, None]
+    frame = torch.arange(T, device=rotmats.device)
+    valid, stays = frame < lengths[:, None], frame < held[:, None]
     # Frames after the end get numbers that are harmless, so that they reach nothing.
     identity = torch.eye(3, dtype=rotmats.dtype, device=rotmats.device)
     real = torch.where(valid[..., None, None, None], rotmats, identity)
@@ -61,12 +63,13 @@ def _reference(
         T_world_head=torch.where(valid[..., None], T_world_head, still),
         contacts=torch.where(valid[..., None], contacts, 0.0),
         valid=valid,
+        stays=stays,
         wrists=wrists,
         hands=hands,
         keypoints=keypoints,
     )
     quats, costs, done = optimise(problem, iterations, DampingRule(*rule))
-    moved = valid & (costs[:, -1:] < costs[:, :1])
+    moved = valid & ~stays & (costs[:, -1:] < costs[:, :1])
     count = N if problem.moves_hands else BODY_JOINTS
     result = rotmats.clone()
     result[:, :, :count] = torch.where(
@@ -92,6 +95,7 @@ define_op(
     implementations={"cpp": native_cpu(_OPERATORS), "cuda": native_cuda(_OPERATORS, (torch.float32,))},
     forward=Kernel(
         "(Tensor rotmats, Tensor t_parent_joint, Tensor T_world_head, Tensor contacts, Tensor lengths,"
+        " Tensor held,"
         " Tensor? wrist_poses, Tensor? wrist_confidence, Tensor? hand_rotmats, Tensor? hand_confidence,"
         " Tensor? keypoint_uv, Tensor? keypoint_confidence, Tensor? T_world_cam, int[] parents, float[] weights,"
         " bool se3, int iterations, float[] rule, str backend) -> (Tensor, Tensor, Tensor)",

@@ -120,7 +120,20 @@ def linearise(problem: Problem, quats: Tensor, start_pose: Pose) -> tuple[System
         joint.gradient[:, :, part] = own.gradient[:, k]
     for term in point_terms(problem, quats, start_pose).values():
         add_points(joint, term)
-    return joint, own
+    return hold(joint, problem.stays), hold(own, problem.stays[:, None].expand(B, N, T))
+
+
+def hold(system: System, stays: Tensor) -> System:
+    """The equations with a step of zero in the frames ``stays`` (\\*b, T), on which no other frame's step depends."""
+    block = stays[..., None, None]
+    identity = torch.eye(system.gradient.shape[-1], dtype=system.gradient.dtype, device=stays.device)
+    return System(
+        torch.where(block, identity, system.diagonal),
+        # held frames are the first: of two frames the earlier one is among them if any is
+        system.below.masked_fill(block[..., : system.below.shape[-3], :, :], 0.0),
+        system.second.masked_fill(block[..., : system.second.shape[-3], :, :], 0.0),
+        system.gradient.masked_fill(stays[..., None], 0.0),
+    )
 
 
 def optimise(problem: Problem, iterations: int, rule: DampingRule) -> tuple[Tensor, Tensor, Tensor]:

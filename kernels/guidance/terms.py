@@ -48,6 +48,8 @@ class Problem:
     """(B, T, 4) of :data:`~.problem.FEET`."""
     valid: Tensor
     """(B, T) bool: real frames, which come first."""
+    stays: Tensor
+    """(B, T) bool: frames whose rotations stay as they are, the first ones."""
     wrists: WristTargets | None
     hands: HandTargets | None
     keypoints: KeypointTargets | None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -120,19 +120,38 @@ def run_export(config: ExportConfig) -> int:
     folder = config.out.parent if single else config.out
     refuse_run_folder(folder, "--out")
     plan = plan_files(config, sources, single)
-    for path in plan:
+    del sources  # an hour takes a hundred megabytes: let it go with the file that is made of it
+    paths = list(plan)
+    for path in paths:
         _refuse_path(config, path)
     with folder_for_results(folder), Progress("write", len(plan), "files") as progress:
-        prepared = {path: [prepare(config, motion) for motion in motions] for path, motions in plan.items()}
-        for path, motions in prepared.items():
+        if len(plan) > 1:  # what can't be written is known before there is any file
+            for parts in plan.values():
+                _prepared(config, list(parts))
+        for path in paths:
+            motions, notes = _prepared(config, plan.pop(path))
+            for note in notes:
+                notice(note)
             try:
                 target.write(path, motions, config.frame)
             except OSError as error:
                 raise storage_error("write", path, error) from error
+            del motions
             progress.update()
-    for path in plan:
+    for path in paths:
         print(path)
     return 0
+
+
+def _prepared(config: ExportConfig, parts: list[Part]) -> tuple[list[PosedMotion], list[str]]:
+    """The motions of one file, and what was changed for it. Takes from ``parts``, so that what was read can go."""
+    motions: list[PosedMotion] = []
+    notes: list[str] = []
+    while parts:
+        motion, changed = prepare(config, posed(*parts.pop(0)))
+        motions.append(motion)
+        notes += changed
+    return motions, notes
 
 
 def read(config: ExportConfig) -> list[RotationMotion]:
@@ -232,20 +251,31 @@ def choose(config: ExportConfig, motions: list[RotationMotion]) -> list[Rotation
     return chosen
 
 
-def plan_files(config: ExportConfig, sources: list[RotationMotion], single: bool) -> dict[Path, list[PosedMotion]]:
+class Part(NamedTuple):
+    """One motion of a file to write."""
+
+    source: RotationMotion
+    """What was read."""
+    sample: int
+    """Which of its samples."""
+    name: str
+    """Name of the motion in the file."""
+
+
+def plan_files(config: ExportConfig, sources: list[RotationMotion], single: bool) -> dict[Path, list[Part]]:
     """Files to write and the motions of each. ``single``: --out names a file.
 
     Raises InputError for several files where one is named, or two of one name.
     """
     target = config.target
     stem = config.file.stem.removesuffix("_poses") if config.to == "amass" else config.file.stem
-    plan: dict[Path, list[PosedMotion]] = {}
+    plan: dict[Path, list[Part]] = {}
     for one in sources:
         name = f"{stem}_{_plain(one.name)}" if len(sources) > 1 else stem
         samples = range(one.samples) if config.sample is None else (config.sample,)
         names = {f"{name}_sample{sample}" if one.samples > 1 else name: sample for sample in samples}
-        prepared = {file: posed(one, sample, file) for file, sample in names.items()}
-        files = {name: list(prepared.values())} if target.all_samples else {k: [v] for k, v in prepared.items()}
+        parts = [Part(one, sample, file) for file, sample in names.items()]
+        files = {name: parts} if target.all_samples else {part.name: [part] for part in parts}
         for file, content in files.items():
             path = config.out if single else config.out / f"{file}{target.suffix}"
             if path in plan and single:
@@ -286,6 +316,7 @@ def posed(source: RotationMotion, sample: int, name: str) -> PosedMotion:
         full = source.options.body.to(dtype=torch.float64)
         if full.num_joints > quats.shape[-2]:
             body, quats = full, torch.cat((quats, source.hand_quats[sample].to(quats.dtype)), dim=-2)
+            quats /= quats.norm(dim=-1, keepdim=True).clamp_min(1e-6)  # in place: PosedMotion then needs no copy
     betas = source.shape()[sample]
     return PosedMotion(
         name=name,
@@ -302,23 +333,23 @@ def posed(source: RotationMotion, sample: int, name: str) -> PosedMotion:
     )
 
 
-def prepare(config: ExportConfig, motion: PosedMotion) -> PosedMotion:
-    """The motion as the format can hold it, telling what was changed."""
-    target = config.target
+def prepare(config: ExportConfig, motion: PosedMotion) -> tuple[PosedMotion, list[str]]:
+    """The motion as the format can hold it, and what was changed."""
+    target, notes = config.target, []
     if target.even or config.fps:
         motion, done = motion.at_even_rate(config.fps or None)
         if done:
-            notice(f"{motion.name}: {done}")
+            notes.append(f"{motion.name}: {done}")
     if target.one_shape:
         motion, moved = motion.with_one_shape()
         if moved:
-            notice(
+            notes.append(
                 f"{motion.name}: the body's shape changes from frame to frame, which {config.to} can't hold; its mean "
                 f"is taken, which moves joints by up to {1000 * moved:.1f} mm"
             )
     if config.to in ("amass", "smpl") and not has_smpl_shape(motion.body):
-        notice(
+        notes.append(
             f"{motion.name}: the shape of the default body means nothing to SMPL-H; betas are written as zeros, so "
             "limbs have SMPL-H's mean lengths when it is shown there"
         )
-    return motion
+    return motion, notes

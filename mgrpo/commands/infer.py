@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,22 +126,6 @@ class InferConfig:
     def _takes_hamer(self) -> bool:
         terms = self.guidance.terms
         return self.guidance.enabled and (terms.wrists == "hamer" or terms.fingers)
-
-    def unused_options(self) -> Mapping[str, str]:
-        """See :class:`mgrpo.options.HasUnusedOptions`."""
-        guidance = self.guidance
-        names = [one.name for one in fields(guidance) if one.name != "mode"]
-        if guidance.mode == "off":
-            return {f"guidance.{name}": "with --guidance.mode off" for name in names}
-        unused: dict[str, str] = {}
-        if not guidance.inner:
-            unused["guidance.inner_iterations"] = "without --guidance.inner"
-        if not guidance.post:
-            unused["guidance.post_iterations"] = "with --guidance.no-post"
-        if guidance.terms.wrists != "hamer":
-            why = f"with --guidance.mode {guidance.mode}, which doesn't take HaMeR's wrists"
-            unused |= {f"guidance.hamer_wrist_{name}": why for name in ("position", "orientation")}
-        return unused
 
 
 def run_infer(config: InferConfig, command: list[str] | None = None) -> int:

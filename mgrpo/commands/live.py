@@ -19,9 +19,10 @@ from mgrpo.diffusion.config import SamplerConfig, StitchingConfig
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError
 from mgrpo.geometry import rotmat_to_quat
+from mgrpo.guidance import GuidanceConfig
 from mgrpo.infer.cleaning import nanoseconds
-from mgrpo.infer.devices import UNITS, device_cpf_option, device_frame
-from mgrpo.infer.live import LiveFrames, LiveInference
+from mgrpo.infer.devices import UNITS, DeviceFrame, device_cpf_option, device_frame
+from mgrpo.infer.live import LiveFrames, LiveInference, require_live
 from mgrpo.infer.sampling import SamplingSettings
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.options import MOST_MEMBERS, require
@@ -41,7 +42,8 @@ class LiveConfig:
 
     A line in is `t, qw, qx, qy, qz, x, y, z` (commas or blanks). A line out is JSON: frame, time_ns, T_world_cpf, and
     of each sample T_world_root, body_quats, contacts and joints (22, metres); z up, floor at 0, 30 per second. How late
-    they come is told at the start: --lookahead to --lookahead + --hop - 1 frames, and the time of computing.
+    they come is told at the start: --lookahead to --lookahead + --hop - 1 frames, and the time of computing a window,
+    guidance included.
     """
 
     model: Path
@@ -75,6 +77,7 @@ class LiveConfig:
     """Seed of the noise."""
     sampler: Annotated[SamplerConfig, tyro.conf.arg(name="")] = field(default_factory=SamplerConfig)
     stitching: Annotated[StitchingConfig, tyro.conf.arg(name="")] = field(default_factory=StitchingConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1 ..."""
 
@@ -86,6 +89,7 @@ class LiveConfig:
         require(self, "hop", at_least=1)
         require(self, "lookahead", at_least=0)
         require_seed(self.seed)
+        require_live(self.guidance)
 
 
 def run_live(config: LiveConfig) -> int:
@@ -110,6 +114,7 @@ def run_live(config: LiveConfig) -> int:
             denoiser,
             body,
             settings,
+            guidance=config.guidance,
             hop=config.hop,
             lookahead=config.lookahead,
             floor_m=config.floor,
@@ -124,21 +129,28 @@ def run_live(config: LiveConfig) -> int:
         f"delay: {shortest:.2f} to {longest:.2f} s, and {needed:.2f} s of computing; a window every {hop_s:.2f} s: "
         + ("keeps up" if needed < hop_s else "does not keep up here, take a larger --hop or fewer --steps")
     )
-    frames, seconds = 0, 0.0
+    frames, seconds, most = 0, 0.0, 0.0
+    for part in _final_frames(live, config, frame, T_device_cpf):
+        _write(part)
+        frames, seconds, most = frames + len(part.frame_nums), seconds + part.seconds, max(most, part.seconds)
+    notice(
+        f"{frames} frames ({frames / TARGET_FPS:.1f} s) in {seconds:.1f} s of computing; the longest window took "
+        f"{most:.2f} s, one is due every {hop_s:.2f} s"
+    )
+    return 0
+
+
+def _final_frames(
+    live: LiveInference, config: LiveConfig, frame: DeviceFrame, T_device_cpf: np.ndarray | None
+) -> Iterator[LiveFrames]:
+    """Frames as they become final, until standard input ends."""
     for number, (time_ns, quat, place) in enumerate(_poses(sys.stdin.buffer, config), 1):
         pose = frame.to_world(quat[None], place[None], UNITS[config.unit], T_device_cpf)[0]
         try:
-            done = list(live.push(time_ns, pose))
+            yield from live.push(time_ns, pose)
         except InputError as error:
             raise InputError(f"line {number}: {error}") from error
-        for part in done:
-            _write(part)
-            frames, seconds = frames + len(part.frame_nums), seconds + part.seconds
-    for part in live.flush():
-        _write(part)
-        frames, seconds = frames + len(part.frame_nums), seconds + part.seconds
-    notice(f"{frames} frames ({frames / TARGET_FPS:.1f} s) in {seconds:.1f} s of computing")
-    return 0
+    yield from live.flush()
 
 
 def _time_of_a_window(live: LiveInference, window: int) -> float:

@@ -62,7 +62,10 @@ def read_columns(path: Path, what: str, wanted: Sequence[tuple[str, ...]]) -> np
             the message has the line or the row.
     """
     lines = csv_lines(path, what)
-    header = csv_cells(next(lines, (0, ""))[1])
+    first = next(lines, None)
+    if first is None:
+        raise InputError(f"{path}: the file is empty; expected a {what}. Download it again")
+    header = csv_cells(first[1])
     places = []
     for names in wanted:
         found = [header.index(name) for name in names if name in header]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,11 @@ import torch
 from mgrpo.export.frames import FileFrame
 from mgrpo.export.motion import PosedMotion
 from mgrpo.geometry import quat_to_rotmat
-from mgrpo.storage import atomic_write
+from mgrpo.storage import atomic_write_parts
 
 ORDER = "ZXY"
 """Order of the rotation channels: R = Rz Rx Ry, the usual one of BVH files with y up."""
 
-_CHUNK = 4096
 _LOCKED = 1e-7  # cosine of the middle angle below which only the sum of the outer ones is known
 _END = 0.5  # length of an end site, in lengths of the bone before it
 
@@ -35,11 +35,11 @@ def write_bvh(path: str | Path, motion: PosedMotion, frame: FileFrame | None = N
     Raises:
         StorageError: the disk refuses.
     """
-    atomic_write(Path(path), bvh_text(motion, frame or FileFrame("y", "cm")))
+    atomic_write_parts(Path(path), _content(motion, frame or FileFrame("y", "cm")))
 
 
-def bvh_text(motion: PosedMotion, frame: FileFrame) -> str:
-    """The content of the file that :func:`write_bvh` writes."""
+def _content(motion: PosedMotion, frame: FileFrame) -> Iterator[str]:
+    """The text of the file, piece by piece."""
     body = motion.skeleton
     offsets = frame.rest(body.t_parent_joint(motion.betas[0])).numpy()
     children: list[list[int]] = [[] for _ in range(motion.num_joints + 1)]
@@ -67,31 +67,28 @@ def bvh_text(motion: PosedMotion, frame: FileFrame) -> str:
 
     add(0, 0)
     lines += ["MOTION", f"Frames: {len(motion)}", f"Frame Time: {1 / motion.fps:.10f}"]
-    positions = frame.points(motion.T_world_root[:, 4:]).numpy()
-    angles = np.degrees(_euler(motion, frame))[:, order].reshape(len(motion), -1)
-    form = " ".join(["%.6f"] * (3 + angles.shape[1]))
-    for first in range(0, len(motion), _CHUNK):
-        rows = slice(first, first + _CHUNK)
-        block = np.round(np.concatenate((positions[rows], angles[rows]), axis=1), 6) + 0.0  # no "-0.000000"
-        lines.extend(form % tuple(row) for row in block.tolist())
-    return "\n".join(lines) + "\n"
+    yield "\n".join(lines) + "\n"
+    form = " ".join(["%.6f"] * (3 + 3 * len(order))) + "\n"
+    before: np.ndarray | None = None
+    for rows in motion.chunks():
+        positions = frame.points(motion.T_world_root[rows, 4:]).numpy()
+        angles = _euler(motion, frame, rows, before)
+        before = angles[-1]
+        degrees = np.degrees(angles)[:, order].reshape(len(angles), -1)
+        block = np.round(np.concatenate((positions, degrees), axis=1), 6) + 0.0  # no "-0.000000"
+        yield "".join(form % tuple(row) for row in block.tolist())
 
 
 def _row(values: np.ndarray) -> str:
     return " ".join(f"{value + 0.0:.6f}" for value in np.round(values, 6))
 
 
-def _euler(motion: PosedMotion, frame: FileFrame) -> np.ndarray:
-    """Angles ``(T, J + 1, 3)`` in radians about z, x and y, the root first."""
-    angles = np.empty((len(motion), motion.num_joints + 1, 3))
-    before: np.ndarray | None = None
-    for first in range(0, len(motion), _CHUNK):
-        rows = slice(first, first + _CHUNK)
-        root = frame.root_quats(motion.T_world_root[rows, None, :4])
-        quats = torch.cat((root, frame.local_quats(motion.local_quats[rows])), dim=1)
-        angles[rows] = euler_zxy(quat_to_rotmat(quats).numpy(), before)
-        before = angles[rows][-1]
-    return angles
+def _euler(motion: PosedMotion, frame: FileFrame, rows: slice, before: np.ndarray | None) -> np.ndarray:
+    """Angles ``(n, J + 1, 3)`` of some frames in radians about z, x and y, the root first; ``before`` are those of the
+    frame before."""
+    root = frame.root_quats(motion.T_world_root[rows, None, :4])
+    quats = torch.cat((root, frame.local_quats(motion.rotations(rows))), dim=1)
+    return euler_zxy(quat_to_rotmat(quats).numpy(), before)
 
 
 def euler_zxy(rotmats: np.ndarray, before: np.ndarray | None = None) -> np.ndarray:

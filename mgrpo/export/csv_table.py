@@ -12,7 +12,7 @@ from mgrpo.body.skeleton import BODY_JOINT_NAMES
 from mgrpo.export.frames import FileFrame
 from mgrpo.export.motion import PosedMotion
 from mgrpo.geometry import quat_multiply
-from mgrpo.storage import atomic_write
+from mgrpo.storage import atomic_write_parts
 
 
 def write_csv(path: str | Path, motion: PosedMotion, frame: FileFrame | None = None) -> None:
@@ -35,7 +35,7 @@ def write_csv(path: str | Path, motion: PosedMotion, frame: FileFrame | None = N
     Raises:
         StorageError: the disk refuses.
     """
-    atomic_write(Path(path), "".join(_lines(motion, frame or FileFrame("z", "m"))))
+    atomic_write_parts(Path(path), _lines(motion, frame or FileFrame("z", "m")))
 
 
 def columns(motion: PosedMotion, frame: FileFrame) -> list[str]:
@@ -67,7 +67,7 @@ def _lines(motion: PosedMotion, frame: FileFrame) -> Iterator[str]:
             motion.times[rows, None],
             frame.points(motion.placed(rows).joints).reshape(size, -1),
             in_world(motion.T_world_root[rows, :4]),
-            motion.local_quats[rows].reshape(size, -1),
+            motion.rotations(rows).reshape(size, -1),
             frame.points(head[rows, 4:]),
             in_world(head[rows, :4]),
         ]

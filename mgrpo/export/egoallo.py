@@ -28,9 +28,9 @@ def egoallo_arrays(motions: Sequence[PosedMotion]) -> dict[str, np.ndarray]:
     first = motions[0]
     if any(len(one) != len(first) for one in motions):
         raise InputError(f"samples of one file must be equally long, got {', '.join(str(len(one)) for one in motions)}")
-    hands = torch.zeros(len(motions), len(first), 2 * _HAND, 4, dtype=torch.float64)
+    hands = torch.zeros(len(motions), len(first), 2 * _HAND, 4)
     hands[..., 0] = 1.0
-    contacts = torch.zeros(len(motions), len(first), _BODY, dtype=torch.float64)
+    contacts = torch.zeros(len(motions), len(first), _BODY)
     for row, one in enumerate(motions):
         if one.num_joints > _BODY:
             hands[row] = one.local_quats[:, _BODY:]
@@ -38,14 +38,14 @@ def egoallo_arrays(motions: Sequence[PosedMotion]) -> dict[str, np.ndarray]:
             contacts[row] = one.contacts
     tensors = {
         "Ts_world_cpf": first.head_trajectory(),
-        "Ts_world_root": torch.stack([one.T_world_root for one in motions]),
-        "body_quats": torch.stack([one.local_quats[:, :_BODY] for one in motions]),
+        "Ts_world_root": torch.stack([one.T_world_root.float() for one in motions]),
+        "body_quats": torch.stack([one.local_quats[:, :_BODY].float() for one in motions]),
         "left_hand_quats": hands[..., :_HAND, :],
         "right_hand_quats": hands[..., _HAND:, :],
         "contacts": contacts,
-        "betas": torch.stack([one.betas for one in motions]),
+        "betas": torch.stack([one.betas.float() for one in motions]),
     }
-    arrays = {name: tensor.numpy().astype(np.float32) for name, tensor in tensors.items()}
+    arrays = {name: tensor.float().numpy() for name, tensor in tensors.items()}
     stamps = np.rint(first.times.numpy() * 1e9).astype(np.int64)
     return arrays | {"frame_nums": first.frame_nums.numpy(), "timestamps_ns": stamps}
 

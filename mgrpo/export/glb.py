@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from mgrpo.errors import InputError
 from mgrpo.export.frames import FileFrame
 from mgrpo.export.gltf_file import ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER, GltfBuffer
 from mgrpo.export.motion import PosedMotion, continuous_signs
-from mgrpo.storage import atomic_write
+from mgrpo.geometry import quat_normalize
+from mgrpo.storage import atomic_write_parts
 
 INFLUENCES = 4
 """Joints that may move a vertex: more would need a second set of weights, which common viewers don't read."""
@@ -38,11 +41,11 @@ def write_glb(path: str | Path, motion: PosedMotion) -> None:
         InputError: the body has no mesh, or the motion is too long for the format.
         StorageError: the disk refuses.
     """
-    atomic_write(Path(path), glb_bytes(motion))
+    atomic_write_parts(Path(path), _content(motion))
 
 
-def glb_bytes(motion: PosedMotion) -> bytes:
-    """The content of the file that :func:`write_glb` writes."""
+def _content(motion: PosedMotion) -> Iterator[bytes]:
+    """The file, piece by piece."""
     body = motion.skeleton
     if body.mesh is None:
         raise InputError(f"body '{body.name}' has no mesh, which a GLB file needs; bvh holds a skeleton without one")
@@ -94,13 +97,10 @@ def _animation(buffer: GltfBuffer, motion: PosedMotion) -> dict[str, Any]:
     paths: list[tuple[int, str, int]] = []
     path = _FRAME.points(motion.T_world_root[:, 4:])
     paths.append((1, "translation", buffer.add(path.numpy().astype("<f4"), "VEC3")))
-    root = _FRAME.root_quats(motion.T_world_root[:, None, :4])
-    quats = continuous_signs(torch.cat((root, _FRAME.local_quats(motion.local_quats)), dim=1))
-    still = (quats[..., 1:].abs() < 1e-9).all(-1).all(0).tolist()
     for joint in range(motion.num_joints + 1):
-        if not still[joint]:
-            xyzw = quats[:, joint][:, [1, 2, 3, 0]]
-            paths.append((joint + 1, "rotation", buffer.add(xyzw.numpy().astype("<f4"), "VEC4")))
+        if bool((_quats(motion, joint)[:, 1:].abs() >= 1e-9).any()):
+            values = buffer.add_later(partial(_channel, motion, joint), len(motion), np.dtype("<f4"), "VEC4")
+            paths.append((joint + 1, "rotation", values))
     return {
         "name": motion.name or "motion",
         "samplers": [{"input": times, "output": output, "interpolation": "LINEAR"} for _, _, output in paths],
@@ -110,6 +110,18 @@ def _animation(buffer: GltfBuffer, motion: PosedMotion) -> dict[str, Any]:
         ],
         "extras": {"frames_per_second": motion.fps},
     }
+
+
+def _quats(motion: PosedMotion, joint: int) -> Tensor:
+    """Rotations of the root (0) or another joint in the file's axes, wxyz ``(T, 4)`` float64."""
+    if joint == 0:
+        return _FRAME.root_quats(motion.T_world_root[:, :4])
+    return _FRAME.local_quats(quat_normalize(motion.local_quats[:, joint - 1].double()))
+
+
+def _channel(motion: PosedMotion, joint: int) -> np.ndarray:
+    """The same as the file holds them: xyzw ``(T, 4)``, going the short way from frame to frame."""
+    return continuous_signs(_quats(motion, joint))[:, [1, 2, 3, 0]].numpy().astype("<f4")
 
 
 def _mesh(buffer: GltfBuffer, mesh: BodyMesh, betas: Tensor) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +31,7 @@ class GltfBuffer:
         """Accessors in the order of :meth:`add`."""
         self.views: list[dict[str, Any]] = []
         """Their views."""
-        self._parts: list[bytes] = []
+        self._parts: list[Callable[[], np.ndarray]] = []
         self._length = 0
 
     def add(
@@ -47,27 +48,37 @@ class GltfBuffer:
         the times of animations. Every view begins at a multiple of four bytes.
         """
         array = np.ascontiguousarray(array.reshape(-1, _WIDTHS[kind]))
-        data = array.tobytes()
-        view: dict[str, Any] = {"buffer": 0, "byteOffset": self._length, "byteLength": len(data)}
+        index = self.add_later(lambda: array, len(array), array.dtype, kind, target=target)
+        if bounds:
+            self.accessors[index] |= {"min": array.min(0).tolist(), "max": array.max(0).tolist()}
+        return index
+
+    def add_later(
+        self,
+        make: Callable[[], np.ndarray],
+        count: int,
+        dtype: np.dtype,
+        kind: Literal["SCALAR", "VEC3", "VEC4", "MAT4"],
+        *,
+        target: int | None = None,
+    ) -> int:
+        """The same of an array ``(count, width)`` that ``make`` gives when it is written, so that of many large ones
+        only one is in memory."""
+        size = count * _WIDTHS[kind] * dtype.itemsize
+        view: dict[str, Any] = {"buffer": 0, "byteOffset": self._length, "byteLength": size}
         if target is not None:
             view["target"] = target
         self.views.append(view)
-        accessor: dict[str, Any] = {
-            "bufferView": len(self.views) - 1,
-            "componentType": _COMPONENTS[array.dtype],
-            "count": len(array),
-            "type": kind,
-        }
-        if bounds:
-            accessor["min"], accessor["max"] = array.min(0).tolist(), array.max(0).tolist()
-        self.accessors.append(accessor)
-        data += b"\0" * (-len(data) % 4)
-        self._parts.append(data)
-        self._length += len(data)
+        self.accessors.append(
+            {"bufferView": len(self.views) - 1, "componentType": _COMPONENTS[dtype], "count": count, "type": kind}
+        )
+        self._parts.append(make)
+        self._length += _padded(size)
         return len(self.accessors) - 1
 
-    def glb(self, document: dict[str, Any]) -> bytes:
-        """A GLB file of ``document`` (everything of the JSON but buffers, views and accessors) and the buffer.
+    def glb(self, document: dict[str, Any]) -> Iterator[bytes]:
+        """A GLB file of ``document`` (everything of the JSON but buffers, views and accessors) and the buffer, piece by
+        piece.
 
         Raises InputError where it would not fit into the four gigabytes that the format can count.
         """
@@ -83,12 +94,16 @@ class GltfBuffer:
             raise InputError(
                 f"a GLB file has at most 4.3 GB, this motion needs {total / 1e9:.1f} GB; cut it, or lower --fps"
             )
-        return b"".join(
-            (
-                struct.pack("<III", _MAGIC, 2, total),
-                struct.pack("<II", len(text), _JSON),
-                text,
-                struct.pack("<II", self._length, _BIN),
-                *self._parts,
-            )
-        )
+        head = struct.pack("<III", _MAGIC, 2, total) + struct.pack("<II", len(text), _JSON) + text
+        return self._pieces(head + struct.pack("<II", self._length, _BIN))
+
+    def _pieces(self, head: bytes) -> Iterator[bytes]:
+        yield head
+        for view, make in zip(self.views, self._parts):
+            data = make().tobytes()
+            assert len(data) == view["byteLength"]
+            yield data + bytes(_padded(len(data)) - len(data))
+
+
+def _padded(size: int) -> int:
+    return size + -size % 4

@@ -26,12 +26,13 @@ MOST_FRAMES = 1_000_000
 _BODY, _FULL = len(BODY_JOINT_NAMES), len(JOINT_NAMES) - 1
 _UNEVEN = 0.05  # of a frame: stamps of a device tremble, and that is not a missing frame
 _SAME_SHAPE_M = 1e-6
-_CHUNK = 4096
+_CHUNK = 1024
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PosedMotion:
-    """One motion of ``T`` frames, float64 on the CPU. World: z up, floor at z = 0, metres; quaternions wxyz.
+    """One motion of ``T`` frames on the CPU, float64 but for ``local_quats``. World: z up, floor at z = 0, metres;
+    quaternions wxyz.
 
     Building one checks everything and raises InputError with the field, the first bad frame and what to do;
     quaternions are normalised.
@@ -46,7 +47,8 @@ class PosedMotion:
     T_world_root: Tensor
     """Pose of the pelvis joint ``(T, 7)``."""
     local_quats: Tensor
-    """Rotations of the joints relative to their parents ``(T, J, 4)``: the 21 body joints, or these and 30 fingers."""
+    """Rotations of the joints relative to their parents ``(T, J, 4)``: the 21 body joints, or these and 30 fingers.
+    float32 stays float32, being most of what an hour takes (88 MB); :meth:`rotations` gives some of them in float64."""
     betas: Tensor
     """Shape numbers ``(T, 16)``."""
     times: Tensor
@@ -86,9 +88,13 @@ class PosedMotion:
                     f"motion '{self.name}': {field} must have shape {shape} with at least one frame, got "
                     f"{tuple(value.shape)}"
                 )
-            value = value.detach().cpu().to(torch.int64 if field == "frame_nums" else torch.float64)
-            if not bool(torch.isfinite(value).all()):
-                frame = int(torch.nonzero(~torch.isfinite(value))[0, 0])
+            short = field == "local_quats" and value.dtype == torch.float32
+            dtype = torch.int64 if field == "frame_nums" else torch.float32 if short else torch.float64
+            value = value.detach().to("cpu", dtype)
+            least, most = value.reshape(frames, -1).aminmax(dim=1)  # isfinite() would make copies of an hour's numbers
+            finite = torch.isfinite(least) & torch.isfinite(most)
+            if not bool(finite.all()):
+                frame = int(torch.nonzero(~finite)[0])
                 raise InputError(
                     f"motion '{self.name}': {field} is not finite (NaN or infinity), first in frame {frame}; cut the "
                     "motion there or repair the source"
@@ -105,15 +111,18 @@ class PosedMotion:
             raise InputError(f"motion '{self.name}': {frames} frames; at most {MOST_FRAMES} are written, cut it")
 
     def _normalised(self, field: str, value: Tensor) -> Tensor:
-        quats = value[..., :4]
-        short = quats.norm(dim=-1) < 1e-6
-        if bool(short.any()):
-            frame = int(torch.nonzero(short)[0, 0])
+        length = value[..., :4].norm(dim=-1)
+        if bool((length < 1e-6).any()):
+            frame = int(torch.nonzero(length < 1e-6)[0, 0])
             raise InputError(
                 f"motion '{self.name}': {field} has a quaternion of length zero, first in frame {frame}; no rotation "
                 "is (1, 0, 0, 0)"
             )
-        return torch.cat((quat_normalize(quats), value[..., 4:]), dim=-1)
+        if float((length - 1).abs().max()) < 4 * torch.finfo(value.dtype).eps:
+            return value
+        value = value.clone()
+        value[..., :4] /= length[..., None]
+        return value
 
     def __repr__(self) -> str:
         return f"PosedMotion('{self.name}', {len(self)} frames, {self.fps:g} fps, {self.num_joints} joints)"
@@ -137,15 +146,19 @@ class PosedMotion:
         """Names of the joints, root first."""
         return JOINT_NAMES[: self.num_joints + 1]
 
+    def rotations(self, rows: slice = slice(None)) -> Tensor:
+        """``local_quats`` of some frames ``(n, J, 4)``, float64 and of unit length."""
+        quats = self.local_quats[rows]
+        return quats if quats.dtype == torch.float64 else quat_normalize(quats.double())
+
     def placed(self, rows: slice = slice(None)) -> PlacedBody:
         """Joints and orientations of some frames in our world, from the shape of every frame."""
-        rotmats = quat_to_rotmat(self.local_quats[rows])
+        rotmats = quat_to_rotmat(self.rotations(rows))
         return place_on_root(self.skeleton, rotmats, self.betas[rows], self.T_world_root[rows])
 
     def chunks(self) -> Iterator[slice]:
-        """All frames in parts of some thousand: joints of an hour at once would take a gigabyte."""
-        for first in range(0, len(self), _CHUNK):
-            yield slice(first, min(first + _CHUNK, len(self)))
+        """All frames in parts of a thousand: joints of an hour at once would take a gigabyte."""
+        return _parts(len(self))
 
     def head_trajectory(self) -> Tensor:
         """``T_world_cpf (T, 7)``: the given one, or that of the posed body."""
@@ -206,7 +219,11 @@ class PosedMotion:
             return value[low] + weight * (value[high] - value[low])
 
         def turned(quats: Tensor) -> Tensor:
-            return slerp(quats[low], quats[high], part.reshape(-1, *[1] * (quats.ndim - 2)))
+            found = quats.new_empty(len(times), *quats.shape[1:])
+            for rows in _parts(len(times)):
+                weight = part[rows].reshape(-1, *[1] * (quats.ndim - 2))
+                found[rows] = slerp(quats[low[rows]].double(), quats[high[rows]].double(), weight)
+            return found
 
         def pose(value: Tensor) -> Tensor:
             return torch.cat((turned(value[:, :4]), mixed(value[:, 4:])), dim=1)
@@ -223,6 +240,11 @@ class PosedMotion:
             contacts=None if self.contacts is None else mixed(self.contacts),
             T_world_cpf=None if self.T_world_cpf is None else pose(self.T_world_cpf),
         )
+
+
+def _parts(count: int) -> Iterator[slice]:
+    for first in range(0, count, _CHUNK):
+        yield slice(first, min(first + _CHUNK, count))
 
 
 def continuous_signs(quats: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ def smpl_parameters(motion: PosedMotion, up: Up) -> SmplParameters:
     pelvis = frame.points(motion.T_world_root[:, 4:])
     poses = torch.zeros(len(motion), len(JOINT_NAMES), 3, dtype=torch.float64)
     poses[:, 0] = quat_to_axis_angle(quat_multiply(frame.q_file_world, motion.T_world_root[:, :4]))
-    poses[:, 1 : motion.num_joints + 1] = quat_to_axis_angle(motion.local_quats)
+    for rows in motion.chunks():
+        poses[rows, 1 : motion.num_joints + 1] = quat_to_axis_angle(motion.rotations(rows))
     trans = pelvis - motion.skeleton.rest_joints(betas)[0]
     return SmplParameters(poses.numpy(), trans.numpy(), betas.numpy())
 

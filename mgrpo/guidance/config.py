@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, NamedTuple, get_args
 
 from mgrpo.errors import InputError
@@ -86,6 +87,21 @@ class GuidanceConfig:
     def terms(self) -> ModeTerms:
         """The mode's costs besides those of the body."""
         return MODE_TERMS.get(self.mode, ModeTerms())
+
+    def unused_options(self) -> Mapping[str, str]:
+        """See :class:`mgrpo.options.HasUnusedOptions`."""
+        mode = f"with {option(self, 'mode')} {self.mode}"
+        if self.mode == "off":
+            return {one.name: mode for one in fields(self) if one.name != "mode"}
+        unused: dict[str, str] = {}
+        if not self.inner:
+            unused["inner_iterations"] = f"without {option(self, 'inner')}"
+        if not self.post:
+            unused["post_iterations"] = f"with {option(self, 'no_post')}"
+        if self.terms.wrists != "hamer":
+            why = f"{mode}, which doesn't take HaMeR's wrists"
+            unused |= {"hamer_wrist_position": why, "hamer_wrist_orientation": why}
+        return unused
 
     def iterations(self, phase: Phase) -> int:
         """Most iterations of a phase."""

@@ -42,6 +42,7 @@ def guide(
     *,
     hand_rotmats: Tensor | None = None,
     mask: Tensor | None = None,
+    held: int = 0,
     observations: HandObservations | None = None,
     config: GuidanceConfig | None = None,
     phase: Phase = "post",
@@ -60,6 +61,8 @@ def guide(
         hand_rotmats: local finger rotations ``(*b, T, 30, 3, 3)``, left hand first; None for motion without fingers,
             where only wrists can be drawn to what was seen.
         mask: ``(*#b, T)`` bool, True = a real frame; real frames come first. Others are returned as they are.
+        held: first frames that stay as they are (projected), while the later ones go on from them: those of which the
+            result was given away already.
         observations: hands that were seen, in the same world; what a mode needs must be there.
         config: costs and iterations; default :class:`~mgrpo.guidance.config.GuidanceConfig`.
         phase: ``post`` after sampling or ``inner`` within it: the iterations, and whether image points have a cost.
@@ -71,7 +74,8 @@ def guide(
     A motion that guidance can't make better (or that holds NaN) is returned as it is (projected).
 
     Raises:
-        InputError: shapes that don't fit, a mask with gaps, or a mode whose observations are missing.
+        InputError: shapes that don't fit, a mask with gaps, ``held`` out of range, or a mode whose observations are
+            missing.
     """
     config = GuidanceConfig() if config is None else config
     if body_rotmats.ndim < 4 or tuple(body_rotmats.shape[-3:]) != (NUM_BODY, 3, 3):
@@ -89,6 +93,8 @@ def guide(
         return _split(rotmats, zero, zero[..., 0].long(), hand_rotmats is not None)
 
     lengths = None if mask is None else _real_frames(mask, frames)
+    if not 0 <= held <= frames:
+        raise InputError(f"guide(): held must be from 0 to the {frames} frames of the motion, got {held}")
     betas = _mean_shape(betas.to(rotmats), mask, frames)
     T_world_cpf = T_world_cpf.to(rotmats)
     T_world_cpf = torch.cat((quat_normalize(T_world_cpf[..., :4]), T_world_cpf[..., 4:]), dim=-1)
@@ -105,6 +111,7 @@ def guide(
             contacts.to(rotmats)[..., list(FEET)],
             parents=body.parents[:joints],
             lengths=lengths,
+            held=torch.full(rotmats.shape[:-4], held, dtype=torch.int64, device=rotmats.device) if held else None,
             weights=config.weights_for(observations is not None and observations.hamer is not None),
             wrists=wrists,
             hands=hands,

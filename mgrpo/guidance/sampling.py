@@ -50,26 +50,27 @@ class SamplingGuidance:
         self._observations = None if observations is None else _for_groups(observations)
         self._backend = backend
 
-    def hook(self, steps: int) -> Callable[[Tensor, int], Tensor] | None:
+    def hook(self, steps: int, held: int = 0) -> Callable[[Tensor, int], Tensor] | None:
         """What samplers of so many steps take as ``guidance``; None where nothing is corrected within the steps. The
-        result, of which they ask as well, is left to :meth:`finish`."""
+        result, of which they ask as well, is left to :meth:`finish`. ``held``: first frames that stay as they are."""
         if not (self.config.enabled and self.config.inner):
             return None
 
         def correct(states: Tensor, done: int) -> Tensor:
-            return self.guided(states, "inner")[0] if done < steps else states
+            return self.guided(states, "inner", held)[0] if done < steps else states
 
         return correct
 
-    def finish(self, states: Tensor) -> Tensor:
-        """The samples ``(B, G, T, D)``, corrected if the configuration has a ``post`` phase."""
+    def finish(self, states: Tensor, held: int = 0) -> Tensor:
+        """The samples ``(B, G, T, D)``, corrected if the configuration has a ``post`` phase, but for the first ``held``
+        frames."""
         if not (self.config.enabled and self.config.post):
             return states
-        return self.guided(states, "post")[0]
+        return self.guided(states, "post", held)[0]
 
-    def guided(self, states: Tensor, phase: Phase) -> tuple[Tensor, GuidedMotion]:
+    def guided(self, states: Tensor, phase: Phase, held: int = 0) -> tuple[Tensor, GuidedMotion]:
         """States with corrected rotations, and how guidance went. Shapes and contacts stay; fingers that have no cost
-        stay as they are."""
+        stay as they are, and so do the first ``held`` frames (see :func:`~mgrpo.guidance.guide.guide`)."""
         parts = unpack_state(self.layout, states)
         moves_fingers = parts.hand_rotmats is not None and self.config.terms.hands
         guided = guide(
@@ -80,6 +81,7 @@ class SamplingGuidance:
             self._T_world_cpf,
             hand_rotmats=parts.hand_rotmats if moves_fingers else None,
             mask=self._mask,
+            held=held,
             observations=self._observations,
             config=self.config,
             phase=phase,

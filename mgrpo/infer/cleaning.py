@@ -110,5 +110,10 @@ def clean_poses(times_ns: np.ndarray, quats: np.ndarray, positions: np.ndarray, 
         )
     keep, notes = rising(times_ns, where)
     if len(keep) < 2:
+        if len(times_ns) > 1:
+            raise InputError(
+                f"{where}: all {len(times_ns)} head poses have one time; name the column that is the time, and its "
+                "unit (--time-unit)"
+            )
         raise InputError(f"{where}: {len(keep)} head pose(s); at least 2 are needed. Is the recording cut off?")
     return CleanPoses(times_ns[keep], (quats / length[:, None])[keep], positions[keep], keep, notes)

@@ -6,7 +6,9 @@ model guesses a frame better with what follows. The delay of a frame is therefor
 
     between lookahead and lookahead + hop - 1 frames, plus the time that one window takes to compute
 
-which keeps up as long as computing takes less than ``hop`` frames last.
+which keeps up as long as computing takes less than ``hop`` frames last. Guidance is a part of computing a window: it
+corrects the frames that are still open and goes on from those that were handed out, so that a foot stands where it
+stood.
 """
 
 from __future__ import annotations
@@ -24,10 +26,23 @@ from mgrpo.data.packs import TARGET_FPS
 from mgrpo.data.pose_track import sample_poses
 from mgrpo.diffusion.sampler import NoiseKeys
 from mgrpo.errors import InputError
+from mgrpo.guidance import GuidanceConfig, SamplingGuidance
 from mgrpo.infer.resampling import FRAME_NS
 from mgrpo.infer.sampling import Known, SamplingSettings, fade, sample_window
 from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.motion import PredictedMotion, decode_motion
+from mgrpo.options import option
+
+
+def require_live(guidance: GuidanceConfig) -> None:
+    """Raise InputError for guidance that needs more than the head's poses, which are all that comes in live."""
+    terms = guidance.terms
+    if guidance.enabled and (terms.wrists or terms.fingers):
+        needed = "tracked wrists" if terms.wrists == "tracks" else "HaMeR's hands"
+        raise InputError(
+            f"{option(guidance, 'mode')} {guidance.mode} needs {needed}, but live input has the head's poses alone; "
+            "take no_hands or off, or record the hands too and use mgrpo infer"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +58,7 @@ class LiveFrames:
     motion: PredictedMotion
     """Motions ``(1, S, F, …)``, floor at z = 0."""
     seconds: float
-    """Time that computing took."""
+    """Time that computing took, with guidance."""
 
 
 class LiveInference:
@@ -55,6 +70,7 @@ class LiveInference:
         body: BodyModel,
         settings: SamplingSettings,
         *,
+        guidance: GuidanceConfig | None = None,
         hop: int = 8,
         lookahead: int = 4,
         floor_m: float = 0.0,
@@ -65,12 +81,13 @@ class LiveInference:
             denoiser: in evaluation mode.
             body: on its device.
             settings: sampler, window, samples, seed; ``chunk`` is not used.
+            guidance: costs and phases; a mode without observed hands, because poses alone come in. None: off.
             hop: new frames for which a window is sampled.
             lookahead: frames that must be known after one that is handed out.
             floor_m: height of the floor in the poses' world.
             max_gap_s: longest time between two poses that is interpolated; after a longer one, motion begins anew.
         Raises:
-            InputError: hop and lookahead leave nothing of a window.
+            InputError: hop and lookahead leave nothing of a window, or guidance needs hands.
         """
         window = settings.stitching.window
         if hop < 1 or lookahead < 0 or hop + lookahead >= window:
@@ -79,6 +96,8 @@ class LiveInference:
                 "and --hop at least 1"
             )
         self.denoiser, self.body, self.settings = denoiser, body, settings
+        self.guidance = GuidanceConfig("off") if guidance is None else guidance
+        require_live(self.guidance)
         self.hop, self.lookahead, self.floor_m = hop, lookahead, floor_m
         self._gap_ns = round(max_gap_s * 1e9)
         self._device = next(denoiser.parameters()).device
@@ -164,7 +183,10 @@ class LiveInference:
             share_initial=False,
         )
         self._runs += 1
-        states = sample_window(self.denoiser, head, keys, self.settings, known=self._known(start))
+        guide = None
+        if self.guidance.enabled:
+            guide = SamplingGuidance(self.guidance, self.denoiser.layout, self.body, head[None, 1:])
+        states = sample_window(self.denoiser, head, keys, self.settings, known=self._known(start), guide=guide)
         self._states, self._start = states, start
         part = slice(self._final - start, final - start)
         cpf = head[1:][part]

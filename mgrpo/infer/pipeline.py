@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,17 +171,18 @@ def infer_to_file(
         poses = np.concatenate([motion.T_world_cpf for motion in prepared.motions])
         if not keep_world:
             poses[:, 6] -= prepared.floor.height
-        whole = {
-            "Ts_world_cpf": poses.astype(np.float32),
-            **store.arrays,
-            "frame_nums": prepared.frame_nums,
-            "timestamps_ns": prepared.times_ns,
-        }
+        whole = ChainMap(
+            {
+                "Ts_world_cpf": poses.astype(np.float32),
+                "frame_nums": prepared.frame_nums,
+                "timestamps_ns": prepared.times_ns,
+            },
+            store.arrays,  # type: ignore[arg-type]
+        )
         with Progress("write"):
             if then is not None:
                 then(whole)
             write_npz(out, whole)
-        del whole
         store.drop()
 
 

@@ -115,9 +115,13 @@ def resample(
         if times[at + 1] > low and times[at] < high
     ]
     if not motions:
+        usual = float(np.median(np.diff(times))) / 1e9
+        advice = "take another part (--start, --end), or bridge longer gaps (--max-gap)"
+        if usual > max_gap_s:
+            advice = f"its poses are {usual:.3g} s apart. If they are not, times have another unit: give --time-unit"
         raise InputError(
             f"{trajectory.name}: no stretch of three poses at {TARGET_FPS:g} Hz is left of {trajectory.seconds:.3f} s; "
-            "take another part (--start, --end), or bridge longer gaps (--max-gap)"
+            f"{advice}"
         )
     return motions, gaps
 

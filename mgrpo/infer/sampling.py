@@ -2,8 +2,9 @@
 
 Within a *chunk*, windows are denoised together and blended at every step (:mod:`mgrpo.diffusion.stitched_sampler`). A
 chunk begins with the last frames of the one before, whose result is known by then: at every step the prediction of
-these frames is drawn towards it, wholly at the first of them and ever less to the last. So chunks join as windows do,
-each is sampled alone, and an interrupted job goes on with the next one.
+these frames is drawn towards it, wholly at the first of them and ever less to the last; guidance goes on from those
+that are wholly known. So chunks join as windows do, each is sampled alone, and an interrupted job goes on with the next
+one.
 
 Noise is a function of (seed, stretch, chunk, sample, step): a sample doesn't depend on how many others are drawn, and a
 recording that is one chunk gets what `mgrpo sample` draws.
@@ -30,6 +31,8 @@ from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.state import project_state
 
 InferencePrecision = Literal["fp32", "bf16"]
+
+_SETTLED = 2  # frames that give a place and a pace to go on with
 
 CHUNK = 3600
 """Frames of a chunk where nothing else is wanted: two minutes. With hands 29 MB of states per sample."""
@@ -86,7 +89,12 @@ class Known(NamedTuple):
     states: Tensor
     """Clean states ``(S, K, D)``."""
     weight: Tensor
-    """How much they count against a new prediction ``(K,)``, 0 to 1."""
+    """How much they count against a new prediction ``(K,)``, 0 to 1; frames of 1 come first."""
+
+    @property
+    def settled(self) -> int:
+        """First frames that stay as they are known, also under guidance."""
+        return int((self.weight >= 1.0).sum())
 
     def drawn(self, states: Tensor) -> Tensor:
         """``states (S, T, D)`` with the first K frames drawn towards the known ones."""
@@ -99,6 +107,13 @@ class Known(NamedTuple):
 def fade(count: int) -> Tensor:
     """Weights ``(count,)`` of known frames that fall in a straight line from nearly one to nearly zero."""
     return 1.0 - torch.arange(1, count + 1) / (count + 1)
+
+
+def joined(states: Tensor) -> Known:
+    """The last frames of a chunk ``(S, K, D)``, which begin the next one: their place and pace stay, the rest fades."""
+    count = states.shape[1]
+    settled = min(_SETTLED, count)
+    return Known(states, torch.cat((torch.ones(settled), fade(count - settled))))
 
 
 class Chunk(NamedTuple):
@@ -145,7 +160,7 @@ def sample_window(
         T_world_cpf_all: the pose before the first frame and those of the T frames ``(T + 1, 7)``, floor at z = 0.
         keys: noise of one condition.
         settings: sampler, windows.
-        known: what is known of the first frames.
+        known: what is known of the first frames. What is wholly known stays exactly.
         wrists: left and right wrist in the world ``(T, 2, 3)``, NaN where not seen; a part of the condition of models
             that have it, zeros elsewhere.
         guide: guidance of this chunk.
@@ -153,7 +168,8 @@ def sample_window(
     """
     poses = T_world_cpf_all[None]
     layout = denoiser.layout
-    inner = None if guide is None else guide.hook(len(settings.transitions))
+    settled = 0 if known is None else known.settled
+    inner = None if guide is None else guide.hook(len(settings.transitions), settled)
 
     def correct(states: Tensor, done: int) -> Tensor:
         if known is not None:
@@ -187,11 +203,7 @@ def sample_window(
         guidance=correct if known is not None or inner is not None else None,
         callback=count,
     )
-    states = result.x0
-    if guide is not None:
-        states = guide.finish(states)
-    # the post phase has moved the known frames again: what was handed out already stays, and the join stays smooth
-    return states[0] if known is None or guide is None else known.drawn(states[0])
+    return (result.x0 if guide is None else guide.finish(result.x0, settled))[0]
 
 
 def _wrists_in_cpf(T_world_cpf: Tensor, wrists: Tensor) -> Tensor:
@@ -242,7 +254,7 @@ def sample_chunks(
             T_world_cpf_all[start : stop + 1],
             keys,
             settings,
-            known=None if carry is None else Known(carry, fade(carry.shape[1])),
+            known=None if carry is None else joined(carry),
             wrists=None if wrists is None else wrists[start:stop],
             guide=None if guides is None else guides(start, stop),
             on_windows=on_windows,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,6 +41,25 @@ def fingerprint(parts: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
+class DiskArrays(Mapping[str, np.ndarray]):
+    """Arrays in a folder, each mapped anew when it is asked for: one that is kept open keeps all that was read or
+    written of it in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in PER_SAMPLE:
+            raise KeyError(name)
+        return np.lib.format.open_memmap(self._folder / f"{name}.npy", mode="r+")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(PER_SAMPLE)
+
+    def __len__(self) -> int:
+        return len(PER_SAMPLE)
+
+
 class PartialResult:
     """The arrays of a file in the making. A context manager; holds a lock against a second process."""
 
@@ -59,7 +78,6 @@ class PartialResult:
         self._work = work
         make_folder(out.parent)
         self._lock = FileLock(out.parent / f".{out.name}.lock", str(out), "Wait for it to end, or give another --out.")
-        self._arrays: dict[str, np.ndarray] = {}
         self.chunks: list[tuple[int, int]] = []
         """Stretch and number of the chunks that are whole, in order."""
         self.carry: Tensor | None = None
@@ -78,8 +96,6 @@ class PartialResult:
             make_folder(self.folder)
             self._allocate()
             atomic_write_json(self.folder / _PLAN, plan)
-        for name in PER_SAMPLE:
-            self._arrays[name] = np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="r+")
         if (self.folder / _DONE).exists():
             done = read_json(self.folder / _DONE, "unfinished result")
             self.chunks = [(int(stretch), int(number)) for stretch, number in done["chunks"]]
@@ -107,10 +123,9 @@ class PartialResult:
     def put(self, first: int, arrays: Mapping[str, np.ndarray], chunk: tuple[int, int], carry: Tensor | None) -> None:
         """Store a chunk from frame ``first`` on: on the disk before it counts. Raises StorageError."""
         try:
-            for name in PER_SAMPLE:
-                frames = arrays[name].shape[1]
-                self._arrays[name][:, first : first + frames] = arrays[name]
-                self._arrays[name].flush()  # type: ignore[attr-defined]
+            for name, stored in self.arrays.items():
+                stored[:, first : first + arrays[name].shape[1]] = arrays[name]
+                stored.flush()  # type: ignore[attr-defined]
         except OSError as error:
             raise storage_error("write", self.folder, error) from error
         name = ""
@@ -127,11 +142,10 @@ class PartialResult:
     @property
     def arrays(self) -> Mapping[str, np.ndarray]:
         """The arrays, on the disk."""
-        return self._arrays
+        return DiskArrays(self.folder)
 
     def drop(self) -> None:
         """Delete the folder: the file is written, or nothing was done yet."""
-        self._arrays = {}
         remove_folder(self.folder)
 
     def __enter__(self) -> PartialResult:
@@ -146,7 +160,6 @@ class PartialResult:
         """Let go; where nothing was done, leave nothing."""
         if not self.chunks and self.folder.exists():
             self.drop()
-        self._arrays = {}
         (self.folder.parent / f"{self.folder.name.removesuffix('.partial')}.lock").unlink(missing_ok=True)
         self._lock.release()
 

@@ -40,6 +40,7 @@ def problem_of(name: str, seed: int = 3, **sizes: object) -> Problem:
         T_world_head=head,
         contacts=contacts,
         valid=torch.arange(rotmats.shape[1]) < lengths[:, None],
+        stays=(torch.arange(rotmats.shape[1]) < case.sizes.get("held", 0)).expand(rotmats.shape[:2]),
         wrists=wrists,
         hands=hands,
         keypoints=keypoints,
@@ -91,6 +92,36 @@ def test_normal_equations_are_those_of_autograd(name: str, frames: int) -> None:
                     others = [m for m in range(N) if m != k]
                     assert not whole[k][:, others].any(), "a free joint depends on itself alone"
         torch.testing.assert_close(joint.gradient[row], g[:, coupled].flatten(1), rtol=1e-9, atol=1e-9)
+
+
+def test_held_frames_leave_the_equations_of_the_others() -> None:
+    """What is left is the part of the whole problem's equations that belongs to the frames that may move."""
+    problem = problem_of("body", frames=6, rows=2, padded=False)
+    quats, at = elsewhere(problem), place(problem, problem.start)
+    free = linearise(problem, quats, at)
+    held = linearise(dataclasses.replace(problem, stays=(torch.arange(6) < 2).expand(2, 6)), quats, at)
+    for whole, part in zip(free, held):
+        frames = whole.gradient.ndim - 2
+        for k, (a, b) in enumerate(zip(whole, part)):
+            first, rest = b.narrow(frames, 0, 2), b.narrow(frames, 2, b.shape[frames] - 2)
+            assert torch.equal(rest, a.narrow(frames, 2, a.shape[frames] - 2)) and rest.abs().sum() > 0
+            assert torch.equal(first, torch.eye(b.shape[-1], dtype=F64).expand_as(first) if k == 0 else 0 * first)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_held_frames_stay_and_the_others_go_on_from_them(backend: str) -> None:
+    case = dataclasses.replace(CASES["body"], sizes={**CASES["body"].sizes, "held": 3}, options={"iterations": 15})
+    inputs = SPECS[0].make_inputs(case, torch.float32, CPU, 2)
+    rotmats, costs, _ = call(case, *inputs, backend=backend)
+    loose, lowest, _ = call(dataclasses.replace(case, sizes=CASES["body"].sizes), *inputs, backend=backend)
+    assert torch.equal(rotmats[:, :3], inputs[0][:, :3]) and not torch.equal(loose[:, :3], inputs[0][:, :3])
+    assert (costs[:, -1] < costs[:, 0]).all() and (costs[:, -1] > lowest[:, -1]).all()
+    # a problem that is held anew where it ended goes on nowhere: the rest is at its best already
+    again = [rotmats, *inputs[1:]]
+    everything = dataclasses.replace(case, sizes={**case.sizes, "held": 9})
+    found, costs, done = call(everything, *again, backend=backend)
+    assert torch.equal(found, rotmats) and (done <= 1).all()
+    torch.testing.assert_close(costs, costs[:, :1].expand_as(costs), rtol=1e-5, atol=0)
 
 
 def test_the_coupled_joints() -> None:
@@ -163,6 +194,17 @@ def test_the_cost_never_rises(backend: str, damping: str) -> None:
     assert (costs[:, 1:] <= costs[:, :-1]).all()
     assert (costs[:, -1] < 0.5 * costs[:, 0]).all()
     assert (done >= 1).all() and (done <= 12).all()
+
+
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend == "cpp"])
+def test_the_search_ends_by_itself(backend: str) -> None:
+    """Where a step gains too little; in float64, where rounding doesn't decide, as the reference does."""
+    _, (_, costs, done) = run("body", backend, F64, iterations=30)
+    _, (_, wanted, ends) = run("body", "reference", F64, iterations=30)
+    assert torch.equal(done, ends) and (done < 30).any() and (done > 3).any()
+    for row, end in enumerate(done.tolist()):
+        assert (costs[row, end:] == costs[row, end]).all()
+    torch.testing.assert_close(costs, wanted, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

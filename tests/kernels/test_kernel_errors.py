@@ -220,6 +220,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "motion_guidance: parent after child": guidance(parents=[0, *range(20)]),
     "motion_guidance: lengths not whole": guidance(lengths=zeros(2)),
     "motion_guidance: too many lengths": guidance(lengths=zeros(3, dtype=torch.int64)),
+    "motion_guidance: held frames not whole": guidance(held=zeros(2)),
     "motion_guidance: negative weight": guidance(weights=GuidanceWeights(foot_skating=-1.0)),
     "motion_guidance: weight not finite": guidance(weights=GuidanceWeights(smoothness=math.nan)),
     "motion_guidance: negative iterations": guidance(iterations=-1),

@@ -143,7 +143,7 @@ def test_every_array_begins_at_a_multiple_of_four(tmp_path: Path) -> None:
     arrays = [np.arange(3, dtype="<u2"), np.arange(5, dtype="<u4"), np.arange(12, dtype="u1").reshape(3, 4)]
     for array, kind in zip(arrays, ("SCALAR", "SCALAR", "VEC4")):
         buffer.add(array, kind)
-    (tmp_path / "a.glb").write_bytes(buffer.glb({"asset": {"version": "2.0"}}))
+    (tmp_path / "a.glb").write_bytes(b"".join(buffer.glb({"asset": {"version": "2.0"}})))
     glb = Glb(tmp_path / "a.glb")
     for index, array in enumerate(arrays):
         assert np.array_equal(glb.array(index).reshape(array.shape), array)

@@ -301,7 +301,7 @@ def test_phases_of_sampling(
     guidance = SamplingGuidance(optimisation(wanted), model.layout, body, T_world_cpf)  # type: ignore[arg-type]
     calls: list[str] = []
     inside = guidance.guided
-    monkeypatch.setattr(guidance, "guided", lambda states, phase: calls.append(phase) or inside(states, phase))
+    monkeypatch.setattr(guidance, "guided", lambda states, phase, held: calls.append(phase) or inside(states, phase))
     cond = make_cond(config, T_world_cpf, relative_cpf(scene.T_world_cpf))
     keys = NoiseKeys(1, 0, torch.arange(2), 3)
     result = sample(model, cond, make_transitions("ddim", steps=3), keys, guidance=guidance.hook(3))

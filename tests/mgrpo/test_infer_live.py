@@ -13,14 +13,21 @@ import pytest
 import torch
 
 from mgrpo.body import resolve_body
+from mgrpo.body.placement import cpf_of, place_on_root
 from mgrpo.cli import main
+from mgrpo.data.clip import MotionClip
+from mgrpo.data.packs import load_motion
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.diffusion.stitching import Stitching
 from mgrpo.diffusion.transition import make_transitions
 from mgrpo.errors import InputError
+from mgrpo.geometry import axis_angle_to_quat, quat_multiply, quat_to_rotmat
+from mgrpo.guidance import GuidanceConfig, SamplingGuidance
 from mgrpo.infer.live import LiveFrames, LiveInference
 from mgrpo.infer.sampling import SamplingSettings
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+from mgrpo.models.motion import decode_motion
+from mgrpo.models.state import pack_state
 from mgrpo.train.run_dir import RunDir
 
 _spec = importlib.util.spec_from_file_location("head_files", Path(__file__).with_name("head_files.py"))
@@ -110,6 +117,90 @@ def test_the_floor_is_taken_off() -> None:
     assert np.allclose(out[0][1].T_world_cpf[:, 6], files.head(np.arange(1, 5) / 30)[:, 6] - 0.5, atol=1e-6)
 
 
+# --- guidance
+
+
+class Wobbling(Denoiser):
+    """Predicts a clip of which it knows everything, with joints that sway: otherwise in every window and sample."""
+
+    def __init__(self, clip: MotionClip) -> None:
+        super().__init__(TINY, seed=1)
+        self.clip, self.inference, self.windows = clip, None, 0
+
+    def decode(self, x_t: torch.Tensor, t: torch.Tensor, memory: Any) -> torch.Tensor:
+        samples, frames = x_t.shape[1:3]
+        assert self.inference is not None
+        part = slice(self.inference._next - frames, self.inference._next)
+        generator = torch.Generator().manual_seed(self.inference._runs)
+        phase, size = (torch.rand(samples, 1, 21, 3, generator=generator) for _ in range(2))
+        sway = 0.1 * (size - 0.5) * torch.sin(0.15 * torch.arange(frames)[:, None, None] + 6.3 * phase)
+        quats = quat_multiply(self.clip.body_quats[part].expand(samples, -1, -1, -1), axis_angle_to_quat(sway))
+        contacts = self.clip.contacts[part].expand(samples, -1, -1)
+        return pack_state(self.layout, self.clip.betas, quat_to_rotmat(quats), contacts)[None]
+
+
+def sway(clip: MotionClip, guidance: GuidanceConfig) -> tuple[LiveInference, list[LiveFrames]]:
+    """What comes out of a clip's head, live."""
+    body = resolve_body("default", with_mesh=False)
+    betas = clip.betas.expand(len(clip), -1)
+    placed = place_on_root(body, quat_to_rotmat(clip.body_quats), betas, clip.T_world_root)
+    model = Wobbling(clip).eval()
+    settings = SamplingSettings(STEPS, Stitching("proper", 32, 4), samples=2)
+    model.inference = LiveInference(model, body, settings, guidance=guidance, hop=8, lookahead=4)
+    out = []
+    for frame, pose in enumerate(cpf_of(body, placed, betas).double().numpy()):
+        out += list(model.inference.push(round(frame * 1e9 / 30), pose))
+    return model.inference, out + list(model.inference.flush())
+
+
+def sliding_mm(parts: list[LiveFrames], seams: bool) -> float:
+    """How far standing feet slide from frame to frame on average, between windows or within them."""
+    joints = torch.cat([part.motion.joints22 for part in parts], dim=2)[0]
+    contacts = torch.cat([part.motion.contacts for part in parts], dim=2)[0]
+    steps = joints[:, 1:, [7, 8, 10, 11]] - joints[:, :-1, [7, 8, 10, 11]]
+    stands = (contacts[:, 1:] + contacts[:, :-1])[..., [6, 7, 9, 10]] > 1.2
+    between = torch.zeros(steps.shape[1], dtype=torch.bool)
+    between[np.cumsum([len(part.frame_nums) for part in parts])[:-1] - 1] = True
+    chosen = stands & (between if seams else ~between)[:, None]
+    assert chosen.sum() > 15
+    return 1000 * steps.norm(dim=-1)[chosen].mean().item()
+
+
+@pytest.fixture(scope="module")
+def punch() -> MotionClip:
+    """Two seconds of somebody whose feet stand most of the time."""
+    return next(clip for clip in load_motion("demo", resolve_body("default", with_mesh=False)) if clip.name == "punch")
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_feet_stand_also_from_window_to_window(punch: MotionClip, inner: bool) -> None:
+    """Guidance goes on from the frames that were handed out: without that, a foot jumps to where the new window has
+    it."""
+    _, plain = sway(punch, GuidanceConfig("off"))
+    _, guided = sway(punch, GuidanceConfig(inner=inner))
+    for seams in (True, False):
+        assert sliding_mm(guided, seams) < 0.25 * sliding_mm(plain, seams)
+    assert sliding_mm(guided, True) < 1.5 * sliding_mm(guided, False)
+    assert [len(part.frame_nums) for part in guided] == [len(part.frame_nums) for part in plain]
+
+
+def test_guidance_leaves_what_was_handed_out(punch: MotionClip) -> None:
+    inference, parts = sway(punch, GuidanceConfig())
+    last = inference._states
+    assert last is not None
+    kept = decode_motion(
+        inference.denoiser.layout, last[None], torch.zeros(1, 1, 1, 7), inference.body
+    ).body_rotmats[0, :, : -len(parts[-1].frame_nums)]
+    given = torch.cat([part.motion.body_rotmats for part in parts[:-1]], dim=2)[0, :, -kept.shape[1] :]
+    assert kept.shape[1] > 10 and torch.allclose(kept, given, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "needed"), [("aria_wrist_only", "tracked wrists"), ("hamer_wrist", "HaMeR's hands")])
+def test_hands_are_not_live(mode: str, needed: str) -> None:
+    with pytest.raises(InputError, match=f"mode {mode} needs {needed}, .* take no_hands or off, .* use mgrpo infer"):
+        live(guidance=GuidanceConfig(mode))  # type: ignore[arg-type]
+
+
 # --- the command
 
 
@@ -147,6 +238,28 @@ def test_lines_in_and_lines_out(prior: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert len(first) == 2 and np.array(first[0]["joints"]).shape == (22, 3)
     assert np.array(first[1]["body_quats"]).shape == (21, 4)
     assert "delay: 0.13 to 0.23 s, and " in captured.err and "39 frames (1.3 s)" in captured.err
+    assert "the longest window took 0." in captured.err and "one is due every 0.13 s" in captured.err
+
+
+def test_guidance_is_on_unless_it_is_not_wanted(prior: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    times = np.arange(20) / 30
+    text = "\n".join(" ".join(map(str, (t, *pose))) for t, pose in zip(times, files.head(times)))
+    calls: list[str] = []
+    real = SamplingGuidance.guided
+    monkeypatch.setattr(
+        SamplingGuidance, "guided", lambda self, x, phase, held=0: calls.append(phase) or real(self, x, phase, held)
+    )
+    out = []
+    for words in ([], ["--guidance.inner"], ["--guidance.mode", "off"]):
+        calls.clear()
+        assert command(prior, text, monkeypatch, "--axes", "cpf", *words) == 0
+        out.append((set(calls), capsys.readouterr().out))
+    assert [phases for phases, _ in out] == [{"post"}, {"inner", "post"}, set()]
+    assert out[0][1] != out[2][1]
+    assert command(prior, text, monkeypatch, "--axes", "cpf", "--guidance.mode", "aria_hamer") == 2
+    assert "--guidance.mode aria_hamer needs tracked wrists" in " ".join(capsys.readouterr().err.split())
+    assert command(prior, text, monkeypatch, "--axes", "cpf", "--guidance.inner-iterations", "2") == 2
+    assert "has no effect without --guidance.inner" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
     arrays = file.arrays(KEYS, OPTIONAL)
     root = numbers(arrays["Ts_world_root"], "Ts_world_root", (None, None, 7))
     samples, frames = root.shape[:2]
-    body = numbers(arrays["body_quats"], "body_quats", (samples, frames, 21, 4))
+    body = numbers(arrays.pop("body_quats"), "body_quats", (samples, frames, 21, 4), short=True)
     betas = numbers(arrays["betas"], "betas", (samples, frames, None))
     frame_nums = times = rate = None
     if "frame_nums" in arrays:
@@ -43,7 +43,9 @@ def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
     if "Ts_world_cpf" in arrays:
         T_world_cpf = numbers(arrays["Ts_world_cpf"], "Ts_world_cpf", (frames, 7)).numpy()
     if set(HANDS) <= set(arrays):
-        hands = torch.cat([numbers(arrays[name], name, (samples, frames, 15, 4)) for name in HANDS], dim=-2)
+        hands = torch.cat(
+            [numbers(arrays.pop(name), name, (samples, frames, 15, 4), short=True) for name in HANDS], dim=-2
+        )
     notes: list[str] = []
     return [
         RotationMotion(

@@ -198,8 +198,9 @@ def tracks_from_joints(
     )  # fmt: skip
 
 
-def numbers(value: object, label: str, shape: tuple[int | None, ...]) -> Tensor:
-    """A float64 tensor of an array of that shape (None: any size); InputError otherwise."""
+def numbers(value: object, label: str, shape: tuple[int | None, ...], *, short: bool = False) -> Tensor:
+    """A float64 tensor of an array of that shape (None: any size); InputError otherwise. ``short`` leaves float32 as it
+    is, which is half as long."""
     if isinstance(value, Tensor):
         # A view of one number may claim any shape: look before it is made real.
         if value.layout != torch.strided or value.is_complex() or value.numel() > MOST_NUMBERS:
@@ -212,6 +213,8 @@ def numbers(value: object, label: str, shape: tuple[int | None, ...]) -> Tensor:
     fits = array.ndim == len(shape) and all(size in (None, found) for size, found in zip(shape, array.shape))
     if not fits:
         raise InputError(f"{label} must have shape {wanted}, got {array.shape}")
+    if short and array.dtype == np.float32:
+        return torch.from_numpy(np.require(array, requirements=("C", "W")))
     return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
 
 
