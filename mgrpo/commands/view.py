@@ -41,7 +41,7 @@ class ViewConfig:
     """
 
     files: tyro.conf.Positional[tuple[str, ...]]
-    """Motions to show. The first sample of each is solid, its others are pale."""
+    """Motions to show. One sample of each is solid, its others are pale."""
     truth: str = ""
     """File of the recorded motion: shown first, and errors are measured against it."""
     names: tuple[str, ...] = ()
@@ -52,8 +52,10 @@ class ViewConfig:
     body: str = "default"
     """Body for files that hold rotations: `default` (ships with the package), `smplh` (searched for), or the path of an
     SMPL-H npz."""
+    sample: int = 0
+    """Which sample of the files is solid, counted from 0; in the browser another can be chosen at any time."""
     samples: int = 8
-    """Most samples of a file that are shown."""
+    """Most samples of a file that are shown: the solid one, then the others in their order."""
     start: float = 0.0
     """Where to begin, seconds from the beginning."""
     seconds: float = 0.0
@@ -108,6 +110,7 @@ class ViewConfig:
             raise InputError(f"--names: the names must differ, got {' '.join(self.names)}")
         if any(not name.strip() for name in self.names):
             raise InputError("--names: a name is empty")
+        require(self, "sample", at_least=0)
         require(self, "samples", at_least=1, at_most=64)
         require(self, "start", "seconds", at_least=0)
         require(self, "width", "height", at_least=SIZES[0], at_most=SIZES[1], unit="pixels")
@@ -187,6 +190,7 @@ def load(config: ViewConfig) -> Stage:
             ),
             clip=config.clip,
             samples=config.samples,
+            sample=config.sample,
             start=config.start,
             seconds=config.seconds,
             say=notice,

@@ -311,9 +311,11 @@ def test_the_page_holds_the_motion() -> None:
         assert np.abs(quats[:, there] - actor.quats[:, there]).max() < 1e-4
         assert (decoded(packed["contacts"], "u1", actor.samples, 6, 21)[..., LEFT_KNEE - 1] == 255).all()
     assert len(data["shapes"]) == 1 and data["actors"][1]["shapes"] == [0, 0]
-    assert data["actors"][1]["mean"] == pytest.approx(300.0, abs=0.1)
-    assert data["actors"][0]["curve"] is None and data["actors"][1]["curve"][1] == [300.0] * 6
-    assert data["actors"][2]["curve"][1] == [600.0] * 4 + [None] * 2
+    assert data["actors"][1]["means"] == pytest.approx([300.0, 600.0], abs=0.1)
+    assert data["actors"][0]["curve"] is None and data["actors"][1]["curve"][1] == [[300.0] * 6, [600.0] * 6]
+    assert data["actors"][2]["curve"][1][0] == [600.0] * 4 + [None] * 2
+    assert decoded(data["actors"][1]["error"], "<f4", 2, 6)[:, 0] == pytest.approx([300.0, 600.0], abs=0.1)
+    assert (data["actors"][1]["numbers"], data["actors"][1]["count"], len(data["parents"])) == ([0, 1], 22, 22)
 
 
 def test_turns_on_the_page_have_signs_that_agree() -> None:
@@ -345,7 +347,7 @@ def test_the_page_skins_with_the_strongest_joints() -> None:
 
 def test_joints_alone_make_a_page_without_a_mesh() -> None:
     data = page_data(render_stage_page(motion.still_stage(surface=False), Look()))
-    assert data["mesh"] is None and data["shapes"] == [] and data["actors"][0]["quats"] is None
+    assert data["meshes"] == [] and data["shapes"] == [] and data["actors"][0]["quats"] is None
 
 
 def test_a_page_too_large_for_a_browser_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,5 +392,11 @@ def test_what_does_not_fit_is_refused() -> None:
     surface = motion.still_stage().actors[0].surfaces[0]
     with pytest.raises(InputError, match="surfaces need orientations and one for each of 1 samples"):
         Actor("a", joints, 1, surfaces=(surface,))
+    with pytest.raises(InputError, match=r"joints must be 22 or 52, got 24"):
+        Actor("a", np.zeros((1, 4, 24, 3), np.float32), 1)
+    with pytest.raises(InputError, match=r"1 samples need as many numbers, got \(0, 2\)"):
+        Actor("a", joints, 1, numbers=(0, 2))
+    with pytest.raises(InputError, match="surfaces must follow its 52 joints"):
+        Actor("a", np.zeros((1, 4, 52, 3), np.float32), 1, np.zeros((1, 4, 52, 4)), surfaces=(surface,))
     with pytest.raises(InputError, match=r"weights must have shape \(2066, 22\), got \(2066, 21\)"):
         Surface(surface.rest_vertices, surface.rest_joints, surface.weights[:, 1:], surface.faces)
