@@ -131,7 +131,8 @@ def time_line(
     """Times of the frames shown (T,) and their rate: the stretch that the predictions (or, alone, the truth) cover, cut
     to ``seconds`` from ``start`` on (0: all of it), at the lowest of the rates, and at most :data:`FASTEST`.
 
-    Raises InputError where nothing is left, or a truth and its predictions have no time in common.
+    Raises InputError where nothing is left, a truth and its predictions have no time in common, or so many frames would
+    take more than :data:`MOST_BYTES`.
     """
     shown = [axis for source, axis in zip(sources, axes) if source.color != 0] or list(axes)
     first, last = min(axis[0] for axis in shown), max(axis[-1] for axis in shown)
@@ -147,7 +148,16 @@ def time_line(
     end = min(last, begin + seconds) if seconds > 0 else last
     rate = min(source.motion.fps for source in sources)
     rate /= np.ceil(rate / FASTEST - 1e-6)
-    return begin + np.arange(int(np.floor((end - begin) * rate + 1e-6)) + 1) / rate, float(rate)
+    # before anything of that length is made: a frame number, or a stamp, that is wrong makes a line of years
+    count = int(np.floor((end - begin) * rate + 1e-6)) + 1
+    needed = sum(len(source.which) * source.joints for source in sources) * count * 7 * 4
+    if needed > MOST_BYTES:
+        raise InputError(
+            f"{count:,} frames ({end - begin:,.0f} s at {rate:g} per second) of "
+            f"{sum(len(source.which) for source in sources)} motion(s) would take {needed / 1e9:.1f} GB; show fewer by "
+            "--samples, or a part by --start and --seconds (or are frame numbers, or time stamps, wrong?)"
+        )
+    return begin + np.arange(count) / rate, float(rate)
 
 
 def place_on_line(source: Source, axis: np.ndarray, times: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
@@ -205,7 +215,11 @@ def _posed(
         joints = motion.joints[:, rows]
         rotmats = None if motion.R_world_joint is None else motion.R_world_joint[:, rows]
     if not bool(torch.isfinite(joints).all()):
-        raise InputError("it has values that are not finite (NaN or infinity); cut the motion there or repair it")
+        sample, row = (int(index) for index in torch.nonzero(~torch.isfinite(joints))[0, :2])
+        raise InputError(
+            f"it has values that are not finite (NaN or infinity), first in frame {int(rows[row])} of sample {sample}; "
+            "show a part before or after it by --start and --seconds, or repair the file"
+        )
     chosen = list(which)
     quats = None if rotmats is None else quat_normalize(rotmat_to_quat(rotmats[chosen])).numpy()
     return joints[chosen].numpy(), quats
@@ -276,12 +290,6 @@ def build_stage(
     """
     axes, brought_by = time_axes(sources)
     times, rate = time_line(sources, axes, start, seconds)
-    needed = sum(len(source.which) * source.joints for source in sources) * len(times) * 7 * 4
-    if needed > MOST_BYTES:
-        raise InputError(
-            f"{len(times):,} frames of {sum(len(source.which) for source in sources)} motions would take "
-            f"{needed / 1e9:.1f} GB; show fewer by --samples, or a part by --start and --seconds"
-        )
     actors: list[Actor] = []
     heads: list[np.ndarray | None] = []
     for source, axis in zip(sources, axes):

@@ -20,7 +20,7 @@ from mgrpo.viz.mp4 import Mp4Writer
 from mgrpo.viz.painter import Skin, paint_silhouette, paint_skins
 from mgrpo.viz.palette import Rgb, mix, rgb
 from mgrpo.viz.raster import Panel
-from mgrpo.viz.scene import ELEVATION, SUPERSAMPLING, font
+from mgrpo.viz.scene import ELEVATION, SUPERSAMPLING, drawable, font
 from mgrpo.viz.stage import CONTACT, JOINTS, Actor, Stage, color_of, error_curve, palette_of, thinned
 from mgrpo.viz.surface import rotation_matrices
 
@@ -325,6 +325,7 @@ def _unbroken(points: Sequence[tuple[float, float]]) -> Iterator[list[tuple[floa
 
 def _fitted(draw: ImageDraw.ImageDraw, text: str, room: float, size: int) -> str:
     """The text, cut with an ellipsis where it doesn't fit."""
+    text = drawable(text)
     if draw.textlength(text, font=font(size)) <= room:
         return text
     while text and draw.textlength(text + "…", font=font(size)) > room:

@@ -40,6 +40,11 @@ def palette_of(dark: bool) -> Palette:
     return DARK if dark else LIGHT
 
 
+def printable(text: str) -> str:
+    """A text that can be written as UTF-8: names of files may hold bytes that are none, which become ``?``."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 @dataclass(frozen=True, eq=False)
 class Actor:
     """S motions under one name over the T frames of a stage, of J joints: 22, or 52 where fingers are posed. The first
@@ -66,6 +71,7 @@ class Actor:
     """Number of each sample in its file, from 0; empty: they are counted here."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", printable(self.name))
         samples, frames, joints = self.joints.shape[:3]
         if joints not in (JOINTS, len(PARENTS)):
             raise InputError(f"Actor '{self.name}': joints must be {JOINTS} or {len(PARENTS)}, got {joints}")
@@ -157,6 +163,8 @@ class Stage:
     """What was assumed about the files."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "title", printable(self.title))
+        object.__setattr__(self, "notes", tuple(printable(note) for note in self.notes))
         if not self.actors:
             raise InputError("Stage: at least one actor is needed")
         for actor in self.actors:

@@ -96,10 +96,30 @@ def test_one_picture_shows_the_middle(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert drawn[0][0] == Look() and drawn[1][0] == Look(show="skeleton")
 
 
+def test_a_sample_is_chosen(run: Run, predictions: list[Path], tmp_path: Path) -> None:
+    assert run(*predictions, "--sample", "1", "--html", "a.html")[0] == 0
+    data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "a.html").read_text())[1])
+    assert [actor["numbers"] for actor in data["actors"]] == [[1, 0], [1, 0]]
+    code, out, err = run(*predictions, "--sample", "2", "--html", "b.html")
+    assert code == 2 and "walk_a.npz holds 2 samples, 0 to 1" in " ".join(err.split())
+    assert out == "" and not (tmp_path / "b.html").exists()
+
+
 def test_names_come_from_the_paths(run: Run, predictions: list[Path], tmp_path: Path) -> None:
     assert run(*predictions, "--html", "a.html")[0] == 0
     data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "a.html").read_text())[1])
     assert [(actor["name"], actor["truth"]) for actor in data["actors"]] == [("walk_a", False), ("walk_b", False)]
+
+
+@pytest.mark.parametrize("name", ["<img src=x onerror=run()> 名前 😀.npz", "na\udcffme.npz"])
+def test_any_name_of_a_file_is_only_text(run: Run, predictions: list[Path], tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(predictions[0].read_bytes())
+    code, _, err = run(name, "--html", "a.html", "--png", "a.png", "--width", "400", "--height", "320")
+    assert code == 0, err
+    text = (tmp_path / "a.html").read_text("utf-8")
+    assert "<img" not in text
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+    assert data["actors"][0]["name"] == name.removesuffix(".npz").replace("\udcff", "?")
 
 
 @pytest.mark.parametrize(
@@ -127,6 +147,8 @@ def test_names_come_from_the_paths(run: Run, predictions: list[Path], tmp_path: 
         (["demo", "--png", "a.png", "--start", "-1"], "--start must be at least 0, got -1.0"),
         (["demo", "--png", "a.png", "--start", "60"], "--start 60 is after the end: the motion has 1.73 s"),
         (["demo", "--png", "a.png", "--seconds", "nan"], "--seconds must be finite, got nan"),
+        (["demo", "--png", "a.png", "--sample", "-1"], "--sample must be at least 0, got -1"),
+        (["demo", "--png", "a.png", "--sample", "1"], "--sample 1: no file shown holds several samples"),
         (["demo", "--png", "a.png", "--samples", "0"], "--samples must be at least 1, got 0"),
         (["demo", "--png", "a.png", "--fps", "1e9"], "--fps must be 0.1 to 10000 frames per second, got 1e+09"),
         (["demo", "--port", "70000"], "--port must be at most 65535, got 70000"),

@@ -75,7 +75,7 @@ def stage(body: BodyModel, tmp_path_factory: pytest.TempPathFactory) -> Stage:
 
 
 def test_the_tree_is_that_of_the_body() -> None:
-    assert PARENTS == (-1, *(parent + 1 for parent in PARENTS_FULL)) and PARENTS[:22] == BODY_PARENTS
+    assert (-1, *(parent + 1 for parent in PARENTS_FULL)) == PARENTS and PARENTS[:22] == BODY_PARENTS
     assert WRISTS == (20,) * 15 + (21,) * 15
 
 

@@ -21,6 +21,7 @@ from mgrpo.viz.mp4 import have_mp4_encoder
 from mgrpo.viz.page import render_stage_page
 from mgrpo.viz.painter import Skin, paint_skins
 from mgrpo.viz.palette import mix, rgb
+from mgrpo.viz.scene import drawable, font
 from mgrpo.viz.stage import CONTACT, Actor, Stage, color_of, error_curve, thinned
 from mgrpo.viz.surface import Surface, rotation_matrices, vertex_normals
 
@@ -251,6 +252,20 @@ def test_a_film_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="no space"):
         write_film(three(), Look(), tmp_path / "a.mp4")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_drawn_in_letters_that_there_are() -> None:
+    assert drawable("walk (1) … 3·4") == "walk (1) … 3·4"
+    assert drawable("läufer la\u0308ufer Ångström ½") == "laufer laufer Angstrom 12"
+    assert drawable("名前 😀") == "?? ?"
+    nothing = font(20).getmask("\u0378")
+    stage = motion.still_stage()
+    object.__setattr__(stage.actors[0], "name", "Läufer")
+    plain = motion.still_stage()
+    object.__setattr__(plain.actors[0], "name", "Laufer")
+    look = Look(width=400, height=320)
+    assert nothing.size[0] > 0  # a box, which nobody should see
+    assert StagePainter(stage, look).picture(0) == StagePainter(plain, look).picture(0)
 
 
 # --- the page's text and data; a browser looks at it in test_view_browser.py

@@ -13,6 +13,7 @@ from torch import Tensor
 from mgrpo.body import BodyModel
 from mgrpo.body.model import NUM_BETAS
 from mgrpo.body.placement import PlacedBody, place_on_root
+from mgrpo.data.rate import require_fps
 from mgrpo.errors import InputError
 from mgrpo.geometry import quat_multiply, quat_normalize, quat_to_rotmat, rotmat_to_quat, se3
 
@@ -23,7 +24,7 @@ from .tracks import METRES, TO_Z_UP, MotionTracks, ReadOptions, chosen_up
 class RotationMotion:
     """S motions of one person over T frames as a file holds them, not yet posed on a body.
 
-    Raises InputError for rotations of length zero.
+    Raises InputError for rotations of length zero, a frame rate that is none, and where there is no frame or sample.
     """
 
     root_quats: Tensor
@@ -65,9 +66,12 @@ class RotationMotion:
     """Gender of the body that the shape numbers were made for, as the file says it."""
 
     def __post_init__(self) -> None:
+        if 0 in self.body_quats.shape[:2]:
+            raise InputError(f"it holds {self.samples} samples of {len(self)} frames; at least one of each is needed")
         for label, quats in (("root", self.root_quats), ("body", self.body_quats)):
             if bool((quats.norm(dim=-1) < 1e-6).any()):
                 raise InputError(f"its {label} rotations have a quaternion of length zero")
+        require_fps(self.fps, f"the frame rate of motion '{self.name}'" if self.name else "its frame rate")
 
     def __len__(self) -> int:
         return int(self.body_quats.shape[1])
