@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from mgrpo.errors import InputError
 from mgrpo.eval.formats import ReadOptions
 from mgrpo.eval.formats.tracks import Unit, Up
 from mgrpo.options import require
-from mgrpo.storage import atomic_write, folder_for_results
+from mgrpo.storage import atomic_write, folder_for_results, storage_error
 from mgrpo.train.progress import Progress, notice
 from mgrpo.viz.film import SIZES, Layout, Look, Show, StagePainter, write_film, write_still
 from mgrpo.viz.live import LiveViewer, require_port, require_viser
@@ -217,13 +217,23 @@ def write(stage: Stage, config: ViewConfig) -> list[Path]:
         atomic_write(config.html, render_stage_page(stage, look, config.theme))
         written.append(config.html)
     for path, frame in pictures.items():
-        write_still(stage, look, path, frame)
+        with _onto_disk(path):
+            write_still(stage, look, path, frame)
         written.append(path)
     if config.video is not None:
-        with Progress("draw", stage.frames, "frames") as progress:
+        with _onto_disk(config.video), Progress("draw", stage.frames, "frames") as progress:
             write_film(stage, look, config.video, on_frame=progress.update)
         written.append(config.video)
     return written
+
+
+@contextlib.contextmanager
+def _onto_disk(path: Path) -> Iterator[None]:
+    """Say which file it was where the disk, or the encoder, refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error("write", path, error) from error
 
 
 def stills(stage: Stage, config: ViewConfig) -> dict[Path, int]:

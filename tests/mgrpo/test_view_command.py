@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import os
@@ -22,7 +23,7 @@ from PIL import Image
 from mgrpo import cli
 from mgrpo.commands import view
 from mgrpo.data import save_clip
-from mgrpo.viz import live
+from mgrpo.viz import film, live
 from mgrpo.viz.film import Look
 from mgrpo.viz.live import have_viser
 from mgrpo.viz.mp4 import have_mp4_encoder
@@ -175,6 +176,45 @@ def test_a_new_folder_goes_again_where_reading_fails(run: Run, tmp_path: Path) -
     assert not (tmp_path / "new").exists()
     assert run("demo", "--png", "new/deep/a.png", "--html", "other/a.html", "--at", "50")[0] == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("--png", "new/a.png"), ("--video", "new/a.mp4"), ("--html", "new/a.html")]
+)
+def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str, name: str
+) -> None:
+    def full(*words: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(view, "have_mp4_encoder", lambda: True)
+    monkeypatch.setattr(view, "write_still", full)
+    monkeypatch.setattr(view, "write_film", full)
+    monkeypatch.setattr("mgrpo.storage.write_and_sync", full)
+    code, out, err = run("demo", "--clip", "walk", option, name)
+    assert code == 2 and out == "" and f"could not write {name}: the disk is full" in " ".join(err.split())
+    assert not (tmp_path / "new").exists()
+
+
+@needs_encoder
+def test_ctrl_c_during_a_film_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    draw, drawn = film.StagePainter.picture, []
+
+    def picture(self: Any, frame: int) -> Any:
+        drawn.append(sorted(path.name[:5] for path in (tmp_path / "new").iterdir()))
+        if frame == 3:
+            raise KeyboardInterrupt
+        return draw(self, frame)
+
+    monkeypatch.setattr(film.StagePainter, "picture", picture)
+    words = ("demo", "--clip", "walk", "--video", "new/a.mp4", "--width", "400", "--height", "320")
+    code, out, err = run(*words)
+    assert code == 130 and "interrupted" in err and out == ""
+    assert drawn[-1] == [".tmp-"] and not (tmp_path / "new").exists()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "a.mp4").write_bytes(b"an older film")
+    assert run(*words)[0] == 130
+    assert [path.read_bytes() for path in (tmp_path / "new").iterdir()] == [b"an older film"]
 
 
 def test_without_the_extra_the_browser_is_refused_but_files_are_written(

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from mgrpo.errors import InputError
 from mgrpo.viz import page as page_module
 from mgrpo.viz.film import Look, StagePainter, write_film, write_still
-from mgrpo.viz.mp4 import have_mp4_encoder
+from mgrpo.viz.mp4 import have_mp4_encoder, is_whole
 from mgrpo.viz.page import render_stage_page
 from mgrpo.viz.painter import Skin, paint_skins
 from mgrpo.viz.palette import mix, rgb
@@ -238,6 +238,31 @@ def test_a_film_has_every_frame(tmp_path: Path) -> None:
     expected = pixels(StagePainter(stage, Look(width=640, height=400)).picture(4)).astype(int)
     assert np.abs(frames[4] - expected).mean() < 6
     assert np.abs(frames[0].astype(int) - frames[6]).mean() > 0.5
+
+
+@pytest.mark.skipif(not have_mp4_encoder(), reason="the package imageio-ffmpeg is not installed")
+def test_a_film_that_the_encoder_did_not_finish_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_film(three(frames=7), Look(width=640, height=400), tmp_path / "a.mp4")
+    whole = (tmp_path / "a.mp4").read_bytes()
+    assert is_whole(tmp_path / "a.mp4") and not is_whole(tmp_path / "none.mp4")
+    for size in (0, 4, 40, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.mp4").write_bytes(whole[:size])
+        assert not is_whole(tmp_path / "cut.mp4"), size
+    (tmp_path / "cut.mp4").write_bytes(whole + b"more")
+    assert not is_whole(tmp_path / "cut.mp4")
+    (tmp_path / "cut.mp4").unlink()
+    # an encoder that ends before its time
+    import imageio_ffmpeg
+
+    def ends(path: str, *args: Any, **options: Any) -> Any:
+        yield
+        Path(path).write_bytes(whole[:-1])
+        yield
+
+    monkeypatch.setattr(imageio_ffmpeg, "write_frames", ends)
+    with pytest.raises(OSError, match="ended before the film was whole"):
+        write_film(three(frames=1), Look(width=640, height=400), tmp_path / "a.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"] and (tmp_path / "a.mp4").read_bytes() == whole
 
 
 def test_a_film_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
