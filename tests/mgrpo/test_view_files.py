@@ -294,6 +294,10 @@ def test_choosing_a_clip_says_what_there_is() -> None:
 
 def test_any_sample_can_be_the_solid_one(tmp_path: Path) -> None:
     several = motion.write_prediction(tmp_path / "several.npz", samples=4)
+    with np.load(several) as archive:
+        arrays = dict(archive)
+    arrays["contacts"] = arrays["contacts"] * np.array([0.1, 0.2, 0.3, 0.4], np.float32)[:, None, None]
+    np.savez(several, **arrays)
     one = motion.write_prediction(tmp_path / "one.npz", seed=5)
     first = stage_of(several, truth="demo").actors[1]
     stage = stage_of(several, one, truth="demo", sample=2, samples=3)
@@ -303,6 +307,7 @@ def test_any_sample_can_be_the_solid_one(tmp_path: Path) -> None:
     order = [2, 0, 1]
     assert np.array_equal(chosen.joints, first.joints[order]) and np.array_equal(chosen.quats, first.quats[order])
     assert np.array_equal(chosen.contacts, first.contacts[order])
+    assert chosen.contacts[0].max() == pytest.approx(0.3)
     assert np.array_equal(chosen.error_mm, first.error_mm[order])
     assert chosen.mean_error_mm == pytest.approx(float(np.nanmean(first.error_mm[2])), rel=1e-5)
     assert stage_of(one).sample_numbers == ()
