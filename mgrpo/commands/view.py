@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from mgrpo.errors import InputError
 from mgrpo.eval.formats import ReadOptions
 from mgrpo.eval.formats.tracks import Unit, Up
 from mgrpo.options import require
-from mgrpo.storage import atomic_write, folder_for_results
+from mgrpo.storage import atomic_write, folder_for_results, storage_error
 from mgrpo.train.progress import Progress, notice
 from mgrpo.viz.film import SIZES, Layout, Look, Show, StagePainter, write_film, write_still
 from mgrpo.viz.live import LiveViewer, require_port, require_viser
@@ -41,7 +41,7 @@ class ViewConfig:
     """
 
     files: tyro.conf.Positional[tuple[str, ...]]
-    """Motions to show. The first sample of each is solid, its others are pale."""
+    """Motions to show. One sample of each is solid, its others are pale."""
     truth: str = ""
     """File of the recorded motion: shown first, and errors are measured against it."""
     names: tuple[str, ...] = ()
@@ -52,8 +52,10 @@ class ViewConfig:
     body: str = "default"
     """Body for files that hold rotations: `default` (ships with the package), `smplh` (searched for), or the path of an
     SMPL-H npz."""
+    sample: int = 0
+    """Which sample of the files is solid, counted from 0; in the browser another can be chosen at any time."""
     samples: int = 8
-    """Most samples of a file that are shown."""
+    """Most samples of a file that are shown: the solid one, then the others in their order."""
     start: float = 0.0
     """Where to begin, seconds from the beginning."""
     seconds: float = 0.0
@@ -108,6 +110,7 @@ class ViewConfig:
             raise InputError(f"--names: the names must differ, got {' '.join(self.names)}")
         if any(not name.strip() for name in self.names):
             raise InputError("--names: a name is empty")
+        require(self, "sample", at_least=0)
         require(self, "samples", at_least=1, at_most=64)
         require(self, "start", "seconds", at_least=0)
         require(self, "width", "height", at_least=SIZES[0], at_most=SIZES[1], unit="pixels")
@@ -187,6 +190,7 @@ def load(config: ViewConfig) -> Stage:
             ),
             clip=config.clip,
             samples=config.samples,
+            sample=config.sample,
             start=config.start,
             seconds=config.seconds,
             say=notice,
@@ -213,13 +217,23 @@ def write(stage: Stage, config: ViewConfig) -> list[Path]:
         atomic_write(config.html, render_stage_page(stage, look, config.theme))
         written.append(config.html)
     for path, frame in pictures.items():
-        write_still(stage, look, path, frame)
+        with _onto_disk(path):
+            write_still(stage, look, path, frame)
         written.append(path)
     if config.video is not None:
-        with Progress("draw", stage.frames, "frames") as progress:
+        with _onto_disk(config.video), Progress("draw", stage.frames, "frames") as progress:
             write_film(stage, look, config.video, on_frame=progress.update)
         written.append(config.video)
     return written
+
+
+@contextlib.contextmanager
+def _onto_disk(path: Path) -> Iterator[None]:
+    """Say which file it was where the disk, or the encoder, refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error("write", path, error) from error
 
 
 def stills(stage: Stage, config: ViewConfig) -> dict[Path, int]:

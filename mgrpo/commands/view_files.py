@@ -18,16 +18,17 @@ from mgrpo.errors import InputError, in_file
 from mgrpo.eval.formats import MotionTracks, ReadOptions, RotationMotion, read_motions
 from mgrpo.geometry import quat_normalize, rotmat_to_quat
 from mgrpo.viz.comparison import frame_errors_mm
-from mgrpo.viz.stage import Actor, Stage
+from mgrpo.viz.stage import JOINTS, Actor, Stage
 from mgrpo.viz.surface import Surface, rotation_matrices
 
 FASTEST = 60.0
 """Most frames per second that are shown; faster recordings lose frames evenly."""
 
 MOST_BYTES = 3 << 30
-"""Most memory for the motions shown; a sample takes 0.7 kB a frame."""
+"""Most memory for the motions shown; a sample takes 0.7 kB a frame, 1.5 kB with fingers."""
 
 _CHUNK = 1024
+_MOST_POSED = 1 << 19  # joints at once: a quarter of a gigabyte on the way
 _SAME_RATE = 1e-3
 _GAP = 1.5
 
@@ -43,8 +44,8 @@ class Source:
     motion: MotionTracks | RotationMotion
     color: int
     """Number of its colour, see :func:`mgrpo.viz.stage.color_of`; 0 is the truth."""
-    samples: int
-    """Samples to show, at most as many as there are."""
+    which: tuple[int, ...]
+    """Numbers of the samples to show, the solid one first."""
 
     def __post_init__(self) -> None:
         for label, numbers in (("frame numbers", self.motion.frame_nums), ("times", self.motion.times)):
@@ -52,13 +53,40 @@ class Source:
                 raise InputError(f"{self.path}: {label} that don't rise; sort its frames and drop repeated ones")
 
     @property
+    def joints(self) -> int:
+        """Number J of joints that are shown: 52 where fingers are posed, else 22."""
+        motion = self.motion
+        fingers = isinstance(motion, RotationMotion) and motion.finger_quats is not None
+        return motion.full_body.num_joints + 1 if isinstance(motion, RotationMotion) and fingers else JOINTS
+
+    @property
     def notes(self) -> list[str]:
         """What was assumed about the file."""
-        return [*self.motion.notes, *(self.motion.shape_notes if isinstance(self.motion, RotationMotion) else ())]
+        motion = self.motion
+        own = [*motion.shape_notes, *motion.finger_notes] if isinstance(motion, RotationMotion) else []
+        return [*motion.notes, *own]
+
+
+def chosen_samples(path: str, count: int, first: int, most: int) -> tuple[int, ...]:
+    """Numbers of at most ``most`` of a file's ``count`` samples: ``first``, then the others in their order. A file of
+    one sample has nothing to choose. Raises InputError where there is no sample ``first``."""
+    if count == 1:
+        return (0,)
+    if first >= count:
+        raise InputError(f"--sample {first}: {path} holds {count} samples, 0 to {count - 1}")
+    return (first, *(number for number in range(count) if number != first))[:most]
 
 
 def read_source(
-    path: str, name: str, color: int, options: ReadOptions, *, clip: str, samples: int, say: Callable[[str], None]
+    path: str,
+    name: str,
+    color: int,
+    options: ReadOptions,
+    *,
+    clip: str,
+    samples: int,
+    say: Callable[[str], None],
+    sample: int = 0,
 ) -> Source:
     """The motion of a file that ``clip`` (a name or a pattern; empty: the first) means; ``demo`` is the pack that ships
     with the package. ``say`` is told when there are others. Raises InputError for files and names that don't exist."""
@@ -76,7 +104,7 @@ def read_source(
         chosen = found
         if not clip:
             say(f"{path} has {len(motions)} motions and '{chosen.name}' is shown; --clip chooses: {names}")
-    return Source(path, name, chosen, color, min(samples, chosen.samples))
+    return Source(path, name, chosen, color, chosen_samples(path, chosen.samples, sample, samples))
 
 
 def time_axes(sources: Sequence[Source]) -> tuple[list[np.ndarray], str]:
@@ -103,7 +131,8 @@ def time_line(
     """Times of the frames shown (T,) and their rate: the stretch that the predictions (or, alone, the truth) cover, cut
     to ``seconds`` from ``start`` on (0: all of it), at the lowest of the rates, and at most :data:`FASTEST`.
 
-    Raises InputError where nothing is left, or a truth and its predictions have no time in common.
+    Raises InputError where nothing is left, a truth and its predictions have no time in common, or so many frames would
+    take more than :data:`MOST_BYTES`.
     """
     shown = [axis for source, axis in zip(sources, axes) if source.color != 0] or list(axes)
     first, last = min(axis[0] for axis in shown), max(axis[-1] for axis in shown)
@@ -119,7 +148,16 @@ def time_line(
     end = min(last, begin + seconds) if seconds > 0 else last
     rate = min(source.motion.fps for source in sources)
     rate /= np.ceil(rate / FASTEST - 1e-6)
-    return begin + np.arange(int(np.floor((end - begin) * rate + 1e-6)) + 1) / rate, float(rate)
+    # before anything of that length is made: a frame number, or a stamp, that is wrong makes a line of years
+    count = int(np.floor((end - begin) * rate + 1e-6)) + 1
+    needed = sum(len(source.which) * source.joints for source in sources) * count * 7 * 4
+    if needed > MOST_BYTES:
+        raise InputError(
+            f"{count:,} frames ({end - begin:,.0f} s at {rate:g} per second) of "
+            f"{sum(len(source.which) for source in sources)} motion(s) would take {needed / 1e9:.1f} GB; show fewer by "
+            "--samples, or a part by --start and --seconds (or are frame numbers, or time stamps, wrong?)"
+        )
+    return begin + np.arange(count) / rate, float(rate)
 
 
 def place_on_line(source: Source, axis: np.ndarray, times: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
@@ -138,22 +176,23 @@ def place_on_line(source: Source, axis: np.ndarray, times: np.ndarray, step: flo
 def pose(
     source: Source, positions: np.ndarray, inside: np.ndarray, progress: Callable[[int], None]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Joints (S, T, 22, 3) and orientations (S, T, 22, 4; None where there are no rotations), float32, NaN where the
+    """Joints (S, T, J, 3) and orientations (S, T, J, 4; None where there are no rotations), float32, NaN where the
     source isn't there. Posed in pieces; between two frames positions go straight, orientations turn evenly."""
-    motion, frames = source.motion, len(positions)
-    joints = np.full((source.samples, frames, 22, 3), np.nan, np.float32)
+    motion, frames, count = source.motion, len(positions), source.joints
+    joints = np.full((len(source.which), frames, count, 3), np.nan, np.float32)
     turned = isinstance(motion, RotationMotion) or motion.R_world_joint is not None
-    quats = np.full((source.samples, frames, 22, 4), np.nan, np.float32) if turned else None
-    for begin in range(0, frames, _CHUNK):
-        rows = np.arange(begin, min(begin + _CHUNK, frames))
+    quats = np.full((len(source.which), frames, count, 4), np.nan, np.float32) if turned else None
+    chunk = min(_CHUNK, max(1, _MOST_POSED // (motion.samples * count)))
+    for begin in range(0, frames, chunk):
+        rows = np.arange(begin, min(begin + chunk, frames))
         rows = rows[inside[rows]]
-        progress(min(_CHUNK, frames - begin))
+        progress(min(chunk, frames - begin))
         if not len(rows):
             continue
         low = np.clip(np.floor(positions[rows] + 1e-6).astype(np.int64), 0, len(motion) - 1)
         high = np.minimum(low + 1, len(motion) - 1)
         wanted, back = np.unique(np.concatenate((low, high)), return_inverse=True)
-        there, turns = _posed(motion, torch.from_numpy(wanted), source.samples)
+        there, turns = _posed(motion, torch.from_numpy(wanted), source.which)
         share = np.clip(positions[rows] - low, 0.0, 1.0)[:, None, None]
         before, after = back[: len(rows)], back[len(rows) :]
         joints[:, rows] = there[:, before] + share * (there[:, after] - there[:, before])
@@ -166,29 +205,37 @@ def pose(
 
 
 def _posed(
-    motion: MotionTracks | RotationMotion, rows: torch.Tensor, samples: int
+    motion: MotionTracks | RotationMotion, rows: torch.Tensor, which: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Some frames of a motion: joints (S, n, 22, 3), orientations (S, n, 22, 4) or None."""
+    """Some frames of some samples of a motion: joints (S, n, J, 3), orientations (S, n, J, 4) or None."""
     if isinstance(motion, RotationMotion):
-        placed = motion.placed(rows)
+        placed = motion.placed(rows, fingers=True)
         joints, rotmats = placed.joints, placed.R_world_joint
     else:
         joints = motion.joints[:, rows]
         rotmats = None if motion.R_world_joint is None else motion.R_world_joint[:, rows]
     if not bool(torch.isfinite(joints).all()):
-        raise InputError("it has values that are not finite (NaN or infinity); cut the motion there or repair it")
-    quats = None if rotmats is None else quat_normalize(rotmat_to_quat(rotmats))[:samples].numpy()
-    return joints[:samples].numpy(), quats
+        sample, row = (int(index) for index in torch.nonzero(~torch.isfinite(joints))[0, :2])
+        raise InputError(
+            f"it has values that are not finite (NaN or infinity), first in frame {int(rows[row])} of sample {sample}; "
+            "show a part before or after it by --start and --seconds, or repair the file"
+        )
+    chosen = list(which)
+    quats = None if rotmats is None else quat_normalize(rotmat_to_quat(rotmats[chosen])).numpy()
+    return joints[chosen].numpy(), quats
 
 
 def surfaces_of(source: Source) -> tuple[Surface, ...]:
     """The surface of each sample shown, with its mean shape; none where the motion has no rotations or the body no
     mesh."""
     motion = source.motion
-    if not isinstance(motion, RotationMotion) or motion.body.mesh is None:
+    if not isinstance(motion, RotationMotion):
         return ()
-    body, mesh = motion.body, motion.body.mesh
-    betas = motion.shape()[: source.samples].mean(dim=1)
+    body = motion.body if source.joints == JOINTS else motion.full_body
+    mesh = body.mesh
+    if mesh is None:
+        return ()
+    betas = motion.shape()[list(source.which)].mean(dim=1)
     weights, faces = mesh.weights.float().numpy(), mesh.faces.numpy().astype(np.int32)
     directions = mesh.shapedirs[..., : betas.shape[-1]].double()
     rest = mesh.v_template.double() + torch.einsum("vcb,sb->svc", directions, betas)
@@ -225,7 +272,7 @@ def head_path(source: Source, actor: Actor, positions: np.ndarray, inside: np.nd
         path[~inside] = np.nan
         return path
     quats = actor.quats[0, :, HEAD_ROW]
-    eyes = motion.body.t_head_cpf(motion.shape()[0].mean(dim=0)).numpy()
+    eyes = motion.body.t_head_cpf(motion.shape()[source.which[0]].mean(dim=0)).numpy()
     moved = np.einsum("tij,j->ti", rotation_matrices(quats), eyes)
     return np.concatenate((quats, actor.joints[0, :, HEAD_ROW] + moved), axis=1).astype(np.float32)
 
@@ -243,12 +290,6 @@ def build_stage(
     """
     axes, brought_by = time_axes(sources)
     times, rate = time_line(sources, axes, start, seconds)
-    needed = sum(source.samples for source in sources) * len(times) * 22 * 7 * 4
-    if needed > MOST_BYTES:
-        raise InputError(
-            f"{len(times):,} frames of {sum(source.samples for source in sources)} motions would take "
-            f"{needed / 1e9:.1f} GB; show fewer by --samples, or a part by --start and --seconds"
-        )
     actors: list[Actor] = []
     heads: list[np.ndarray | None] = []
     for source, axis in zip(sources, axes):
@@ -257,10 +298,13 @@ def build_stage(
             joints, quats = pose(source, positions, inside, progress)
         contacts = getattr(source.motion, "contacts", None)
         if contacts is not None:
-            contacts = contacts[: source.samples, np.round(positions).astype(np.int64)].astype(np.float32)
-        actor = Actor(source.name, joints, source.color, quats, contacts, surfaces_of(source))
+            nearest = np.round(positions).astype(np.int64)
+            contacts = contacts[np.ix_(source.which, nearest)].astype(np.float32)
+        surfaces = surfaces_of(source)
+        actor = Actor(source.name, joints, source.color, quats, contacts, surfaces, numbers=source.which)
         if actors and actors[0].color == 0:
-            actor = replace(actor, error_mm=frame_errors_mm(joints, actors[0].joints[0]).astype(np.float32))
+            errors = frame_errors_mm(joints[:, :, :JOINTS], actors[0].joints[0, :, :JOINTS])
+            actor = replace(actor, error_mm=errors.astype(np.float32))
         actors.append(actor)
         heads.append(head_path(source, actor, positions, inside))
     if sources[0].color == 0:
@@ -322,6 +366,7 @@ def read_stage(
     seconds: float,
     say: Callable[[str], None],
     progress: Callable[[int], None] = lambda n: None,
+    sample: int = 0,
 ) -> Stage:
     """The stage of what the user named; see :class:`mgrpo.commands.view.ViewConfig`."""
     options, truth_options = replace(options, body=body), replace(truth_options, body=body)
@@ -333,7 +378,9 @@ def read_stage(
             raise InputError(f"--truth {truth}: the truth must be one motion, it holds {found.motion.samples} samples")
         sources.append(found)
     sources += [
-        read_source(file, name, color, options, clip=clip, samples=samples, say=say)
+        read_source(file, name, color, options, clip=clip, samples=samples, say=say, sample=sample)
         for file, name, color in zip(files, names, colors_for(names))
     ]
+    if sample and all(source.motion.samples == 1 for source in sources):
+        raise InputError(f"--sample {sample}: no file shown holds several samples; leave it out")
     return build_stage(sources, start=start, seconds=seconds, progress=progress)

@@ -16,7 +16,7 @@ from mgrpo.viz.comparison import ROLE_LABELS, ROLES, MotionComparison
 from mgrpo.viz.mannequin import mannequin_for
 from mgrpo.viz.mp4 import Mp4Writer
 from mgrpo.viz.palette import LIGHT, Palette, mix, rgb
-from mgrpo.viz.scene import draw_panel, font
+from mgrpo.viz.scene import draw_panel, drawable, font
 
 
 def render_frames(
@@ -53,7 +53,7 @@ def render_frames(
             picture.paste(panel, (left, head))
             draw.rectangle((left + 18, 16, left + 23, 50), fill=rgb(palette.of(role)))
             draw.text((left + 34, 14), ROLE_LABELS[role], fill=ink, font=title)
-            text = f"clip {comparison.name}" if role == "ground_truth" else "grey: ground truth"
+            text = drawable(f"clip {comparison.name}") if role == "ground_truth" else "grey: ground truth"
             if track.error_mm is not None and role != "ground_truth":
                 error = float(track.error_mm[frame])
                 shown = f"error {error:.0f} mm" if np.isfinite(error) else "error not available"

@@ -15,6 +15,14 @@ ROLE_LABELS = {"ground_truth": "Ground truth", "prior": "Prior", "post_trained":
 BODY_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19)
 """Parent of each of SMPL-H's 22 body joints, root first."""
 
+PARENTS = BODY_PARENTS + tuple(
+    (20 + hand) if segment == 0 else 22 + 15 * hand + 3 * finger + segment - 1
+    for hand in (0, 1)
+    for finger in range(5)
+    for segment in range(3)
+)
+"""Parent of each of its 52 joints, the fingers of the left hand before those of the right."""
+
 
 def _as_float(values: object, where: str, what: str, ndim: int, tail: tuple[int, ...]) -> np.ndarray:
     """A float32 copy of an array, checked for its number of axes and its last axes; InputError says where it came

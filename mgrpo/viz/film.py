@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -14,14 +14,14 @@ from PIL import Image, ImageDraw
 from mgrpo.errors import InputError
 from mgrpo.storage import replacing
 from mgrpo.viz.camera import Camera
-from mgrpo.viz.comparison import BODY_PARENTS
+from mgrpo.viz.comparison import BODY_PARENTS, PARENTS
 from mgrpo.viz.mannequin import Limb, Mannequin, mannequin_for
 from mgrpo.viz.mp4 import Mp4Writer
 from mgrpo.viz.painter import Skin, paint_silhouette, paint_skins
 from mgrpo.viz.palette import Rgb, mix, rgb
 from mgrpo.viz.raster import Panel
-from mgrpo.viz.scene import ELEVATION, SUPERSAMPLING, font
-from mgrpo.viz.stage import CONTACT, Actor, Stage, color_of, error_curve, palette_of, thinned
+from mgrpo.viz.scene import ELEVATION, SUPERSAMPLING, drawable, font
+from mgrpo.viz.stage import CONTACT, JOINTS, Actor, Stage, color_of, error_curve, palette_of, thinned
 from mgrpo.viz.surface import rotation_matrices
 
 Show = Literal["mesh", "skeleton", "both"]
@@ -33,14 +33,20 @@ Layout = Literal["side", "overlay"]
 SIZES = (320, 3840)
 """Least and most pixels along an edge."""
 
-_ROD = 0.021
-_SKELETON = Mannequin(
-    len(BODY_PARENTS),
-    (),
-    tuple(Limb(parent, joint, _ROD, _ROD * 0.8) for joint, parent in enumerate(BODY_PARENTS) if parent >= 0),
-)
+_ROD, _FINGER = 0.021, 0.007
 _FRUSTUM = (0.075, 0.055, 0.14)
 """Half width, half height and length of the pyramid before the eyes, metres."""
+
+
+@lru_cache
+def skeleton_of(joints: int) -> Mannequin:
+    """Thin limbs between the joints of a body with 22 or 52 of them, thinner ones along the fingers."""
+    limbs = []
+    for joint, parent in enumerate(PARENTS[:joints]):
+        radius = _ROD if joint < JOINTS else _FINGER
+        if parent >= 0:
+            limbs.append(Limb(parent, joint, radius, radius * 0.8))
+    return Mannequin(joints, (), tuple(limbs))
 
 
 def frustum_corners(quat: np.ndarray, origin: np.ndarray) -> np.ndarray:
@@ -130,7 +136,7 @@ class StagePainter:
         shadow = mix(background, (0, 0, 0), 0.4) if self.look.dark else mix(background, rgb(palette.line), 0.85)
         figure = mannequin_for(BODY_PARENTS)
         for actor in there:
-            panel.shadow(figure, actor.joints[0, frame], shadow)
+            panel.shadow(figure, actor.joints[0, frame, :JOINTS], shadow)
         panel.floor()
         for actor in there:
             self._footprints(panel, actor, frame)
@@ -155,7 +161,7 @@ class StagePainter:
             vertices = actor.vertices(0, frame) if self.look.show != "skeleton" else None
             if vertices is not None:
                 surface = actor.surfaces[0]
-                marks = np.clip(surface.weights @ actor.touching(0, frame) * 1.2, 0, 1) * 0.85
+                marks = np.clip(surface.weights @ actor.marks(0, frame) * 1.2, 0, 1) * 0.85
                 skins.append(Skin(vertices, surface.faces, self.color(actor), marks, mark))
         if self.look.show == "both":
             for skin in skins:
@@ -166,9 +172,7 @@ class StagePainter:
             if self.look.show == "mesh" and actor.surfaces:
                 continue
             joints = actor.joints[0, frame]
-            panel.body(
-                mannequin_for(BODY_PARENTS) if self.look.show == "mesh" else _SKELETON, joints, self.color(actor)
-            )
+            self._limbs(panel.body, joints, self.color(actor))
             xs, ys, scale = panel.camera.project(joints)
             for joint in np.flatnonzero(actor.touching(0, frame) > 0.5):
                 radius = 0.038 * scale[joint]
@@ -181,8 +185,14 @@ class StagePainter:
         if vertices is not None:
             paint_silhouette(panel.draw, panel.camera, Skin(vertices, actor.surfaces[sample].faces, color))
         else:
-            figure = mannequin_for(BODY_PARENTS) if self.look.show == "mesh" else _SKELETON
-            panel.ghost(figure, actor.joints[sample, frame], color)
+            self._limbs(panel.ghost, actor.joints[sample, frame], color)
+
+    def _limbs(self, draw: Callable[[Mannequin, np.ndarray, Rgb], None], joints: np.ndarray, color: Rgb) -> None:
+        """A body of limbs: those of flesh where a surface is asked for that it doesn't have, else the skeleton's."""
+        if self.look.show == "mesh":
+            draw(mannequin_for(BODY_PARENTS), joints[:JOINTS], color)
+        else:
+            draw(skeleton_of(len(joints)), joints, color)
 
     def _footprints(self, panel: Panel, actor: Actor, frame: int) -> None:
         color = mix(self.background, rgb(CONTACT[self.look.dark]), 0.45)
@@ -225,7 +235,7 @@ class StagePainter:
     def _subtitle(self, actor: Actor, frame: int) -> str:
         if not actor.present[frame]:
             return "no frame here"
-        others = "" if actor.samples == 1 else f"{actor.samples - 1} more samples pale"
+        others = "" if actor.samples == 1 else f"sample {actor.numbers[0]}, {actor.samples - 1} more pale"
         if actor.error_mm is not None and np.isfinite(actor.error_mm[0, frame]):
             return f"error {actor.error_mm[0, frame]:.0f} mm" + (f"; {others}" if others else "")
         return others or (self.stage.title if self.stage.title != actor.name else "")
@@ -315,6 +325,7 @@ def _unbroken(points: Sequence[tuple[float, float]]) -> Iterator[list[tuple[floa
 
 def _fitted(draw: ImageDraw.ImageDraw, text: str, room: float, size: int) -> str:
     """The text, cut with an ellipsis where it doesn't fit."""
+    text = drawable(text)
     if draw.textlength(text, font=font(size)) <= room:
         return text
     while text and draw.textlength(text + "…", font=font(size)) > room:

@@ -111,6 +111,7 @@ class LiveViewer:
         self.playing = False
         self._stale = threading.Event()
         self._layout, self._dark = look.layout, look.dark
+        self.solid = [0] * len(stage.actors)  # which of its samples, for each actor
         self._scene()
         self._panel(look)
         self._paint()
@@ -156,7 +157,12 @@ class LiveViewer:
                 "Layout", tuple(_LAYOUTS), initial_value=layouts[self._layout], visible=len(stage.actors) > 1
             )
             self.body = gui.add_dropdown("Body", tuple(_SHOWS), initial_value=shows[look.show])
-            several = any(actor.samples > 1 for actor in stage.actors)
+            numbers = [str(number) for number in stage.sample_numbers] or ["0"]
+            first = next((actor.numbers[0] for actor in stage.actors if actor.samples > 1), 0)
+            several = len(stage.sample_numbers) > 0
+            self.sample = gui.add_dropdown(
+                "Sample", tuple(numbers), initial_value=str(first), visible=several, hint="the sample that is solid"
+            )
             self.samples = gui.add_checkbox("Other samples", True, visible=several)
             self.head = gui.add_checkbox("Head", True, visible=bool(self.heads))
             known = any(actor.contacts is not None for actor in stage.actors)
@@ -192,6 +198,7 @@ class LiveViewer:
             self._stale.set()
 
         for control in (
+            self.sample,
             self.samples,
             self.head,
             self.contacts,
@@ -263,19 +270,20 @@ class LiveViewer:
             for body in self.bodies:
                 index = stage.actors.index(body.actor)
                 there = bool(self.shown[index].value) and bool(body.actor.present[frame])
-                ghost = body.sample > 0
+                solid = body.sample == self.solid[index]
                 body.move(
                     frame,
-                    visible=there and (not ghost or bool(self.samples.value)),
+                    visible=there and (solid or bool(self.samples.value)),
                     show=show,
                     contacts=bool(self.contacts.value),
+                    solid=solid,
                 )
             seen = [actor for actor, box in zip(stage.actors, self.shown) if box.value]
             # those that share a head's path show it once where they stand in one place
             drawn = seen if layout == "side" else stage.heads(seen)
             for head in self.heads:
                 head.move(stage.fps, frame, bool(self.head.value) and head.actor in drawn)
-            self.readout.content = self.chart.html(frame, self._dark)
+            self.readout.content = self.chart.html(frame, self._dark, self.solid)
             self.clock.value = f"{stage.seconds(frame):.2f} s of {stage.seconds(stage.frames - 1):.2f} s"
             if self.slider.value != frame:
                 self.slider.value = frame
@@ -300,6 +308,10 @@ class LiveViewer:
         if bool(self.dark.value) != self._dark:
             self._dark = bool(self.dark.value)
             self._paint()
+        for index, actor in enumerate(self.stage.actors):
+            # one that has no sample of that number keeps its own
+            if actor.samples > 1 and int(self.sample.value) in actor.numbers:
+                self.solid[index] = actor.numbers.index(int(self.sample.value))
         if _LAYOUTS[self.layout.value] != self._layout:
             self._layout = _LAYOUTS[self.layout.value]
             self._view()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -14,14 +15,15 @@ class Chart:
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        finite = [np.nanmax(actor.error_mm[0]) for actor in stage.compared if np.isfinite(actor.error_mm[0]).any()]
+        # of all samples, so that they can be compared
+        finite = [np.nanmax(actor.error_mm) for actor in stage.compared if np.isfinite(actor.error_mm).any()]
         self.top = max((float(value) for value in finite), default=0.0)
-        self.paths = [self._path(actor) for actor in stage.actors]
+        self.paths = [[self._path(actor, sample) for sample in range(actor.samples)] for actor in stage.actors]
 
-    def _path(self, actor: Actor) -> str:
+    def _path(self, actor: Actor, sample: int) -> str:
         if actor.error_mm is None or self.top <= 0:
             return ""
-        frames, values = error_curve(actor.error_mm[0], 240)
+        frames, values = error_curve(actor.error_mm[sample], 240)
         path, pen = [], "M"
         for x, value in zip(300 * frames / max(self.stage.frames - 1, 1), values):
             if not np.isfinite(value):
@@ -31,19 +33,21 @@ class Chart:
             pen = "L"
         return "".join(path)
 
-    def html(self, frame: int, dark: bool) -> str:
-        """The panel's HTML for a frame."""
+    def html(self, frame: int, dark: bool, solid: Sequence[int] | None = None) -> str:
+        """The panel's HTML for a frame; ``solid`` is which of its samples is shown of each actor, else the first."""
+        chosen = solid or [0] * len(self.stage.actors)
         palette = palette_of(dark)
         rows, curves = [], []
-        for actor, path in zip(self.stage.actors, self.paths):
-            color = color_of(actor.color, dark)
-            error = actor.error_mm[0, frame] if actor.error_mm is not None else np.nan
+        for actor, paths, sample in zip(self.stage.actors, self.paths, chosen):
+            color, path = color_of(actor.color, dark), paths[sample]
+            error = actor.error_mm[sample, frame] if actor.error_mm is not None else np.nan
             if not actor.present[frame]:
                 text = "no frame here"
             elif np.isfinite(error):
-                text = f"<b>{error:.0f} mm</b> (mean {actor.mean_error_mm:.0f})"
+                text = f"<b>{error:.0f} mm</b> (mean {actor.mean_errors_mm[sample]:.0f})"
             else:
-                text = "recorded" if actor.color == 0 else f"{actor.samples} samples" if actor.samples > 1 else ""
+                several = f"sample {actor.numbers[sample]}, {actor.samples - 1} more" if actor.samples > 1 else ""
+                text = "recorded" if actor.color == 0 else several
             rows.append(
                 f'<div style="display:flex;gap:8px;align-items:center;margin:3px 0"><span style="flex:none;width:12px;'
                 f'height:12px;border-radius:3px;background:{color}"></span><span style="flex:1;overflow:hidden;'

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from mgrpo.viz.comparison import BODY_PARENTS
 from mgrpo.viz.palette import Rgb, mix, rgb
 from mgrpo.viz.stage import CONTACT, JOINTS, Actor, color_of, thinned
 
@@ -15,7 +14,8 @@ SHADES: dict[bool, Rgb] = {False: (255, 255, 255), True: (26, 26, 26)}
 """viser's backgrounds, light and dark, that pale colours are mixed with."""
 
 _PATH = 100
-_BONES = np.array([(parent, joint) for joint, parent in enumerate(BODY_PARENTS) if parent >= 0])
+_PALE = 0.22
+"""Opacity of the samples that are not the solid one."""
 
 
 def _ring(steps: int = 20) -> np.ndarray:
@@ -39,37 +39,54 @@ def rings(points: np.ndarray, radius: float = 0.11) -> np.ndarray:
 
 
 class LiveBody:
-    """One sample of one actor in the scene. The first sample is solid, the others are pale."""
+    """One sample of one actor in the scene, solid or pale."""
 
     def __init__(self, server: Any, path: str, actor: Actor, sample: int) -> None:
         self.actor, self.sample, self.path, self.server = actor, sample, path, server
         self.color: Rgb = (0, 0, 0)
+        self.shade: Rgb = (255, 255, 255)
+        self.solid: bool | None = None
         self.mesh: Any = None
         self.opacity: float | None = None
         scene = server.scene
         here = np.nan_to_num(actor.joints[sample, 0])
-        self.bones = scene.add_line_segments(
-            f"{path}/bones", here[_BONES], (0, 0, 0), thickness=0.034 if sample == 0 else 0.02
-        )
+        pairs = np.array([(parent, joint) for joint, parent in enumerate(actor.parents) if parent >= 0])
+        self._bones, self._fingers = pairs[: JOINTS - 1], pairs[JOINTS - 1 :]
+        self.bones = scene.add_line_segments(f"{path}/bones", here[self._bones], (0, 0, 0), thickness=0.034)
+        self.fingers: Any = None
+        if len(self._fingers):
+            self.fingers = scene.add_line_segments(f"{path}/fingers", here[self._fingers], (0, 0, 0), thickness=0.012)
         self.joints = scene.add_point_cloud(
-            f"{path}/joints", here, np.zeros((JOINTS, 3), np.uint8), point_size=0.03, point_shape="circle",
+            f"{path}/joints", here[:JOINTS], np.zeros((JOINTS, 3), np.uint8), point_size=0.03, point_shape="circle",
             precision="float32",
         )  # fmt: skip
         self.rings: Any = None
-        if sample == 0 and actor.contacts is not None:
-            self.rings = scene.add_line_segments(f"{path}/contacts", rings(here[:0]), (0, 0, 0), thickness=0.024)
 
     def paint(self, dark: bool) -> None:
         """Take the colours of a scheme."""
         self.color = rgb(color_of(self.actor.color, dark))
-        self.mark = rgb(CONTACT[dark])
-        bone = self.color if self.sample == 0 else mix(SHADES[dark], self.color, 0.45)
-        self.bones.colors = np.tile(np.array(bone, np.uint8), (len(_BONES), 2, 1))
-        self.paint_joints = np.tile(np.array(bone, np.uint8), (JOINTS, 1))
+        self.mark, self.shade = rgb(CONTACT[dark]), SHADES[dark]
+        self.solid = None  # what depends on it is painted when it is next moved
         if self.rings is not None:
-            self.rings.colors = np.tile(np.array(self.mark, np.uint8), (JOINTS * len(_RING), 2, 1))
+            self.rings.colors = self._ring_colors()
         if self.mesh is not None:
             self.mesh.color = self.color
+
+    def _ring_colors(self) -> np.ndarray:
+        return np.tile(np.array(self.mark, np.uint8), (JOINTS * len(_RING), 2, 1))
+
+    def _become(self, solid: bool) -> None:
+        """Take the strength of the solid sample, or of a pale one."""
+        if self.solid == solid:
+            return
+        self.solid = solid
+        bone = np.array(self.color if solid else mix(self.shade, self.color, 0.45), np.uint8)
+        self.bones.thickness = 0.034 if solid else 0.02
+        self.bones.colors = np.tile(bone, (len(self._bones), 2, 1))
+        if self.fingers is not None:
+            self.fingers.thickness = 0.012 if solid else 0.007
+            self.fingers.colors = np.tile(bone, (len(self._fingers), 2, 1))
+        self.paint_joints = np.tile(bone, (JOINTS, 1))
 
     def _skinned(self, opacity: float | None) -> Any:
         """The surface, made when it is first wanted; its opacity decides how the browser sorts it, so another one is
@@ -79,37 +96,49 @@ class LiveBody:
             self.opacity = opacity
             self.mesh = self.server.scene.add_mesh_skinned(
                 f"{self.path}/surface", surface.rest_vertices, surface.faces.astype(np.uint32),
-                bone_wxyzs=np.tile((1.0, 0.0, 0.0, 0.0), (JOINTS, 1)), bone_positions=surface.rest_joints,
-                skin_weights=surface.weights, color=self.color, opacity=opacity, cast_shadow=self.sample == 0,
-                receive_shadow=self.sample == 0,
+                bone_wxyzs=np.tile((1.0, 0.0, 0.0, 0.0), (len(surface.rest_joints), 1)),
+                bone_positions=surface.rest_joints, skin_weights=surface.weights, color=self.color, opacity=opacity,
+                cast_shadow=opacity != _PALE, receive_shadow=opacity != _PALE,
             )  # fmt: skip
         return self.mesh
 
-    def move(self, frame: int, *, visible: bool, show: str, contacts: bool) -> None:
+    def move(self, frame: int, *, visible: bool, show: str, contacts: bool, solid: bool) -> None:
         """Stand as in a frame, or be hidden; what is hidden is not sent."""
-        solid = bool(self.actor.surfaces) and show != "skeleton"
-        rods = not self.actor.surfaces or show == "skeleton" or (show == "both" and self.sample == 0)
+        self._become(solid)
+        surface = bool(self.actor.surfaces) and show != "skeleton"
+        rods = not self.actor.surfaces or show == "skeleton" or (show == "both" and solid)
+        contacts = contacts and solid and self.actor.contacts is not None
         self.bones.visible = visible and rods
-        self.joints.visible = visible and rods and self.sample == 0
+        if self.fingers is not None:
+            self.fingers.visible = visible and rods
+        self.joints.visible = visible and rods and solid
         if self.mesh is not None:
-            self.mesh.visible = visible and solid
+            self.mesh.visible = visible and surface
         if self.rings is not None:
             self.rings.visible = visible and contacts
         if not visible:
             return
         joints = self.actor.joints[self.sample, frame]
-        if solid and self.actor.quats is not None:
-            mesh = self._skinned(0.22 if self.sample else 0.4 if show == "both" else None)
+        if surface and self.actor.quats is not None:
+            mesh = self._skinned(_PALE if not solid else 0.4 if show == "both" else None)
             mesh.visible = True
             for bone, position, quat in zip(mesh.bones, joints, self.actor.quats[self.sample, frame]):
                 bone.position, bone.wxyz = position, quat
         touching = self.actor.touching(self.sample, frame) > 0.5 if contacts else np.zeros(JOINTS, bool)
         if rods:
-            self.bones.points = joints[_BONES]
-            self.joints.points = joints
+            self.bones.points = joints[self._bones]
+            if self.fingers is not None:
+                self.fingers.points = joints[self._fingers]
+            self.joints.points = joints[:JOINTS]
             self.joints.colors = np.where(touching[:, None], np.array(self.mark, np.uint8), self.paint_joints)
-        if self.rings is not None and contacts:
-            self.rings.points = rings(joints[touching & (np.abs(joints[:, 2]) < 0.2)])
+        if contacts:
+            body = joints[:JOINTS]
+            floor = rings(body[touching & (np.abs(body[:, 2]) < 0.2)])
+            if self.rings is None:  # made when the sample is first the solid one
+                self.rings = self.server.scene.add_line_segments(
+                    f"{self.path}/contacts", floor, self._ring_colors(), thickness=0.024
+                )
+            self.rings.points, self.rings.visible = floor, True
 
 
 class LiveHead:

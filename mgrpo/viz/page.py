@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 
 from mgrpo.errors import InputError
-from mgrpo.viz.comparison import BODY_PARENTS
 from mgrpo.viz.film import Look
 from mgrpo.viz.palette import DARK, LIGHT
 from mgrpo.viz.stage import CONTACT, Actor, Stage, color_of, error_curve
@@ -34,9 +33,11 @@ def render_stage_page(stage: Stage, look: Look, theme: Theme = "auto") -> str:
     Raises InputError for a stage that would make a page of more than :data:`MOST_PAGE_BYTES`.
     """
     frames = sum(actor.samples for actor in stage.actors) * stage.frames
-    if frames * 420 > MOST_PAGE_BYTES:
+    # per joint three numbers of 16 bits for its place and four for its turn; the rest is small; all in base64
+    needed = sum((14 * len(actor.parents) + 40) * actor.samples for actor in stage.actors) * stage.frames * 4 // 3
+    if needed > MOST_PAGE_BYTES:
         raise InputError(
-            f"a page with {frames:,} posed bodies would have {frames * 420 / 1e6:.0f} MB, more than "
+            f"a page with {frames:,} posed bodies would have {needed / 1e6:.0f} MB, more than "
             f"{MOST_PAGE_BYTES / 1e6:.0f}; take a part by --start and --seconds, or fewer samples by --samples"
         )
     data = json.dumps(_packed(stage, look), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
@@ -60,12 +61,13 @@ def _asset(name: str) -> str:
 def _packed(stage: Stage, look: Look) -> dict[str, Any]:
     framing = stage.framing
     shapes: list[Surface] = []
+    meshes: list[Surface] = []
     return {
         "title": stage.title,
         "fps": stage.fps,
         "frames": stage.frames,
         "start": stage.start,
-        "parents": list(BODY_PARENTS),
+        "parents": list(max((actor.parents for actor in stage.actors), key=len)),
         "show": look.show,
         "layout": look.layout,
         "contact": list(CONTACT),
@@ -79,20 +81,23 @@ def _packed(stage: Stage, look: Look) -> dict[str, Any]:
         },
         "heads": [_base64(actor.T_world_cpf.astype("<f4")) for actor in stage.heads(stage.actors)],
         "actors": [
-            _packed_actor(actor, shapes)
+            _packed_actor(actor, shapes, meshes)
             | {"centers": _base64(centers.astype("<f4")), "head": _head_index(stage, actor)}
             for actor, centers in zip(stage.actors, stage.own_centers)
         ],
-        "shapes": [_packed_shape(shape) for shape in shapes],
-        "mesh": _packed_mesh(shapes[0]) if shapes else None,
+        "shapes": [_packed_shape(shape, meshes) for shape in shapes],
+        "meshes": [_packed_mesh(mesh) for mesh in meshes],
     }
 
 
-def _packed_actor(actor: Actor, shapes: list[Surface]) -> dict[str, Any]:
+def _packed_actor(actor: Actor, shapes: list[Surface], meshes: list[Surface]) -> dict[str, Any]:
     curve = None
     if actor.error_mm is not None:
-        frames, values = error_curve(actor.error_mm[0], 900)
-        curve = [[round(float(x), 1) for x in frames], [_number(value) for value in values]]
+        curves = [error_curve(values, 900) for values in actor.error_mm]
+        curve = [
+            [round(float(x), 1) for x in curves[0][0]],
+            [[_number(value) for value in values] for _, values in curves],
+        ]
     return {
         "name": actor.name,
         "color": [color_of(actor.color, False), color_of(actor.color, True)],
@@ -103,11 +108,13 @@ def _packed_actor(actor: Actor, shapes: list[Surface]) -> dict[str, Any]:
         "contacts": None
         if actor.contacts is None
         else _base64(np.round(255 * np.clip(np.nan_to_num(actor.contacts), 0, 1)).astype(np.uint8)),
+        "count": len(actor.parents),
         "samples": actor.samples,
-        "shapes": [_shape_index(surface, shapes) for surface in actor.surfaces],
+        "numbers": list(actor.numbers),
+        "shapes": [_shape_index(surface, shapes, meshes) for surface in actor.surfaces],
         "curve": curve,
-        "error": None if actor.error_mm is None else _base64(actor.error_mm[0].astype("<f4")),
-        "mean": _number(actor.mean_error_mm),
+        "error": None if actor.error_mm is None else _base64(actor.error_mm.astype("<f4")),
+        "means": [_number(value) for value in actor.mean_errors_mm],
     }
 
 
@@ -117,23 +124,32 @@ def _head_index(stage: Stage, actor: Actor) -> int | None:
     return next((index for index, path in enumerate(paths) if path is actor.T_world_cpf), None)
 
 
-def _shape_index(surface: Surface, shapes: list[Surface]) -> int:
+def _shape_index(surface: Surface, shapes: list[Surface], meshes: list[Surface]) -> int:
+    """Which of the page's shapes a surface is; one that is new is added, and its weights where these are new."""
+    if not any(_same_mesh(known, surface) for known in meshes):
+        meshes.append(surface)
     for index, known in enumerate(shapes):
-        if np.array_equal(known.rest_vertices, surface.rest_vertices):
+        if _same_mesh(known, surface) and np.array_equal(known.rest_vertices, surface.rest_vertices):
             return index
     shapes.append(surface)
     return len(shapes) - 1
 
 
-def _packed_shape(surface: Surface) -> dict[str, Any]:
+def _same_mesh(a: Surface, b: Surface) -> bool:
+    """Whether two surfaces differ in shape alone: one body, with or without fingers."""
+    return np.array_equal(a.weights, b.weights) and np.array_equal(a.faces, b.faces)
+
+
+def _packed_shape(surface: Surface, meshes: list[Surface]) -> dict[str, Any]:
     return {
+        "mesh": next(index for index, known in enumerate(meshes) if _same_mesh(known, surface)),
         "rest": _base64(_steps(surface.rest_vertices)),
         "joints": [[round(float(value), 5) for value in joint] for joint in surface.rest_joints],
     }
 
 
 def _packed_mesh(surface: Surface) -> dict[str, Any]:
-    """What all shapes share: the body is one, whatever its shape."""
+    """What bodies of all shapes share."""
     bones, weights = surface.strongest
     return {"bones": _base64(bones), "weights": _base64(weights), "faces": _base64(surface.faces.astype("<u4"))}
 

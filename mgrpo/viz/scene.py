@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
+from functools import lru_cache
+
 import numpy as np
 from PIL import Image, ImageFont
 
@@ -21,6 +24,28 @@ SUPERSAMPLING = 2
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The typeface that comes inside Pillow, so that pictures look the same on every machine."""
     return ImageFont.load_default(size=size)
+
+
+@lru_cache(maxsize=4096)
+def _has_glyph(letter: str) -> bool:
+    typeface = font(20)
+    try:
+        drawn, none = typeface.getmask(letter), typeface.getmask("\u0378")  # where Unicode has nothing
+    except UnicodeEncodeError:  # Pillow without FreeType has a bitmap of Latin letters
+        return False
+    return (drawn.size, bytes(drawn)) != (none.size, bytes(none))
+
+
+def drawable(text: str) -> str:
+    """A text in letters that the typeface has, which are few: ä becomes a, what has no such letter becomes ?."""
+    letters = []
+    for letter in unicodedata.normalize("NFC", text):
+        if not _has_glyph(letter):
+            parts = unicodedata.normalize("NFKD", letter)
+            marks = all(unicodedata.combining(part) for part in parts)
+            letter = "".join(part for part in parts if part.isascii()) or ("" if marks else "?")
+        letters.append(letter)
+    return "".join(letters)
 
 
 def contact_points(track: SkeletonTrack, frame: int, threshold: float = 0.5) -> np.ndarray:

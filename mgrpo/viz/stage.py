@@ -10,11 +10,15 @@ import numpy as np
 
 from mgrpo.errors import InputError
 from mgrpo.viz.camera import Framing, frame_joints
-from mgrpo.viz.comparison import BODY_PARENTS
+from mgrpo.viz.comparison import BODY_PARENTS, PARENTS
 from mgrpo.viz.palette import DARK, LIGHT, Palette
 from mgrpo.viz.surface import Surface
 
 JOINTS = len(BODY_PARENTS)
+"""Joints of a body without fingers, root first."""
+
+WRISTS = tuple(20 + (joint - JOINTS) // 15 for joint in range(JOINTS, len(PARENTS)))
+"""The wrist of each finger joint."""
 
 _MORE_COLORS = (("#8b3f9e", "#cf93df"), ("#7d7a10", "#cfcb58"), ("#a23b4f", "#f08ca0"), ("#3c5a14", "#a9cf78"))
 
@@ -36,34 +40,48 @@ def palette_of(dark: bool) -> Palette:
     return DARK if dark else LIGHT
 
 
+def printable(text: str) -> str:
+    """A text that can be written as UTF-8: names of files may hold bytes that are none, which become ``?``."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 @dataclass(frozen=True, eq=False)
 class Actor:
-    """S motions under one name over the T frames of a stage. The first sample is the one shown, the others are its
-    ghosts. Raises InputError for arrays that don't fit together."""
+    """S motions under one name over the T frames of a stage, of J joints: 22, or 52 where fingers are posed. The first
+    sample is the one shown, the others are its ghosts. Raises InputError for arrays that don't fit together."""
 
     name: str
     joints: np.ndarray
-    """Joint positions (S, T, 22, 3) float32, metres, z up, root first; NaN in frames that it doesn't have."""
+    """Joint positions (S, T, J, 3) float32, metres, z up, root first; NaN in frames that it doesn't have."""
     color: int
     """Number of its colour, see :func:`color_of`."""
     quats: np.ndarray | None = None
-    """Orientations of the joints in the world (S, T, 22, 4), unit, wxyz; None: not known, so there is no surface."""
+    """Orientations of the joints in the world (S, T, J, 4), unit, wxyz; None: not known, so there is no surface."""
     contacts: np.ndarray | None = None
-    """Contact of each joint below the root (S, T, 21), 0 to 1; None: not known."""
+    """Contact of each body joint below the root (S, T, 21), 0 to 1; None: not known."""
     surfaces: tuple[Surface, ...] = ()
-    """Surface of each sample, S or none."""
+    """Surface of each sample, over the same J joints; S or none."""
     error_mm: np.ndarray | None = None
-    """Mean distance of the 22 joints from the truth's (S, T), millimetres, NaN where either has no frame; None: this is
-    the truth, or there is none."""
+    """Mean distance of the 22 body joints from the truth's (S, T), millimetres, NaN where either has no frame; None:
+    this is the truth, or there is none."""
     T_world_cpf: np.ndarray | None = None
     """Pose of the head (central pupil frame) in each frame (T, 7) float32, wxyz + xyz: x left, y up, z forward; NaN
     where not known. Actors of one recording share one array."""
+    numbers: tuple[int, ...] = ()
+    """Number of each sample in its file, from 0; empty: they are counted here."""
 
     def __post_init__(self) -> None:
-        samples, frames = self.joints.shape[:2]
+        object.__setattr__(self, "name", printable(self.name))
+        samples, frames, joints = self.joints.shape[:3]
+        if joints not in (JOINTS, len(PARENTS)):
+            raise InputError(f"Actor '{self.name}': joints must be {JOINTS} or {len(PARENTS)}, got {joints}")
+        if not self.numbers:
+            object.__setattr__(self, "numbers", tuple(range(samples)))
+        if len(self.numbers) != samples:
+            raise InputError(f"Actor '{self.name}': {samples} samples need as many numbers, got {self.numbers}")
         expected = {
-            "joints": (samples, frames, JOINTS, 3),
-            "quats": (samples, frames, JOINTS, 4),
+            "joints": (samples, frames, joints, 3),
+            "quats": (samples, frames, joints, 4),
             "contacts": (samples, frames, JOINTS - 1),
             "error_mm": (samples, frames),
             "T_world_cpf": (frames, 7),
@@ -74,11 +92,18 @@ class Actor:
                 raise InputError(f"Actor '{self.name}': {name} must have shape {shape}, got {value.shape}")
         if self.surfaces and (self.quats is None or len(self.surfaces) != samples):
             raise InputError(f"Actor '{self.name}': surfaces need orientations and one for each of {samples} samples")
+        if any(len(surface.rest_joints) != joints for surface in self.surfaces):
+            raise InputError(f"Actor '{self.name}': surfaces must follow its {joints} joints")
 
     @property
     def samples(self) -> int:
         """Number S of motions."""
         return int(self.joints.shape[0])
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        """Parent of each joint, root first (-1)."""
+        return PARENTS[: self.joints.shape[2]]
 
     @cached_property
     def present(self) -> np.ndarray:
@@ -98,18 +123,29 @@ class Actor:
         return self.T_world_cpf[frame, :4], self.T_world_cpf[frame, 4:]
 
     def touching(self, sample: int, frame: int) -> np.ndarray:
-        """Contact of all 22 joints in a frame, (22,) from 0 to 1; the root's is 0, as are those not known."""
+        """Contact of the 22 body joints in a frame, (22,) from 0 to 1; the root's is 0, as are those not known."""
         found = np.zeros(JOINTS, np.float32)
         if self.contacts is not None and self.present[frame]:
             found[1:] = np.clip(np.nan_to_num(self.contacts[sample, frame]), 0, 1)
         return found
 
+    def marks(self, sample: int, frame: int) -> np.ndarray:
+        """The same for all joints of its surface (J,): a hand is marked as a whole, by what its wrist touches."""
+        found = self.touching(sample, frame)
+        return np.concatenate((found, found[list(WRISTS)])) if len(self.parents) > JOINTS else found
+
     @cached_property
+    def mean_errors_mm(self) -> np.ndarray:
+        """Mean error of each sample (S,), millimetres; NaN where there is none."""
+        errors = np.full((self.samples, 1), np.nan) if self.error_mm is None else self.error_mm.astype(np.float64)
+        good = np.isfinite(errors)
+        counts = good.sum(axis=1)
+        return np.where(counts > 0, np.where(good, errors, 0.0).sum(axis=1) / np.maximum(counts, 1), np.nan)
+
+    @property
     def mean_error_mm(self) -> float:
-        """Mean error of the sample shown, millimetres; NaN where there is none."""
-        if self.error_mm is None or not np.isfinite(self.error_mm[0]).any():
-            return float("nan")
-        return float(np.nanmean(self.error_mm[0]))
+        """Mean error of the first sample, millimetres; NaN where there is none."""
+        return float(self.mean_errors_mm[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +163,8 @@ class Stage:
     """What was assumed about the files."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "title", printable(self.title))
+        object.__setattr__(self, "notes", tuple(printable(note) for note in self.notes))
         if not self.actors:
             raise InputError("Stage: at least one actor is needed")
         for actor in self.actors:
@@ -144,6 +182,11 @@ class Stage:
     def truth(self) -> Actor | None:
         """The recorded motion, if there is one."""
         return self.actors[0] if self.actors[0].color == 0 else None
+
+    @property
+    def sample_numbers(self) -> tuple[int, ...]:
+        """Numbers of the samples among which one can choose, rising: those of all actors that have several."""
+        return tuple(sorted({number for actor in self.actors if actor.samples > 1 for number in actor.numbers}))
 
     @property
     def compared(self) -> tuple[Actor, ...]:
@@ -170,12 +213,12 @@ class Stage:
     def framing(self) -> Framing:
         """Where a camera looks that glides along with the first actor (where it is not there, with the next), from so
         far that each actor fits when its own view is in the middle."""
-        path = self.actors[0].joints[0].copy()
+        path = self.actors[0].joints[0, :, :JOINTS].copy()
         for actor in self.actors[1:]:
             gone = ~np.isfinite(path).all(axis=(1, 2))
-            path[gone] = actor.joints[0, gone]
+            path[gone] = actor.joints[0, gone, :JOINTS]
         first = frame_joints(path)
-        every = [first, *(frame_joints(actor.joints[0]) for actor in self.actors[1:])]
+        every = [first, *(frame_joints(actor.joints[0]) for actor in self.actors)]
         height = max(one.height for one in every)
         return replace(
             first,

@@ -5,7 +5,9 @@
   const $ = (name) => root.querySelector(`[data-part="${name}"]`);
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
   const FOCAL = 2.4; // panel heights, as in the films
-  const JOINTS = data.parents.length;
+  const BODY = 22; // joints without fingers
+  const JOINTS = data.parents.length; // the most that a motion has
+  const wrist = (j) => (j < BODY ? j : BODY - 2 + Math.floor((j - BODY) / 15));
   const HOME = { turn: 0, elevation: 0.24, zoom: 1, pan: [0, 0, 0] };
   const LIGHT = [-0.42, 0.62, 0.66].map((v) => v / Math.hypot(0.42, 0.62, 0.66)); // right, up, back
   const SHADOW = [0.35, -0.2]; // metres along the floor per metre of height
@@ -33,6 +35,7 @@
     quats: actor.quats ? shorts(actor.quats) : null,
     contacts: actor.contacts ? bytes(actor.contacts) : null,
     error: actor.error ? floats(actor.error) : null,
+    solid: 0, // which of its samples
     hidden: false,
   }));
   const truth = actors.find((actor) => actor.truth) || null;
@@ -42,17 +45,17 @@
   const isDark = () => getComputedStyle(document.documentElement).colorScheme === "dark";
   const variable = (name) => color(getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim());
 
-  // joints (22 x 3) of a sample at a time in frames, and its orientations (those of two frames have signs that agree);
+  // joints (each x 3) of a sample at a time in frames, and its orientations (those of two frames have signs that agree);
   // null where it isn't there
   function pose(actor, sample, time) {
     const low = Math.floor(time), high = Math.min(low + 1, T - 1), share = time - low;
-    const at = (frame) => (sample * T + frame);
+    const at = (frame) => (sample * T + frame), count = actor.count;
     if (Number.isNaN(actor.root[3 * at(low)])) return null;
     const next = share > 0 && !Number.isNaN(actor.root[3 * at(high)]) ? high : low;
-    const points = new Float32Array(3 * JOINTS);
+    const points = new Float32Array(3 * count);
     const one = (frame, joint, axis) =>
-      actor.root[3 * at(frame) + axis] + (joint ? actor.joints[(at(frame) * (JOINTS - 1) + joint - 1) * 3 + axis] * data.step : 0);
-    for (let j = 0; j < JOINTS; j += 1) {
+      actor.root[3 * at(frame) + axis] + (joint ? actor.joints[(at(frame) * (count - 1) + joint - 1) * 3 + axis] * data.step : 0);
+    for (let j = 0; j < count; j += 1) {
       for (let k = 0; k < 3; k += 1) {
         const a = one(low, j, k);
         points[3 * j + k] = next === low ? a : a + (one(next, j, k) - a) * share;
@@ -60,9 +63,9 @@
     }
     let turns = null;
     if (actor.quats) {
-      turns = new Float32Array(4 * JOINTS);
-      for (let j = 0; j < JOINTS; j += 1) {
-        const a = (at(low) * JOINTS + j) * 4, b = (at(next) * JOINTS + j) * 4;
+      turns = new Float32Array(4 * count);
+      for (let j = 0; j < count; j += 1) {
+        const a = (at(low) * count + j) * 4, b = (at(next) * count + j) * 4;
         let norm = 0;
         for (let k = 0; k < 4; k += 1) {
           const value = actor.quats[a + k] + (next === low ? 0 : share * (actor.quats[b + k] - actor.quats[a + k]));
@@ -73,10 +76,10 @@
         for (let k = 0; k < 4; k += 1) turns[4 * j + k] /= norm;
       }
     }
-    const touch = new Float32Array(JOINTS);
+    const touch = new Float32Array(count);
     if (actor.contacts && state.contacts) {
-      const frame = Math.round(time);
-      for (let j = 1; j < JOINTS; j += 1) touch[j] = actor.contacts[at(frame) * (JOINTS - 1) + j - 1] / 255;
+      const first = at(Math.round(time)) * (BODY - 1) - 1;
+      for (let j = 1; j < count; j += 1) touch[j] = actor.contacts[first + wrist(j)] / 255; // a hand as its wrist
     }
     return { points, turns, touch };
   }
@@ -123,13 +126,19 @@
   const skin = program(`
     layout(location=0) in vec3 rest; layout(location=1) in vec3 normal;
     layout(location=2) in uvec4 bone; layout(location=3) in vec4 weight;
-    uniform mat4 bones[${JOINTS}]; uniform float touch[${JOINTS}]; uniform mat4 camera; uniform vec2 slant; uniform float flatten;
+    // three rows for each joint: with four, 52 joints would not fit what every device has
+    uniform vec4 bones[${3 * JOINTS}]; uniform float touch[${JOINTS}]; uniform mat4 camera; uniform vec2 slant; uniform float flatten;
     out vec3 facing; out float mark; out vec3 place;
     void main() {
-      mat4 blend = mat4(0.0); mark = 0.0;
-      for (int i = 0; i < 4; i += 1) { blend += bones[bone[i]] * weight[i]; mark += touch[bone[i]] * weight[i]; }
-      vec3 p = (blend * vec4(rest, 1.0)).xyz;
-      facing = mat3(blend) * normal; place = p;
+      vec4 x = vec4(0.0), y = vec4(0.0), z = vec4(0.0), at = vec4(rest, 1.0);
+      mark = 0.0;
+      for (int i = 0; i < 4; i += 1) {
+        int row = 3 * int(bone[i]);
+        x += bones[row] * weight[i]; y += bones[row + 1] * weight[i]; z += bones[row + 2] * weight[i];
+        mark += touch[bone[i]] * weight[i];
+      }
+      vec3 p = vec3(dot(x, at), dot(y, at), dot(z, at));
+      facing = vec3(dot(x.xyz, normal), dot(y.xyz, normal), dot(z.xyz, normal)); place = p;
       if (flatten > 0.0) p = vec3(p.xy + p.z * slant, 0.001);
       gl_Position = camera * vec4(p, 1.0);
     }`, `
@@ -235,8 +244,9 @@
     gl.vertexAttribDivisor(location, 1);
   });
 
-  const faces = data.mesh ? new Uint32Array(bytes(data.mesh.faces).buffer) : null;
+  const meshes = data.meshes.map((mesh) => ({ ...mesh, faces: new Uint32Array(bytes(mesh.faces).buffer) }));
   const shapes = data.shapes.map((shape) => {
+    const mesh = meshes[shape.mesh], faces = mesh.faces;
     const rest = Float32Array.from(shorts(shape.rest), (value) => value * data.step);
     const normals = new Float32Array(rest.length);
     for (let f = 0; f < faces.length; f += 3) {
@@ -249,29 +259,30 @@
     gl.bindVertexArray(array);
     attribute(0, rest, 3);
     attribute(1, normals, 3);
-    attribute(2, bytes(data.mesh.bones), 4, { whole: true });
-    attribute(3, bytes(data.mesh.weights), 4, { type: gl.UNSIGNED_BYTE, normalized: true });
+    attribute(2, bytes(mesh.bones), 4, { whole: true });
+    attribute(3, bytes(mesh.weights), 4, { type: gl.UNSIGNED_BYTE, normalized: true });
     gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
     gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, faces, gl.STATIC_DRAW);
-    return { array, joints: shape.joints };
+    return { array, joints: shape.joints, corners: faces.length };
   });
   gl.bindVertexArray(null);
 
-  function boneMatrices(shape, body) {
-    const out = new Float32Array(16 * JOINTS);
-    for (let j = 0; j < JOINTS; j += 1) {
+  // the upper three rows of each joint's matrix
+  function boneRows(shape, body) {
+    const out = new Float32Array(12 * shape.joints.length);
+    for (let j = 0; j < shape.joints.length; j += 1) {
       const [w, x, y, z] = body.turns.subarray(4 * j, 4 * j + 4);
       const m = [
-        1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w),
-        2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w),
-        2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y),
-      ]; // column by column
+        1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
+        2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
+        2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y),
+      ];
       const rest = shape.joints[j];
-      for (let column = 0; column < 3; column += 1) for (let row = 0; row < 3; row += 1) out[16 * j + 4 * column + row] = m[3 * column + row];
       for (let row = 0; row < 3; row += 1) {
-        out[16 * j + 12 + row] = body.points[3 * j + row] - (m[row] * rest[0] + m[3 + row] * rest[1] + m[6 + row] * rest[2]);
+        const turned = m.slice(3 * row, 3 * row + 3);
+        out.set(turned, 12 * j + 4 * row);
+        out[12 * j + 4 * row + 3] = body.points[3 * j + row] - (turned[0] * rest[0] + turned[1] * rest[1] + turned[2] * rest[2]);
       }
-      out[16 * j + 15] = 1;
     }
     return out;
   }
@@ -334,7 +345,7 @@
   function drawSkin(camera, actor, sample, body, options) {
     const shape = shapes[actor.shapes[sample]];
     const uniforms = use(skin, camera);
-    gl.uniformMatrix4fv(uniforms.bones, false, boneMatrices(shape, body));
+    gl.uniform4fv(uniforms.bones, boneRows(shape, body));
     gl.uniform1fv(uniforms.touch, options.marks ? body.touch : new Float32Array(JOINTS));
     gl.uniform3fv(uniforms.color, options.color);
     gl.uniform3fv(uniforms.markColor, colors.contact);
@@ -345,7 +356,7 @@
     gl.uniform1f(uniforms.flatten, options.shadow ? 1 : 0);
     gl.uniform2fv(uniforms.slant, SHADOW);
     gl.bindVertexArray(shape.array);
-    gl.drawElements(gl.TRIANGLES, faces.length, gl.UNSIGNED_INT, 0);
+    gl.drawElements(gl.TRIANGLES, shape.corners, gl.UNSIGNED_INT, 0);
   }
 
   // nothing of a translucent body shows through itself: its depth goes first
@@ -380,11 +391,11 @@
   function skeleton(body, tint, marks, thickness = 1) {
     const point = (j) => Array.from(body.points.subarray(3 * j, 3 * j + 3));
     const list = [];
-    for (let j = 1; j < JOINTS; j += 1) {
-      const r = 0.019 * thickness;
+    for (let j = 1; j < body.touch.length; j += 1) {
+      const r = (j < BODY ? 0.019 : 0.007) * thickness;
       list.push([...point(data.parents[j]), ...point(j), r, r * 0.8, ...tint]);
     }
-    for (let j = 0; j < JOINTS && thickness >= 1; j += 1) {
+    for (let j = 0; j < BODY && thickness >= 1; j += 1) {
       const touched = marks && body.touch[j] > 0.5, r = touched ? 0.04 : 0.026;
       list.push([...point(j), ...point(j), r, r, ...(touched ? colors.contact : mix(tint, [1, 1, 1], 0.12))]);
     }
@@ -395,7 +406,7 @@
   const FLESH = { 1: 0.09, 2: 0.09, 3: 0.1, 4: 0.07, 5: 0.07, 6: 0.1, 7: 0.048, 8: 0.048, 9: 0.11, 10: 0.036, 11: 0.036, 12: 0.055, 13: 0.07, 14: 0.07, 15: 0.085, 16: 0.06, 17: 0.06, 18: 0.045, 19: 0.045, 20: 0.035, 21: 0.035 };
   function figure(body, tint, marks) {
     const point = (j) => Array.from(body.points.subarray(3 * j, 3 * j + 3));
-    return Array.from({ length: JOINTS - 1 }, (_, i) => i + 1).map((j) => {
+    return Array.from({ length: BODY - 1 }, (_, i) => i + 1).map((j) => {
       const touched = marks && body.touch[j] > 0.5;
       return [...point(data.parents[j]), ...point(j), FLESH[j], FLESH[j] * 0.85, ...(touched ? colors.contact : tint)];
     });
@@ -408,7 +419,7 @@
     gl.clearColor(...colors.surface, 1);
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT | gl.STENCIL_BUFFER_BIT);
     const camera = cameraFor(width, height, way), ratio = window.devicePixelRatio || 1;
-    const bodies = shown.map((index) => ({ index, actor: actors[index], tint: colors.actors[index], body: pose(actors[index], 0, state.time) }))
+    const bodies = shown.map((index) => ({ index, actor: actors[index], tint: colors.actors[index], body: pose(actors[index], actors[index].solid, state.time) }))
       .filter((one) => one.body);
     const solid = (actor) => state.show !== "skeleton" && actor.shapes.length > 0;
 
@@ -425,7 +436,7 @@
     gl.stencilOp(gl.KEEP, gl.KEEP, gl.INCR);
     gl.disable(gl.CULL_FACE);
     for (const { actor, body } of bodies) {
-      if (actor.shapes.length) drawSkin(camera, actor, 0, body, { color: colors.dark ? [0, 0, 0] : colors.ink, alpha: colors.dark ? 0.38 : 0.12, shadow: true });
+      if (actor.shapes.length) drawSkin(camera, actor, actor.solid, body, { color: colors.dark ? [0, 0, 0] : colors.ink, alpha: colors.dark ? 0.38 : 0.12, shadow: true });
     }
     gl.enable(gl.CULL_FACE);
     gl.disable(gl.STENCIL_TEST);
@@ -435,7 +446,7 @@
       gl.uniform1f(uniforms.radius, 0.1);
       gl.bindVertexArray(quad);
       for (const { body } of bodies) {
-        for (let j = 1; j < JOINTS; j += 1) {
+        for (let j = 1; j < BODY; j += 1) {
           if (body.touch[j] < 0.5 || Math.abs(body.points[3 * j + 2]) > 0.2) continue;
           gl.uniform3f(uniforms.center, body.points[3 * j], body.points[3 * j + 1], 0);
           gl.uniform4f(uniforms.color, ...colors.contact, 0.4);
@@ -450,7 +461,7 @@
     // pale figures: surfaces after the bodies, which shine through them; skeletons before, so that they stay behind
     const ghosts = [];
     if (state.truth && truth && !truth.hidden && !shown.includes(actors.indexOf(truth))) ghosts.push([actors.indexOf(truth), 0, 0.34]);
-    if (state.samples) for (const { index, actor } of bodies) for (let s = 1; s < actor.samples; s += 1) ghosts.push([index, s, 0.24]);
+    if (state.samples) for (const { index, actor } of bodies) for (let s = 0; s < actor.samples; s += 1) if (s !== actor.solid) ghosts.push([index, s, 0.24]);
     const pale = ghosts.map(([index, sample, alpha]) => ({ index, sample, alpha, actor: actors[index], body: pose(actors[index], sample, state.time) }))
       .filter((one) => one.body);
     const asSurface = (one) => state.show === "mesh" && solid(one.actor);
@@ -460,12 +471,12 @@
     }
     gl.depthMask(true);
     for (const { actor, tint, body } of bodies) {
-      if (solid(actor) && state.show === "mesh") drawSkin(camera, actor, 0, body, { color: tint, alpha: 1, shaded: true, marks: true });
+      if (solid(actor) && state.show === "mesh") drawSkin(camera, actor, actor.solid, body, { color: tint, alpha: 1, shaded: true, marks: true });
       else if (state.show === "mesh") drawRods(camera, rect, figure(body, tint, true), true);
       else drawRods(camera, rect, skeleton(body, tint, true), true);
     }
     for (const one of pale.filter(asSurface)) drawPale(camera, one.actor, one.sample, one.body, colors.actors[one.index], one.alpha);
-    if (state.show === "both") for (const { actor, tint, body } of bodies) if (solid(actor)) drawPale(camera, actor, 0, body, tint, 0.36, true);
+    if (state.show === "both") for (const { actor, tint, body } of bodies) if (solid(actor)) drawPale(camera, actor, actor.solid, body, tint, 0.36, true);
     if (state.head) for (const index of paths) drawRods(camera, rect, frustum(heads[index], ratio), false);
   }
 
@@ -546,10 +557,10 @@
     $("cursor").setAttribute("x2", x);
     actors.forEach((actor, i) => {
       const text = $("captions").children[i].querySelector("span");
-      const error = actor.error ? actor.error[frame] : NaN;
+      const error = actor.error ? actor.error[actor.solid * T + frame] : NaN;
       if (Number.isNaN(actor.root[3 * frame])) text.textContent = "no frame here";
-      else if (!Number.isNaN(error)) text.textContent = `${error.toFixed(0)} mm now, ${actor.mean.toFixed(0)} mm on average`;
-      else text.textContent = actor.samples > 1 ? `${actor.samples} samples` : actor.truth ? "recorded motion" : "";
+      else if (!Number.isNaN(error)) text.textContent = `${error.toFixed(0)} mm now, ${actor.means[actor.solid].toFixed(0)} mm on average`;
+      else text.textContent = actor.samples > 1 ? `sample ${actor.numbers[actor.solid]}, ${actor.samples - 1} more` : actor.truth ? "recorded motion" : "";
     });
     root.dataset.frame = String(frame);
     root.dataset.playing = String(state.playing);
@@ -590,7 +601,8 @@
   // ---- chart and names -------------------------------------------------------------------------------------------------------------
 
   function showChart() {
-    const values = actors.flatMap((actor) => (actor.curve ? actor.curve[1] : [])).filter((value) => value !== null);
+    // of all samples, so that they can be compared
+    const values = actors.flatMap((actor) => (actor.curve ? actor.curve[1].flat() : [])).filter((value) => value !== null);
     const most = values.length ? Math.max(...values) : 0;
     if (!most) {
       $("chartbox").style.display = "none";
@@ -599,11 +611,12 @@
     const power = 10 ** Math.floor(Math.log10(most));
     const top = [1, 2, 4, 5, 8, 10].map((step) => step * power).find((end) => end >= most * (1 - 1e-9));
     $("scale").textContent = `mean joint error, 0 to ${top} mm`;
+    $("curves").replaceChildren();
     actors.forEach((actor, index) => {
       if (!actor.curve) return;
       let path = "", pen = "M";
       actor.curve[0].forEach((frame, i) => {
-        const value = actor.curve[1][i];
+        const value = actor.curve[1][actor.solid][i];
         if (value === null) pen = "M";
         else {
           path += `${pen}${((1000 * frame) / Math.max(T - 1, 1)).toFixed(1)} ${(100 - (100 * value) / top).toFixed(1)}`;
@@ -651,6 +664,19 @@
   }
   for (const name of ["side", "overlay"]) $(name).addEventListener("click", () => setLayout(name));
   for (const name of ["mesh", "skeleton", "both"]) $(name).addEventListener("click", () => setShow(name));
+  // samples by their numbers in the files, the solid one chosen; a motion that has no such number keeps its own
+  const several = actors.filter((actor) => actor.samples > 1);
+  const numbers = [...new Set(several.flatMap((actor) => actor.numbers))].sort((a, b) => a - b);
+  $("sample").append(...numbers.map((number) => new Option(String(number), String(number), several[0].numbers[0] === number, several[0].numbers[0] === number)));
+  $("sample").addEventListener("change", (event) => {
+    for (const actor of several) {
+      const found = actor.numbers.indexOf(Number(event.target.value));
+      if (found >= 0) actor.solid = found;
+    }
+    showChart();
+    readColors();
+    redraw();
+  });
   for (const name of ["samples", "truth", "head", "contacts", "follow"]) {
     $(name).addEventListener("change", () => {
       state[name] = $(name).checked;
@@ -658,7 +684,8 @@
     });
   }
   const hide = (name, gone) => { if (gone) $(name).closest("label, .segmented").style.display = "none"; };
-  hide("samples", !actors.some((actor) => actor.samples > 1));
+  hide("samples", !several.length);
+  hide("sample", !several.length);
   hide("truth", !truth || actors.length < 2);
   hide("head", !heads.length);
   hide("contacts", !actors.some((actor) => actor.contacts));

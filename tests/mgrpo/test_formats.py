@@ -237,6 +237,18 @@ def _npz(path: Path, **arrays: object) -> Path:
     return path
 
 
+def _amass(path: Path, frames: int = 3, **arrays: object) -> Path:
+    return _npz(path, trans=np.zeros((frames, 3)), poses=np.zeros((frames, 156)), **arrays)
+
+
+def _without_samples(path: Path) -> Path:
+    formats.write_egoallo(path, [Made()])
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    by_sample = ("Ts_world_root", "body_quats", "left_hand_quats", "right_hand_quats", "contacts", "betas")
+    return _npz(path, **{name: value[:0] if name in by_sample else value for name, value in arrays.items()})
+
+
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "absent": (lambda p: p, "no such file"),
     "folder": (lambda p: p.mkdir() or p, "got a folder"),
@@ -256,6 +268,11 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "amass width": (
         lambda p: _npz(p, trans=np.zeros((3, 3)), poses=np.zeros((3, 63)), mocap_framerate=30.0), "156 .SMPL-H"
     ),
+    "amass rate of nothing": (lambda p: _amass(p, mocap_framerate=0.0), "its frame rate must be 0.1 to 10000.*got 0"),
+    "amass rate that is none": (lambda p: _amass(p, mocap_framerate=np.nan), "its frame rate must be .*got nan"),
+    "amass rate in words": (lambda p: _amass(p, mocap_framerate="fast"), "mocap_framerate must be an array of numbers"),
+    "no frames": (lambda p: _amass(p, 0, mocap_framerate=30.0), "holds 1 samples of 0 frames"),
+    "no samples": (_without_samples, "holds 0 samples of 12 frames"),
     "features": (lambda p: np.save(p.open("wb"), np.zeros((9, 263))) or p, "recover the joints"),
     "kit": (
         lambda p: np.save(p.open("wb"), {"motion": np.zeros((1, 21, 3, 5))}, allow_pickle=True) or p, "KIT's 21 joints"

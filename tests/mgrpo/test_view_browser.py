@@ -237,6 +237,40 @@ def test_every_control_changes_the_picture(browser: Any, page: Path) -> None:
     assert troubles(browser) == []
 
 
+def test_another_sample_becomes_the_solid_one(browser: Any, page: Path, stage: Stage) -> None:
+    opened(browser, page)
+    seek(browser, 18)
+    for part in ("samples", "truth", "head", "contacts"):
+        click(browser, part)
+    curve = "document.querySelector('[data-part=curves] path').getAttribute('d')"
+    before = browser.evaluate(curve)
+    assert browser.evaluate("[...document.querySelector('[data-part=sample]').options].map(o => o.text)") == list("012")
+    choose = (
+        "(() => { const menu = document.querySelector('[data-part=sample]');"
+        " menu.value = '2'; menu.dispatchEvent(new Event('change')); })()"
+    )
+    first = bodies(browser)
+    browser.evaluate(choose)
+    picture = bodies(browser)
+    assert (picture != first).any(-1).sum() > 500
+    edges = [round(picture.shape[1] * column / 3) for column in range(4)]
+    for index, actor in enumerate(stage.actors[1:], 1):
+        panel = picture[:, edges[index] + 2 : edges[index + 1]]
+        own = motion.hue_like(panel, rgb(color_of(actor.color, False)))
+        there = []
+        for sample in (0, 2):
+            points = at(stage, actor.vertices(sample, 18), 18, edges[index + 1] - edges[index], len(panel))
+            xs, ys = points.astype(int).T
+            there.append(own[ys, np.clip(xs - 2, 0, panel.shape[1] - 1)].mean())
+        assert there[1] > 0.9 and there[1] > there[0] + 0.02, (index, there)
+    shown = browser.evaluate("[...document.querySelectorAll('.caption span')].map(text => text.textContent)")
+    for text, actor in zip(shown[1:], stage.actors[1:]):
+        assert text == f"{actor.error_mm[2, 18]:.0f} mm now, {actor.mean_errors_mm[2]:.0f} mm on average"
+    assert browser.evaluate(curve) != before
+    assert browser.evaluate("document.querySelectorAll('[data-part=curves] path').length") == 2
+    assert troubles(browser) == []
+
+
 def test_dragging_turns_the_wheel_zooms_and_reset_brings_back(browser: Any, page: Path) -> None:
     opened(browser, page)
     before = bodies(browser)

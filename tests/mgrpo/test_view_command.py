@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import os
@@ -22,7 +23,7 @@ from PIL import Image
 from mgrpo import cli
 from mgrpo.commands import view
 from mgrpo.data import save_clip
-from mgrpo.viz import live
+from mgrpo.viz import film, live
 from mgrpo.viz.film import Look
 from mgrpo.viz.live import have_viser
 from mgrpo.viz.mp4 import have_mp4_encoder
@@ -96,10 +97,30 @@ def test_one_picture_shows_the_middle(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert drawn[0][0] == Look() and drawn[1][0] == Look(show="skeleton")
 
 
+def test_a_sample_is_chosen(run: Run, predictions: list[Path], tmp_path: Path) -> None:
+    assert run(*predictions, "--sample", "1", "--html", "a.html")[0] == 0
+    data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "a.html").read_text())[1])
+    assert [actor["numbers"] for actor in data["actors"]] == [[1, 0], [1, 0]]
+    code, out, err = run(*predictions, "--sample", "2", "--html", "b.html")
+    assert code == 2 and "walk_a.npz holds 2 samples, 0 to 1" in " ".join(err.split())
+    assert out == "" and not (tmp_path / "b.html").exists()
+
+
 def test_names_come_from_the_paths(run: Run, predictions: list[Path], tmp_path: Path) -> None:
     assert run(*predictions, "--html", "a.html")[0] == 0
     data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "a.html").read_text())[1])
     assert [(actor["name"], actor["truth"]) for actor in data["actors"]] == [("walk_a", False), ("walk_b", False)]
+
+
+@pytest.mark.parametrize("name", ["<img src=x onerror=run()> 名前 😀.npz", "na\udcffme.npz"])
+def test_any_name_of_a_file_is_only_text(run: Run, predictions: list[Path], tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(predictions[0].read_bytes())
+    code, _, err = run(name, "--html", "a.html", "--png", "a.png", "--width", "400", "--height", "320")
+    assert code == 0, err
+    text = (tmp_path / "a.html").read_text("utf-8")
+    assert "<img" not in text
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+    assert data["actors"][0]["name"] == name.removesuffix(".npz").replace("\udcff", "?")
 
 
 @pytest.mark.parametrize(
@@ -127,6 +148,8 @@ def test_names_come_from_the_paths(run: Run, predictions: list[Path], tmp_path: 
         (["demo", "--png", "a.png", "--start", "-1"], "--start must be at least 0, got -1.0"),
         (["demo", "--png", "a.png", "--start", "60"], "--start 60 is after the end: the motion has 1.73 s"),
         (["demo", "--png", "a.png", "--seconds", "nan"], "--seconds must be finite, got nan"),
+        (["demo", "--png", "a.png", "--sample", "-1"], "--sample must be at least 0, got -1"),
+        (["demo", "--png", "a.png", "--sample", "1"], "--sample 1: no file shown holds several samples"),
         (["demo", "--png", "a.png", "--samples", "0"], "--samples must be at least 1, got 0"),
         (["demo", "--png", "a.png", "--fps", "1e9"], "--fps must be 0.1 to 10000 frames per second, got 1e+09"),
         (["demo", "--port", "70000"], "--port must be at most 65535, got 70000"),
@@ -153,6 +176,45 @@ def test_a_new_folder_goes_again_where_reading_fails(run: Run, tmp_path: Path) -
     assert not (tmp_path / "new").exists()
     assert run("demo", "--png", "new/deep/a.png", "--html", "other/a.html", "--at", "50")[0] == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("--png", "new/a.png"), ("--video", "new/a.mp4"), ("--html", "new/a.html")]
+)
+def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str, name: str
+) -> None:
+    def full(*words: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(view, "have_mp4_encoder", lambda: True)
+    monkeypatch.setattr(view, "write_still", full)
+    monkeypatch.setattr(view, "write_film", full)
+    monkeypatch.setattr("mgrpo.storage.write_and_sync", full)
+    code, out, err = run("demo", "--clip", "walk", option, name)
+    assert code == 2 and out == "" and f"could not write {name}: the disk is full" in " ".join(err.split())
+    assert not (tmp_path / "new").exists()
+
+
+@needs_encoder
+def test_ctrl_c_during_a_film_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    draw, drawn = film.StagePainter.picture, []
+
+    def picture(self: Any, frame: int) -> Any:
+        drawn.append(sorted(path.name[:5] for path in (tmp_path / "new").iterdir()))
+        if frame == 3:
+            raise KeyboardInterrupt
+        return draw(self, frame)
+
+    monkeypatch.setattr(film.StagePainter, "picture", picture)
+    words = ("demo", "--clip", "walk", "--video", "new/a.mp4", "--width", "400", "--height", "320")
+    code, out, err = run(*words)
+    assert code == 130 and "interrupted" in err and out == ""
+    assert drawn[-1] == [".tmp-"] and not (tmp_path / "new").exists()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "a.mp4").write_bytes(b"an older film")
+    assert run(*words)[0] == 130
+    assert [path.read_bytes() for path in (tmp_path / "new").iterdir()] == [b"an older film"]
 
 
 def test_without_the_extra_the_browser_is_refused_but_files_are_written(

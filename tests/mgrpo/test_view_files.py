@@ -14,7 +14,7 @@ import torch
 
 from mgrpo.body import cpf_of, skin
 from mgrpo.commands import view_files
-from mgrpo.commands.view_files import colors_for, default_names, read_stage
+from mgrpo.commands.view_files import chosen_samples, colors_for, default_names, read_stage
 from mgrpo.data import save_clip
 from mgrpo.errors import InputError
 from mgrpo.eval import compare_files
@@ -225,9 +225,9 @@ def test_only_what_is_shown_is_posed_at_a_time(tmp_path: Path, monkeypatch: pyte
     asked: list[int] = []
     placed = RotationMotion.placed
 
-    def counted(self: RotationMotion, rows: Any = slice(None)) -> Any:
+    def counted(self: RotationMotion, rows: Any = slice(None), **options: Any) -> Any:
         asked.append(len(rows))
-        return placed(self, rows)
+        return placed(self, rows, **options)
 
     monkeypatch.setattr(RotationMotion, "placed", counted)
     monkeypatch.setattr(view_files, "_CHUNK", 8)
@@ -259,6 +259,19 @@ def test_a_quarter_of_an_hour_stays_small(tmp_path: Path, monkeypatch: pytest.Mo
         stage_of(tmp_path / "long.npz")
 
 
+def test_a_frame_number_of_another_world_is_refused_before_its_frames_are_made(tmp_path: Path) -> None:
+    file = formats.write_egoallo(tmp_path / "a.npz", [formats.Made(frames=12)])
+    arrays = dict(np.load(file))
+    del arrays["timestamps_ns"]
+    np.savez(file, **(arrays | {"frame_nums": np.array([*range(11), 3 * 10**9])}))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"3,000,000,001 frames \(100,000,000 s at 30 per second\) of 1 motion"):
+        stage_of(file)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10e6
+
+
 def test_names_and_colours() -> None:
     assert default_names(["x/a.npz", "b.npz"]) == ["a", "b"]
     assert default_names(["x/a.npz", "y/a.npz"]) == ["x/a", "y/a"]
@@ -277,6 +290,50 @@ def test_choosing_a_clip_says_what_there_is() -> None:
     assert stage_of("demo", clip="w*", say=said.append).title == "walk" and len(said) == 1
     with pytest.raises(InputError, match=r"--clip: demo has no motion called 'fly'. It has: backflip, "):
         stage_of("demo", clip="fly")
+
+
+def test_any_sample_can_be_the_solid_one(tmp_path: Path) -> None:
+    several = motion.write_prediction(tmp_path / "several.npz", samples=4)
+    with np.load(several) as archive:
+        arrays = dict(archive)
+    arrays["contacts"] = arrays["contacts"] * np.array([0.1, 0.2, 0.3, 0.4], np.float32)[:, None, None]
+    np.savez(several, **arrays)
+    one = motion.write_prediction(tmp_path / "one.npz", seed=5)
+    first = stage_of(several, truth="demo").actors[1]
+    stage = stage_of(several, one, truth="demo", sample=2, samples=3)
+    truth, chosen, alone = stage.actors
+    assert (truth.numbers, chosen.numbers, alone.numbers) == ((0,), (2, 0, 1), (0,))
+    assert stage.sample_numbers == (0, 1, 2)
+    order = [2, 0, 1]
+    assert np.array_equal(chosen.joints, first.joints[order]) and np.array_equal(chosen.quats, first.quats[order])
+    assert np.array_equal(chosen.contacts, first.contacts[order])
+    assert chosen.contacts[0].max() == pytest.approx(0.3)
+    assert np.array_equal(chosen.error_mm, first.error_mm[order])
+    assert chosen.mean_error_mm == pytest.approx(float(np.nanmean(first.error_mm[2])), rel=1e-5)
+    assert stage_of(one).sample_numbers == ()
+    with pytest.raises(InputError, match=r"--sample 4: .*several.npz holds 4 samples, 0 to 3"):
+        stage_of(several, one, sample=4)
+    with pytest.raises(InputError, match="--sample 1: no file shown holds several samples"):
+        stage_of(one, truth="demo", sample=1)
+
+
+def test_the_shape_is_that_of_the_chosen_sample(tmp_path: Path) -> None:
+    file = motion.write_prediction(tmp_path / "a.npz", samples=2)
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    arrays["betas"][1, :, 0] = 1.5
+    np.savez(file, **arrays)
+    small, tall = stage_of(file).actors[0].surfaces
+    chosen = stage_of(file, sample=1).actors[0].surfaces
+    assert np.array_equal(chosen[0].rest_vertices, tall.rest_vertices)
+    assert np.array_equal(chosen[1].rest_vertices, small.rest_vertices)
+    assert np.abs(tall.rest_vertices - small.rest_vertices).max() > 0.02
+
+
+def test_at_most_so_many_samples_are_shown() -> None:
+    assert chosen_samples("a", 5, 0, 8) == (0, 1, 2, 3, 4)
+    assert chosen_samples("a", 5, 3, 8) == (3, 0, 1, 2, 4) and chosen_samples("a", 5, 3, 1) == (3,)
+    assert chosen_samples("a", 1, 3, 8) == (0,)
 
 
 def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
@@ -298,8 +355,9 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
     arrays = dict(np.load(early))
     arrays["Ts_world_root"][0, 3, 5] = np.nan
     np.savez(tmp_path / "nan.npz", **arrays)
-    with pytest.raises(InputError, match=r"nan.npz: it has values that are not finite"):
+    with pytest.raises(InputError, match=r"nan.npz: it has values that are not finite .* in frame 3 of sample 0"):
         stage_of(tmp_path / "nan.npz")
+    assert stage_of(tmp_path / "nan.npz", start=0.2).frames == 14  # as the message says
     (tmp_path / "text.npz").write_text("no motion")
     with pytest.raises(InputError, match=r"text.npz: not a motion file of a known format"):
         stage_of(tmp_path / "text.npz")

@@ -225,6 +225,32 @@ def test_the_panel_hides_and_shows(stage: Stage) -> None:
 
 
 @needs_viser
+def test_another_sample_becomes_the_solid_one(stage: Stage) -> None:
+    with viewing(stage) as viewer:
+        assert tuple(viewer.sample.options) == ("0", "1", "2") and viewer.sample.value == "0"
+        viewer.time, viewer.sample.value = 12.0, "2"
+        viewer.samples.value = False
+        viewer.step(0.0)
+        prior = viewer.bodies[1:4]
+        assert [bool(body.mesh.visible) for body in prior] == [False, False, True]
+        assert prior[2].mesh.opacity is None and prior[2].mesh.cast_shadow
+        assert viewer.bodies[4].mesh.visible  # the file with one sample keeps it
+        viewer.samples.value = True
+        viewer.step(0.0)
+        assert [body.mesh.opacity for body in prior] == [0.22, 0.22, None]
+        assert [bool(body.rings is not None and body.rings.visible) for body in prior] == [False, False, True]
+        actor = stage.actors[1]
+        assert f"<b>{actor.error_mm[2, 12]:.0f} mm</b> (mean {actor.mean_errors_mm[2]:.0f})" in viewer.readout.content
+        thick = prior[2].bones.thickness
+        viewer.sample.value = "0"
+        viewer.step(0.0)
+        assert prior[0].bones.thickness == thick > prior[2].bones.thickness
+        assert [body.mesh.opacity for body in prior] == [None, 0.22, 0.22]
+    with viewing(motion.still_stage()) as viewer:
+        assert not viewer.sample.visible
+
+
+@needs_viser
 def test_motions_without_a_truth_stand_beside_each_other_wherever_they_were() -> None:
     far = motion.far_apart()
     with viewing(far) as viewer:

@@ -17,10 +17,11 @@ from PIL import Image, ImageDraw
 from mgrpo.errors import InputError
 from mgrpo.viz import page as page_module
 from mgrpo.viz.film import Look, StagePainter, write_film, write_still
-from mgrpo.viz.mp4 import have_mp4_encoder
+from mgrpo.viz.mp4 import have_mp4_encoder, is_whole
 from mgrpo.viz.page import render_stage_page
 from mgrpo.viz.painter import Skin, paint_skins
 from mgrpo.viz.palette import mix, rgb
+from mgrpo.viz.scene import drawable, font
 from mgrpo.viz.stage import CONTACT, Actor, Stage, color_of, error_curve, thinned
 from mgrpo.viz.surface import Surface, rotation_matrices, vertex_normals
 
@@ -239,6 +240,31 @@ def test_a_film_has_every_frame(tmp_path: Path) -> None:
     assert np.abs(frames[0].astype(int) - frames[6]).mean() > 0.5
 
 
+@pytest.mark.skipif(not have_mp4_encoder(), reason="the package imageio-ffmpeg is not installed")
+def test_a_film_that_the_encoder_did_not_finish_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_film(three(frames=7), Look(width=640, height=400), tmp_path / "a.mp4")
+    whole = (tmp_path / "a.mp4").read_bytes()
+    assert is_whole(tmp_path / "a.mp4") and not is_whole(tmp_path / "none.mp4")
+    for size in (0, 4, 40, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.mp4").write_bytes(whole[:size])
+        assert not is_whole(tmp_path / "cut.mp4"), size
+    (tmp_path / "cut.mp4").write_bytes(whole + b"more")
+    assert not is_whole(tmp_path / "cut.mp4")
+    (tmp_path / "cut.mp4").unlink()
+    # an encoder that ends before its time
+    import imageio_ffmpeg
+
+    def ends(path: str, *args: Any, **options: Any) -> Any:
+        yield
+        Path(path).write_bytes(whole[:-1])
+        yield
+
+    monkeypatch.setattr(imageio_ffmpeg, "write_frames", ends)
+    with pytest.raises(OSError, match="ended before the film was whole"):
+        write_film(three(frames=1), Look(width=640, height=400), tmp_path / "a.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"] and (tmp_path / "a.mp4").read_bytes() == whole
+
+
 def test_a_film_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = StagePainter.picture
 
@@ -251,6 +277,20 @@ def test_a_film_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="no space"):
         write_film(three(), Look(), tmp_path / "a.mp4")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_drawn_in_letters_that_there_are() -> None:
+    assert drawable("walk (1) … 3·4") == "walk (1) … 3·4"
+    assert drawable("läufer la\u0308ufer Ångström ½") == "laufer laufer Angstrom 12"
+    assert drawable("名前 😀") == "?? ?"
+    nothing = font(20).getmask("\u0378")
+    stage = motion.still_stage()
+    object.__setattr__(stage.actors[0], "name", "Läufer")
+    plain = motion.still_stage()
+    object.__setattr__(plain.actors[0], "name", "Laufer")
+    look = Look(width=400, height=320)
+    assert nothing.size[0] > 0  # a box, which nobody should see
+    assert StagePainter(stage, look).picture(0) == StagePainter(plain, look).picture(0)
 
 
 # --- the page's text and data; a browser looks at it in test_view_browser.py
@@ -311,9 +351,11 @@ def test_the_page_holds_the_motion() -> None:
         assert np.abs(quats[:, there] - actor.quats[:, there]).max() < 1e-4
         assert (decoded(packed["contacts"], "u1", actor.samples, 6, 21)[..., LEFT_KNEE - 1] == 255).all()
     assert len(data["shapes"]) == 1 and data["actors"][1]["shapes"] == [0, 0]
-    assert data["actors"][1]["mean"] == pytest.approx(300.0, abs=0.1)
-    assert data["actors"][0]["curve"] is None and data["actors"][1]["curve"][1] == [300.0] * 6
-    assert data["actors"][2]["curve"][1] == [600.0] * 4 + [None] * 2
+    assert data["actors"][1]["means"] == pytest.approx([300.0, 600.0], abs=0.1)
+    assert data["actors"][0]["curve"] is None and data["actors"][1]["curve"][1] == [[300.0] * 6, [600.0] * 6]
+    assert data["actors"][2]["curve"][1][0] == [600.0] * 4 + [None] * 2
+    assert decoded(data["actors"][1]["error"], "<f4", 2, 6)[:, 0] == pytest.approx([300.0, 600.0], abs=0.1)
+    assert (data["actors"][1]["numbers"], data["actors"][1]["count"], len(data["parents"])) == ([0, 1], 22, 22)
 
 
 def test_turns_on_the_page_have_signs_that_agree() -> None:
@@ -345,7 +387,7 @@ def test_the_page_skins_with_the_strongest_joints() -> None:
 
 def test_joints_alone_make_a_page_without_a_mesh() -> None:
     data = page_data(render_stage_page(motion.still_stage(surface=False), Look()))
-    assert data["mesh"] is None and data["shapes"] == [] and data["actors"][0]["quats"] is None
+    assert data["meshes"] == [] and data["shapes"] == [] and data["actors"][0]["quats"] is None
 
 
 def test_a_page_too_large_for_a_browser_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,5 +432,11 @@ def test_what_does_not_fit_is_refused() -> None:
     surface = motion.still_stage().actors[0].surfaces[0]
     with pytest.raises(InputError, match="surfaces need orientations and one for each of 1 samples"):
         Actor("a", joints, 1, surfaces=(surface,))
+    with pytest.raises(InputError, match=r"joints must be 22 or 52, got 24"):
+        Actor("a", np.zeros((1, 4, 24, 3), np.float32), 1)
+    with pytest.raises(InputError, match=r"1 samples need as many numbers, got \(0, 2\)"):
+        Actor("a", joints, 1, numbers=(0, 2))
+    with pytest.raises(InputError, match="surfaces must follow its 52 joints"):
+        Actor("a", np.zeros((1, 4, 52, 3), np.float32), 1, np.zeros((1, 4, 52, 4)), surfaces=(surface,))
     with pytest.raises(InputError, match=r"weights must have shape \(2066, 22\), got \(2066, 21\)"):
         Surface(surface.rest_vertices, surface.rest_joints, surface.weights[:, 1:], surface.faces)

@@ -44,7 +44,8 @@ def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
         root, pose = poses[:, :3], poses[:, 3:66]
         hands = poses[:, _HANDS_FROM[poses.shape[1]] :][:, :90] if poses.shape[1] in _HANDS_FROM else None
     betas = arrays.get("betas", np.zeros(16))
-    rate = next((float(arrays[key].reshape(-1)[0]) for key in FRAME_RATES if key in arrays and arrays[key].size), None)
+    told = next((key for key in FRAME_RATES if key in arrays and arrays[key].size), None)
+    rate = None if told is None else float(numbers(arrays[told].reshape(-1)[:1], told, (1,))[0])
     rate = options.fps or rate
     if rate is None:
         raise InputError(f"it lacks {' and '.join(FRAME_RATES)}; give the frame rate by {options.flag('fps')}")

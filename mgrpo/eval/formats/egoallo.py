@@ -67,8 +67,11 @@ def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
     ]
 
 
-def _rate(stamps: np.ndarray, frame_nums: np.ndarray | None) -> float:
-    """Frames per second by the first and last stamp; rounded where that changes it by less than a stamp's jitter."""
+def _rate(stamps: np.ndarray, frame_nums: np.ndarray | None) -> float | None:
+    """Frames per second by the first and last stamp; rounded where that changes it by less than a stamp's jitter. None
+    where the frame numbers don't rise, which is told when they are used."""
     steps = len(stamps) - 1 if frame_nums is None else int(frame_nums[-1] - frame_nums[0])
+    if steps <= 0:
+        return None
     rate = steps * 1e9 / float(stamps[-1] - stamps[0])
     return float(round(rate)) if abs(rate - round(rate)) < 1e-4 * rate else rate

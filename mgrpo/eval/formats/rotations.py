@@ -13,6 +13,7 @@ from torch import Tensor
 from mgrpo.body import BodyModel
 from mgrpo.body.model import NUM_BETAS
 from mgrpo.body.placement import PlacedBody, place_on_root
+from mgrpo.data.rate import require_fps
 from mgrpo.errors import InputError
 from mgrpo.geometry import quat_multiply, quat_normalize, quat_to_rotmat, rotmat_to_quat, se3
 
@@ -23,7 +24,7 @@ from .tracks import METRES, TO_Z_UP, MotionTracks, ReadOptions, chosen_up
 class RotationMotion:
     """S motions of one person over T frames as a file holds them, not yet posed on a body.
 
-    Raises InputError for rotations of length zero.
+    Raises InputError for rotations of length zero, a frame rate that is none, and where there is no frame or sample.
     """
 
     root_quats: Tensor
@@ -59,15 +60,18 @@ class RotationMotion:
     T_world_cpf: np.ndarray | None = None
     """Poses of the central pupil frame ``(T, 7)``, wxyz + xyz, z up; None: the file has none."""
     hand_quats: Tensor | None = None
-    """Local rotations of the fingers ``(S, T, 30, 4)``, wxyz, left hand first, as the file has them (not checked);
-    None: it has none."""
+    """Local rotations of the fingers ``(S, T, 30, 4)``, wxyz, left hand first, as the file has them (not checked, see
+    :attr:`finger_quats`); None: it has none."""
     gender: str = "neutral"
     """Gender of the body that the shape numbers were made for, as the file says it."""
 
     def __post_init__(self) -> None:
+        if 0 in self.body_quats.shape[:2]:
+            raise InputError(f"it holds {self.samples} samples of {len(self)} frames; at least one of each is needed")
         for label, quats in (("root", self.root_quats), ("body", self.body_quats)):
             if bool((quats.norm(dim=-1) < 1e-6).any()):
                 raise InputError(f"its {label} rotations have a quaternion of length zero")
+        require_fps(self.fps, f"the frame rate of motion '{self.name}'" if self.name else "its frame rate")
 
     def __len__(self) -> int:
         return int(self.body_quats.shape[1])
@@ -86,6 +90,34 @@ class RotationMotion:
                 "--body PATH of an SMPL-H model.npz, or --body default for motion made with this package's own body"
             )
         return self.options.body.body_only().to(dtype=torch.float64)
+
+    @cached_property
+    def full_body(self) -> BodyModel:
+        """The same body with all its joints, float64; InputError where none was given."""
+        return self.options.body.to(dtype=torch.float64) if self.options.body is not None else self.body
+
+    @cached_property
+    def finger_quats(self) -> Tensor | None:
+        """Local rotations of the fingers ``(S, T, 30, 4)``, wxyz, where the file has some that can be posed on the
+        body; None: fingers are straight."""
+        hands = self.hand_quats
+        if hands is None or self.finger_notes or self.full_body.num_joints == self.body.num_joints:
+            return None
+        return None if bool((hands[..., 1:].abs() < 1e-6).all()) else hands
+
+    @cached_property
+    def finger_notes(self) -> list[str]:
+        """Why rotations of fingers that the file has can't be posed."""
+        if self.hand_quats is None:
+            return []
+        bad = ~(self.hand_quats.norm(dim=-1) > 1e-6)  # NaN too
+        if not bool(bad.any()):
+            return []
+        sample, frame = (int(index) for index in torch.nonzero(bad)[0, :2])
+        return [
+            f"its finger rotations have quaternions of length zero or NaN, first in frame {frame} of sample {sample}: "
+            "fingers are shown straight"
+        ]
 
     @property
     def foreign_betas(self) -> bool:
@@ -145,10 +177,14 @@ class RotationMotion:
         """Local rotations of some frames ``(S, n, 21, 3, 3)``, float64."""
         return quat_to_rotmat(quat_normalize(self.body_quats[:, rows].double()))
 
-    def placed(self, rows: slice | Tensor = slice(None)) -> PlacedBody:
+    def placed(self, rows: slice | Tensor = slice(None), *, fingers: bool = False) -> PlacedBody:
         """Some frames posed on the body, joints ``(S, n, 22, 3)``: what takes memory, so long motions are best taken in
-        pieces."""
-        return place_on_root(self.body, self.local_rotmats(rows), self.shape(rows), self.T_world_root(rows))
+        pieces. With ``fingers`` they are 52 where there are :attr:`finger_quats`."""
+        body, local = self.body, self.local_rotmats(rows)
+        if fingers and self.finger_quats is not None:
+            hands = quat_to_rotmat(quat_normalize(self.finger_quats[:, rows].double()))
+            body, local = self.full_body, torch.cat((local, hands), dim=-3)
+        return place_on_root(body, local, self.shape(rows), self.T_world_root(rows))
 
     def tracks(self) -> MotionTracks:
         """All frames posed, for measuring. Raises InputError where no body was given or values are not finite."""
