@@ -1,7 +1,7 @@
 """Speed of sampling one sequence on the CPU, in the fastest precision that it computes in and in float32.
 
-In float32 both have the same matrix products to do, four fifths of the plain loop's time: half as much again is all that
-there is to win (docs/infer.md has the profile). Twice needs products in half precision: bfloat16 on CPUs with AMX,
+In float32 both have the same matrix products to do, most of the plain loop's time: 1.6 times as fast is all that there
+is to win (docs/infer.md has the profile). Twice needs products in half precision: bfloat16 on CPUs with AMX,
 float16 on those with AVX512-FP16; elsewhere that figure is missed.
 """
 

@@ -36,9 +36,9 @@ def half_linear_problem() -> str | None:
 class HalfLinear:
     """A linear layer with float16 weights: float32 in, float32 out.
 
-    Rows of the input and of the weights are scaled by powers of two and rounded to float16 (11 bits); products are added
-    in float16 over 64 inputs at a time, these sums in float32. Results differ from exact ones by about 1.2e-3 of their
-    norm, where bfloat16 (8 bits, float32 sums) differs by 2.4e-3. Results of a row depend on that row alone.
+    Rows of the input and of the weights are scaled by powers of two and rounded to float16 (11 bits); products are
+    added in float16 over 64 inputs at a time, these sums in float32. Results differ from exact ones by about 1.2e-3 of
+    their norm, where bfloat16 (8 bits, float32 sums) differs by 2.4e-3. Results of a row depend on that row alone.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:

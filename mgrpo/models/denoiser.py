@@ -811,7 +811,8 @@ def _decode_block(
     x: Tensor,
 ) -> Tensor:
     x = _layer_norm(block.layernorm1, _added(x, block.self_attention(x, tokens, rotary)))
-    x = _layer_norm(block.xattn_layernorm, _added(x, block.cross_attention(x, tokens, group, rotary, projected, key_mask)))
+    attended = block.cross_attention(x, tokens, group, rotary, projected, key_mask)
+    x = _layer_norm(block.xattn_layernorm, _added(x, attended))
     return _layer_norm(block.layernorm2, _added(x, block.feed_forward(x, noise_emb)))
 
 

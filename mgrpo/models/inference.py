@@ -58,10 +58,9 @@ def _has_amx() -> bool:
 class InferenceDenoiser:
     """What samplers call of a denoiser (:class:`mgrpo.diffusion.sampler.GroupPredictor`), without gradients.
 
-    ``fp32`` uses the denoiser's weights. ``bf16`` on a CPU and ``fp16`` hold a copy of them, made here once, in half the
-    memory: states and conditions stay float32, and in ``fp16`` so do the layers that make tokens of the condition and
-    numbers of tokens.
-    The denoiser must not be trained meanwhile.
+    ``fp32`` uses the denoiser's weights. ``bf16`` on a CPU and ``fp16`` hold a copy of them, made here once, in half
+    the memory: states and conditions stay float32, and in ``fp16`` so do the layers that make tokens of the condition
+    and numbers of tokens. The denoiser must not be trained meanwhile.
     """
 
     def __init__(self, denoiser: Denoiser, precision: InferencePrecision = "fp32") -> None:

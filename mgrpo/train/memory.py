@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 from collections.abc import Callable
@@ -70,14 +71,12 @@ def peak_memory(device: torch.device) -> int:
 
 
 def restart_peak_memory(device: torch.device) -> int:
-    """Let :func:`peak_memory` begin anew, where the system can (not outside Linux), and return the memory now, bytes."""
+    """Let :func:`peak_memory` begin anew, where the system can (Linux), and return the memory now, bytes."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    try:
+    with contextlib.suppress(OSError):  # the peak is that of the whole process then
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # the peak is that of the whole process then
     resident = _resident("VmRSS")
     return peak_memory(device) if resident is None else resident
 
