@@ -297,9 +297,14 @@ def rotate_pairs(x: Tensor, table: Tensor) -> Tensor:
     return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
 
 
+def _may_overwrite() -> bool:
+    """Whether nobody can ask for a gradient later. torch.compile can't trace the question, and reuses memory itself."""
+    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+
+
 def _rotated(x: Tensor, table: Tensor) -> Tensor:
     """:func:`rotate_pairs` of a projection that nobody else needs: in inference mode it is turned where it is."""
-    if table.is_complex() and torch.is_inference_mode_enabled():
+    if table.is_complex() and _may_overwrite():
         torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(table)
         return x
     return rotate_pairs(x, table)
@@ -445,7 +450,7 @@ def _activated(activation: Callable[[Tensor], Tensor], layer: nn.Module, x: Tens
 
 def _added(x: Tensor, branch: Tensor) -> Tensor:
     """``x + branch``, in inference mode in the memory of ``branch``."""
-    return branch.add_(x) if torch.is_inference_mode_enabled() else x + branch
+    return branch.add_(x) if _may_overwrite() else x + branch
 
 
 def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
