@@ -52,6 +52,7 @@ class Suite:
         import torch
 
         plan = plan or self.options.plan
+        plan = replace(plan, seconds=min(plan.seconds, workload.seconds))
         if self.cuda:
             # A sample is a median of calls there, on a device that nobody shares.
             plan = replace(plan, most_repeats=100, least_clean=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ class Workload:
     device: str = "cpu"
     tests: tuple[str, ...] = ()
     """Test files that must pass before it is worth timing."""
+    seconds: float = math.inf
+    """Stop looking for clean samples of it after this time."""
     rows: Callable[[Inputs, int], Inputs] | None = None
     """(inputs, n) -> the inputs of the first n items, for the comparison with float64; None compares everything."""
 

@@ -121,7 +121,7 @@ def cuda(operator: str) -> Callable[..., Any]:
 
 def native_cpu(operators: Sequence[str], dtypes: Sequence[torch.dtype] = GEOMETRY_DTYPES) -> Implementation:
     """How dispatch sees a C++ backend that needs the native ``operators`` and CPU tensors of one of ``dtypes``."""
-    problem = _native_problem(operators)
+    problem = native_problem(operators)
 
     def refuses(tensors: tuple[Tensor, ...]) -> str | None:
         for tensor in tensors:
@@ -159,7 +159,8 @@ def native_cuda(operators: Sequence[str], dtypes: Sequence[torch.dtype] = GEOMET
     return Implementation(unavailable=unavailable, refuses=refuses)
 
 
-def _native_problem(operators: Sequence[str]) -> str | None:
+def native_problem(operators: Sequence[str]) -> str | None:
+    """Why these operators of the native extension cannot be called, or None."""
     return NATIVE_PROBLEM or _lacking(
         NATIVE_NAMESPACE, operators, "the native extension is older than this source and lacks {}; run 'make ext'"
     )

@@ -1,52 +1,63 @@
 """`mgrpo bench inference`: seconds and memory of a sampled sequence on this machine (the paper's Table 6), against a
-plain loop over the same network in the same run.
+plain loop over the same network in the same run (:mod:`mgrpo.infer.plain`).
 
-Plain means: every sequence passes the whole network in every step, rotations are projected by ``torch.linalg.svd``, the
-step is a line of tensor arithmetic, noise comes from ``torch.randn``. Network, windows, steps and numbers are the same.
-Every row is measured in a process of its own, so that its peak memory is its own.
+Every row has a process of its own, so that its memory is its own, and these take turns, so that what else the machine
+does meanwhile slows them alike.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import multiprocessing
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from mgrpo.body import resolve_body
 from mgrpo.diffusion.sampler import NoiseKeys
 from mgrpo.diffusion.schedule import CosineSchedule
-from mgrpo.diffusion.stitched_sampler import sample_stitched
+from mgrpo.diffusion.stitched_sampler import FRAMES_AHEAD, sample_stitched
 from mgrpo.diffusion.stitching import Stitching
-from mgrpo.diffusion.transition import Transitions, make_transitions
+from mgrpo.diffusion.transition import make_transitions
 from mgrpo.errors import InputError
-from mgrpo.geometry import quat_multiply, quat_normalize, yaw_rotation
 from mgrpo.guidance import GuidanceConfig, SamplingGuidance
-from mgrpo.infer.sampling import InBfloat16
-from mgrpo.models.conditioning import make_cond, relative_cpf
+from mgrpo.infer.plain import made_up_path, plain_sample
+from mgrpo.models.conditioning import relative_cpf
 from mgrpo.models.denoiser import DENOISER_PRESETS, Denoiser
+from mgrpo.models.inference import InferenceDenoiser, InferencePrecision, choose_precision
 from mgrpo.options import option, require
-from mgrpo.storage import atomic_write_json
+from mgrpo.storage import atomic_write, atomic_write_json
 from mgrpo.train.device import resolve_device
-from mgrpo.train.memory import peak_memory
-from mgrpo.train.progress import Progress
+from mgrpo.train.memory import peak_memory, restart_peak_memory
+from mgrpo.train.progress import Progress, notice
 from mgrpo.train.provenance import provenance
 
-Row = Literal["plain", "mgrpo", "mgrpo bf16", "mgrpo guided"]
-ROWS: tuple[Row, ...] = ("plain", "mgrpo", "mgrpo bf16", "mgrpo guided")
+Row = Literal["plain", "mgrpo", "mgrpo bf16", "mgrpo fp16", "mgrpo auto", "mgrpo guided"]
+ROWS: tuple[Row, ...] = ("plain", "mgrpo", "mgrpo auto", "mgrpo guided")
+_PRECISIONS: dict[Row, InferencePrecision] = {
+    "plain": "fp32",
+    "mgrpo": "fp32",
+    "mgrpo bf16": "bf16",
+    "mgrpo fp16": "fp16",
+    "mgrpo auto": "auto",
+    "mgrpo guided": "auto",
+}
+_FORMATS = (".json", ".csv", ".md")
 
 
 @dataclass(frozen=True)
 class BenchInferenceConfig:
     """Measure sampling: seconds and memory of one sequence, for each batch size and row.
 
-    Rows: plain (a straightforward loop over the same network), mgrpo, mgrpo bf16, and mgrpo guided (with feet and
-    smoothness corrected after sampling). Weights and head paths are made up: time doesn't depend on them.
+    Rows: plain (a straightforward loop over the same network, float32), mgrpo (float32), mgrpo bf16, mgrpo fp16, mgrpo
+    auto (the fastest precision of this machine, which is said), and mgrpo guided (the same, with feet and smoothness
+    corrected after sampling). Weights and head paths are made up: time doesn't depend on them.
     """
 
     preset: str = "egoallo"
@@ -62,11 +73,11 @@ class BenchInferenceConfig:
     rows: tuple[Row, ...] = ROWS
     """What is measured."""
     repeats: int = 3
-    """Measurements of each, after one that warms up; the median counts."""
+    """Measurements of each, after one that warms up, the rows in turn; the median counts."""
     threads: int = 0
     """Threads of the CPU; 0: torch's choice."""
     out: Path | None = None
-    """JSON file for the figures."""
+    """File for the figures: .json (with where they come from), .csv or .md."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1 ..."""
 
@@ -80,6 +91,8 @@ class BenchInferenceConfig:
         require(self, "threads", at_least=0, at_most=1024)
         if not self.batch or min(self.batch) < 1 or not self.rows:
             raise InputError("--batch and --rows must name at least one, and batches are at least 1")
+        if self.out is not None and self.out.suffix.lower() not in _FORMATS:
+            raise InputError(f"--out {self.out}: expected a file that ends in {', '.join(_FORMATS)}")
 
 
 @dataclass(frozen=True)
@@ -87,126 +100,171 @@ class Figure:
     """One measured row."""
 
     row: str
+    precision: str
+    """What the network computed in."""
     batch: int
     seconds: float
     """For one sequence: the median of the repeats over the batch."""
     spread: float
     """Longest over shortest repeat."""
+    loaded_mb: float
+    """Memory before sampling: the network, its copy in another precision, and on a CPU the libraries."""
     peak_mb: float
-    """Peak memory: of the process on the CPU, allocated on a GPU; the network included."""
+    """Largest memory while sampling: resident in the process on a CPU, allocated on a GPU."""
 
 
 def run_bench_inference(config: BenchInferenceConfig) -> int:
     """Measure and print. Returns 0. Raises InputError."""
-    resolve_device(config.device)
+    device = resolve_device(config.device)
+    for row in config.rows:
+        chosen, why = choose_precision(_PRECISIONS[row], device)
+        if row == "mgrpo auto":
+            notice(f"mgrpo auto: {chosen}, {why}")
     figures: list[Figure] = []
-    with Progress("bench", len(config.batch) * len(config.rows), "rows") as progress:
+    with Progress("bench", len(config.batch) * len(config.rows) * (config.repeats + 1), "calls") as progress:
         for batch in config.batch:
-            for row in config.rows:
-                figures.append(_measure_apart(config, row, batch))
-                progress.update(row=row, batch=batch)
+            figures += _measure_in_turn(config, batch, progress)
     for line in table(figures):
         print(line)
     if config.out is not None:
-        record = {
-            "figures": [asdict(one) for one in figures],
-            "provenance": provenance(None, resumed_from_step=None)[0],
-        }
-        atomic_write_json(config.out, record)
+        _write(config.out, figures)
         print(config.out)
     return 0
 
 
 def table(figures: list[Figure]) -> list[str]:
     """The figures as lines; speed-ups are against the plain loop of the same batch."""
-    lines = [f"{'batch':>5}  {'row':<14}{'s per sequence':>15}{'speed-up':>10}{'spread':>8}{'peak MB':>10}"]
-    for one in figures:
-        plain = next((other.seconds for other in figures if other.batch == one.batch and other.row == "plain"), None)
-        ratio = "" if plain is None else f"{plain / one.seconds:.2f}x"
-        lines.append(
-            f"{one.batch:>5}  {one.row:<14}{one.seconds:>15.4g}{ratio:>10}{one.spread:>8.2f}{one.peak_mb:>10.0f}"
-        )
-    return lines
+    return [
+        f"{batch:>5}  {row:<14}{precision:<11}{seconds:>14}{ratio:>10}{spread:>8}{loaded:>11}{peak:>9}"
+        for batch, row, precision, seconds, ratio, spread, loaded, peak in [_TITLES, *map(_cells(figures), figures)]
+    ]
 
 
-def _measure_apart(config: BenchInferenceConfig, row: Row, batch: int) -> Figure:
-    """A row in a process of its own."""
+def markdown(figures: list[Figure]) -> str:
+    """The same as a table for a page."""
+    rows = [_TITLES, ("--:", "---", "---", "--:", "--:", "--:", "--:", "--:"), *map(_cells(figures), figures)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+_TITLES = ("batch", "row", "precision", "s per sequence", "speed-up", "spread", "loaded MB", "peak MB")
+
+
+def _cells(figures: list[Figure]) -> Any:
+    plain = {one.batch: one.seconds for one in figures if one.row == "plain"}
+
+    def cells(one: Figure) -> tuple[str, ...]:
+        ratio = f"{plain[one.batch] / one.seconds:.2f}x" if one.batch in plain else ""
+        numbers = (f"{one.seconds:.4g}", ratio, f"{one.spread:.2f}", f"{one.loaded_mb:.0f}", f"{one.peak_mb:.0f}")
+        return (str(one.batch), one.row, one.precision, *numbers)
+
+    return cells
+
+
+def _write(path: Path, figures: list[Figure]) -> None:
+    suffix = path.suffix.lower()
+    if suffix == ".md":
+        atomic_write(path, markdown(figures))
+    elif suffix == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [field.name for field in fields(Figure)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(one) for one in figures)
+        atomic_write(path, text.getvalue())
+    else:
+        record = {
+            "figures": [asdict(one) for one in figures],
+            "provenance": provenance(None, resumed_from_step=None)[0],
+        }
+        atomic_write_json(path, record)
+
+
+def _measure_in_turn(config: BenchInferenceConfig, batch: int, progress: Progress) -> list[Figure]:
+    """All rows of a batch size, each in a process of its own; one computes at a time."""
     context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(measure, (config, row, batch))
+    with ExitStack() as stack:
+        pools = [stack.enter_context(context.Pool(1, _prepare, (config, row, batch))) for row in config.rows]
+        for repeat in range(config.repeats + 1):
+            for row, pool in zip(config.rows, pools, strict=True):
+                pool.apply(_repeat, (repeat,))
+                progress.update(row=row, batch=batch)
+        return [pool.apply(_finish) for pool in pools]
 
 
-@torch.no_grad()
-def measure(config: BenchInferenceConfig, row: Row, batch: int) -> Figure:
-    """Measure one row here."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = resolve_device(config.device)
-    denoiser = Denoiser(DENOISER_PRESETS[config.preset], seed=0).eval().to(device)
-    body = resolve_body("default", with_mesh=False).to(device)
-    poses = made_up_path(batch, config.frames).to(device)
-    steps = make_transitions(
-        "egoallo", eta=0.8, steps=config.steps, schedule=CosineSchedule.make(denoiser.config.max_t)
-    )
-    guidance = SamplingGuidance(GuidanceConfig(), denoiser.layout, body, poses[:, 1:])
+_running: list[Measurement] = []
+"""That of this process, if it was made for one."""
 
-    def call(seed: int) -> Any:
-        if row == "plain":
-            return plain_sample(denoiser, poses, steps, config.samples, seed)
-        keys = NoiseKeys(
-            seed, 0, torch.arange(batch, dtype=torch.int64, device=device), config.samples, share_initial=False
-        )
+
+def _prepare(config: BenchInferenceConfig, row: Row, batch: int) -> None:
+    _running.append(Measurement(config, row, batch))
+
+
+def _repeat(number: int) -> None:
+    _running[0].repeat(number)
+
+
+def _finish() -> Figure:
+    return _running[0].figure()
+
+
+class Measurement:
+    """One row: prepared once, called again and again."""
+
+    def __init__(self, config: BenchInferenceConfig, row: Row, batch: int) -> None:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.config, self.row, self.batch = config, row, batch
+        self.device = resolve_device(config.device)
+        self._denoiser = Denoiser(DENOISER_PRESETS[config.preset], seed=0).eval().to(self.device)
+        self._prepared = InferenceDenoiser(self._denoiser, _PRECISIONS[row])
+        self._poses = made_up_path(batch, config.frames).to(self.device)
+        schedule = CosineSchedule.make(self._denoiser.config.max_t)
+        self._steps = make_transitions("egoallo", eta=0.8, steps=config.steps, schedule=schedule)
+        self._guidance = None
+        if row == "mgrpo guided":
+            body = resolve_body("default", with_mesh=False).to(self.device)
+            self._guidance = SamplingGuidance(GuidanceConfig(), self._denoiser.layout, body, self._poses[:, 1:])
+        self._seconds: list[float] = []
+        self._loaded = restart_peak_memory(self.device)
+
+    @torch.no_grad()
+    def _call(self, seed: int) -> Any:
+        if self.row == "plain":
+            return plain_sample(self._denoiser, self._poses, self._steps, self.config.samples, seed)
+        conditions = torch.arange(self.batch, dtype=torch.int64, device=self.device)
         result = sample_stitched(
-            denoiser if row != "mgrpo bf16" else InBfloat16(denoiser),
-            poses[:, 1:],
-            relative_cpf(poses),
-            steps,
-            keys,
-            stitching=Stitching("proper", config.frames, max(1, config.frames // 4)),
-            conditioning=denoiser.config,
-            layout=denoiser.layout,
+            self._prepared,
+            self._poses[:, 1:],
+            relative_cpf(self._poses),
+            self._steps,
+            NoiseKeys(seed, 0, conditions, self.config.samples, share_initial=False),
+            stitching=Stitching("proper", self.config.frames, max(1, self.config.frames // 4)),
+            conditioning=self._prepared.config,
+            layout=self._prepared.layout,
+            frames_ahead=FRAMES_AHEAD,
         ).x0
-        return guidance.finish(result) if row == "mgrpo guided" else result
+        return result if self._guidance is None else self._guidance.finish(result)
 
-    seconds = []
-    for repeat in range(config.repeats + 1):
-        _wait(device)
+    def repeat(self, number: int) -> None:
+        """Sample once; call number 0 warms up and isn't counted."""
+        self._wait()
         began = time.perf_counter()
-        call(repeat)
-        _wait(device)
-        seconds.append((time.perf_counter() - began) / batch)
-    seconds = seconds[1:]
-    return Figure(row, batch, statistics.median(seconds), max(seconds) / min(seconds), peak_memory(device) / 1e6)
+        self._call(number)
+        self._wait()
+        if number:
+            self._seconds.append((time.perf_counter() - began) / self.batch)
 
+    def figure(self) -> Figure:
+        """What was measured so far."""
+        return Figure(
+            self.row,
+            self._prepared.precision,
+            self.batch,
+            statistics.median(self._seconds),
+            max(self._seconds) / min(self._seconds),
+            self._loaded / 1e6,
+            peak_memory(self.device) / 1e6,
+        )
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def made_up_path(batch: int, frames: int) -> Tensor:
-    """Head poses ``(B, T + 1, 7)`` of people who walk and look about, floor at z = 0."""
-    t = torch.arange(frames + 1) / 30 + torch.arange(batch)[:, None]
-    place = torch.stack((0.2 * torch.sin(t), t, 1.6 + 0.03 * torch.sin(6 * t)), dim=-1)
-    level = torch.tensor([0.5, 0.5, 0.5, 0.5])  # z forward along x, y up
-    turned = yaw_rotation(0.5 * torch.sin(t))
-    return torch.cat((quat_normalize(quat_multiply(turned, level.expand_as(turned))), place), dim=-1)
-
-
-@torch.no_grad()
-def plain_sample(denoiser: Denoiser, poses: Tensor, steps: Transitions, samples: int, seed: int) -> Tensor:
-    """What one would write first: clean states ``(B, S, T, D)``."""
-    batch, frames = poses.shape[0], poses.shape[1] - 1
-    cond = make_cond(denoiser.config, poses[:, 1:], relative_cpf(poses)).repeat_interleave(samples, dim=0)
-    generator = torch.Generator(device=poses.device).manual_seed(seed)
-    shape = (batch * samples, frames, denoiser.layout.dim)
-    x = torch.randn(shape, generator=generator, device=poses.device)
-    where = denoiser.layout.slices["body_rotmats"]
-    for level, A, B, s in steps.scalars:
-        t = torch.full((len(x),), level, dtype=torch.int64, device=x.device)
-        x0 = denoiser.decode(x[:, None], t, denoiser.encode(cond, t))[:, 0].float()
-        matrices = x0[..., where].reshape(*x0.shape[:-1], -1, 3, 3)
-        U, _, Vh = torch.linalg.svd(matrices)
-        x0 = torch.cat((x0[..., : where.start], (U @ Vh).flatten(-3), x0[..., where.stop :]), dim=-1)
-        x = A * x + B * x0 + s * torch.randn(shape, generator=generator, device=x.device)
-    return x.view(batch, samples, *shape[1:])
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

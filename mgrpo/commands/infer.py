@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +21,12 @@ from mgrpo.guidance import GuidanceConfig
 from mgrpo.infer.guiding import RecordingGuidance, hamer_wrists, hidden
 from mgrpo.infer.output import amass_arrays, stretches_of
 from mgrpo.infer.pipeline import Prepared, infer_to_file, prepare
-from mgrpo.infer.sampling import CHUNK, InferencePrecision, SamplingSettings
+from mgrpo.infer.sampling import CHUNK, SamplingSettings
 from mgrpo.infer.source import SourceConfig, load_trajectory
 from mgrpo.infer.store import fingerprint
 from mgrpo.infer.wrist_check import wrist_errors, wrist_lines
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+from mgrpo.models.inference import InferencePrecision, choose_precision
 from mgrpo.npz import write_npz
 from mgrpo.options import MOST_MEMBERS, option, require
 from mgrpo.storage import atomic_write, atomic_write_json, folder_for_results
@@ -95,8 +96,8 @@ class InferConfig:
     overwrite: bool = False
     """Replace files of the same name."""
     precision: InferencePrecision = "fp32"
-    """What the network computes in: fp32, or bf16 (for GPUs of compute capability 8 or more; on a CPU measure it first
-    with `mgrpo bench inference`, it may be slower)."""
+    """What the network computes in: fp32, bf16 (for GPUs of compute capability 8 or more, and CPUs with AMX; slower
+    elsewhere), fp16 (for CPUs with AVX512-FP16), or auto: the fastest here, which is said."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1 ..."""
 
@@ -133,6 +134,10 @@ def run_infer(config: InferConfig, command: list[str] | None = None) -> int:
     device = resolve_device(config.device)
     with Progress("load model"):
         denoiser, _, checkpoint = load_model(config.model, Denoiser, DenoiserConfig, use_ema=config.use_ema)
+    precision, why = choose_precision(config.precision, device)
+    if config.precision == "auto":
+        notice(f"--precision auto: {precision}, {why}")
+        config = replace(config, precision=precision)  # what is written beside the result names what was used
     settings = _settings(config, denoiser, checkpoint)
     with Progress("read recording"):
         prepared = read_and_prepare(config)

@@ -25,6 +25,7 @@ from mgrpo.infer.devices import UNITS, DeviceFrame, device_cpf_option, device_fr
 from mgrpo.infer.live import LiveFrames, LiveInference, require_live
 from mgrpo.infer.sampling import SamplingSettings
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+from mgrpo.models.inference import InferencePrecision, choose_precision
 from mgrpo.options import MOST_MEMBERS, require
 from mgrpo.train.checkpoints import load_model
 from mgrpo.train.device import resolve_device
@@ -75,6 +76,8 @@ class LiveConfig:
     """Motions to draw."""
     seed: int = 0
     """Seed of the noise."""
+    precision: InferencePrecision = "fp32"
+    """What the network computes in, as for `mgrpo infer`."""
     sampler: Annotated[SamplerConfig, tyro.conf.arg(name="")] = field(default_factory=SamplerConfig)
     stitching: Annotated[StitchingConfig, tyro.conf.arg(name="")] = field(default_factory=StitchingConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
@@ -100,12 +103,16 @@ def run_live(config: LiveConfig) -> int:
     with Progress("load model"):
         denoiser, _, checkpoint = load_model(config.model, Denoiser, DenoiserConfig, use_ema=config.use_ema)
         body = resolve_body(config.body, with_mesh=False)
+    precision, why = choose_precision(config.precision, device)
+    if config.precision == "auto":
+        notice(f"--precision auto: {precision}, {why}")
     settings = SamplingSettings(
         config.sampler.transitions(CosineSchedule.make(denoiser.config.max_t)),
         config.stitching.stitching(trained_length(checkpoint.path)),
         samples=config.samples,
         seed=config.seed,
         project=config.sampler.project,
+        precision=precision,
     )
     denoiser, body = denoiser.to(device), body.to(device)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,10 @@ from mgrpo.models.state import StateLayout
 
 FRAMES_PER_CALL = 16384
 """Frames (windows x samples x length) of one call of the network when the caller doesn't choose; bounds the memory."""
+
+FRAMES_AHEAD = 1024
+"""Frames (windows x levels x length) of conditions that inference encodes in one call: enough for matrix products at
+full speed (measured on a CPU: 2048 are no faster), and 25 MB of keys and values in the published size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +72,8 @@ class StitchedPredictor:
         lengths: Sequence[int] | None = None,
         hand_positions_wrt_cpf: Tensor | None = None,
         frames_per_call: int = FRAMES_PER_CALL,
+        levels: Sequence[int] = (),
+        frames_ahead: int = 0,
         on_windows: Callable[[int], None] | None = None,
     ) -> None:
         """
@@ -81,6 +88,9 @@ class StitchedPredictor:
             hand_positions_wrt_cpf: ``(B, T, 6)``, see :func:`mgrpo.models.conditioning.make_cond`.
             frames_per_call: bound on windows x samples x length in one call of the network; a single window of a single
                 sample is always one call.
+            levels: the levels that will be asked for, in order.
+            frames_ahead: conditions are encoded for several of the ``levels`` in one call while windows x levels x
+                length stay within this number, by policies that have ``encode_levels``; 0: one level at a time.
             on_windows: called after each call of the network with its number of windows (once for all samples).
         """
         batch, frames, _ = T_world_cpf.shape
@@ -89,6 +99,8 @@ class StitchedPredictor:
         self.plans: list[WindowPlan] = [stitching.plan(length) for length in lengths or [frames] * batch]
         """The windows of each sequence."""
         self._on_windows = on_windows
+        self._levels, self._frames_ahead = tuple(levels), frames_ahead
+        self._encoded: dict[tuple[int, int], dict[int, Any]] = {}
         dtype = torch.float64 if T_world_cpf.dtype == torch.float64 else torch.float32
         by_length: dict[int, list[tuple[int, int]]] = {}
         for b, plan in enumerate(self.plans):
@@ -128,13 +140,13 @@ class StitchedPredictor:
             the network returns them.
         """
         members = x_t.shape[1]
-        for group in self._groups:
+        for number, group in enumerate(self._groups):
             length = group.length
             together = min(members, max(1, self.frames_per_call // length))
             for part in _parts(len(group.rows), max(1, self.frames_per_call // (length * members))):
                 rows = group.rows[part]
                 t = torch.full((len(rows),), level, dtype=torch.int64, device=x_t.device)
-                memory = self.policy.encode(group.cond[part], t)
+                memory = self._memory(number, part, t, level)
                 places = [(b, self.plans[b].starts[k]) for b, k in rows]
                 decoded = [
                     self.policy.decode(_cut(x_t[:, some], places, length), t, memory)
@@ -145,6 +157,22 @@ class StitchedPredictor:
                     yield b, k, share, prediction
                 if self._on_windows is not None:
                     self._on_windows(len(rows))
+
+    def _memory(self, number: int, part: slice, t: Tensor, level: int) -> Any:
+        """What the network makes of the conditions of some windows of a group at a level."""
+        group = self._groups[number]
+        cond = group.cond[part]
+        together = self._frames_ahead // (len(cond) * group.length)
+        encode_levels = getattr(self.policy, "encode_levels", None)
+        if together < 2 or encode_levels is None or level not in self._levels:
+            return self.policy.encode(cond, t)
+        ready = self._encoded.setdefault((number, part.start), {})
+        if level not in ready:
+            ready.clear()
+            first = self._levels.index(level)
+            some = self._levels[first : first + together]
+            ready.update(zip(some, encode_levels(cond, some), strict=True))
+        return ready.pop(level)
 
     def __call__(self, x_t: Tensor, level: int) -> Tensor:
         """The blended prediction ``(B, G, T, D)``, not projected, in the dtype of ``x_t``; zero after a sequence's
@@ -185,6 +213,7 @@ def sample_stitched(
     noise: Tensor | None = None,
     guidance: Guidance | None = None,
     frames_per_call: int = FRAMES_PER_CALL,
+    frames_ahead: int = 0,
     callback: Callable[[int, int], None] | None = None,
 ) -> SampleResult:
     """Sample G motions for each of B head trajectories of any length (facts: D.3 to D.5).
@@ -222,6 +251,8 @@ def sample_stitched(
         guidance: hook between and after the steps, see :data:`~mgrpo.diffusion.sampler.Guidance`. Inner guidance of
             EgoAllo's kind corrects what it gets at fewer than S steps done, guidance after sampling that at S.
         frames_per_call: bound on windows x samples x length in one call of the network.
+        frames_ahead: encode conditions for several steps in one call, see :class:`StitchedPredictor`: fewer, larger
+            products, whose rounding may differ from that of single ones.
         callback: called after each call of the network with (windows done, windows in all); a window counts once in
             every step, for all samples together.
 
@@ -274,6 +305,8 @@ def sample_stitched(
         lengths=lengths,
         hand_positions_wrt_cpf=hand_positions_wrt_cpf,
         frames_per_call=frames_per_call,
+        levels=[level for level, *_ in transitions.scalars],
+        frames_ahead=frames_ahead,
         on_windows=count,
     )
     return reverse_process(

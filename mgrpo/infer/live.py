@@ -30,6 +30,7 @@ from mgrpo.guidance import GuidanceConfig, SamplingGuidance
 from mgrpo.infer.resampling import FRAME_NS
 from mgrpo.infer.sampling import Known, SamplingSettings, fade, sample_window
 from mgrpo.models.denoiser import Denoiser
+from mgrpo.models.inference import InferenceDenoiser
 from mgrpo.models.motion import PredictedMotion, decode_motion
 from mgrpo.options import option
 
@@ -95,12 +96,13 @@ class LiveInference:
                 f"--hop {hop} and --lookahead {lookahead} must be together less than the window of {window} frames, "
                 "and --hop at least 1"
             )
-        self.denoiser, self.body, self.settings = denoiser, body, settings
+        self.denoiser = InferenceDenoiser(denoiser, settings.precision)
+        self.body, self.settings = body, settings
         self.guidance = GuidanceConfig("off") if guidance is None else guidance
         require_live(self.guidance)
         self.hop, self.lookahead, self.floor_m = hop, lookahead, floor_m
         self._gap_ns = round(max_gap_s * 1e9)
-        self._device = next(denoiser.parameters()).device
+        self._device = self.denoiser.device
         self._begin: int | None = None
         self._last: tuple[int, np.ndarray] | None = None
         self._runs = 0

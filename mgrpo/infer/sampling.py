@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mgrpo.diffusion.sampler import NoiseKeys
-from mgrpo.diffusion.stitched_sampler import sample_stitched
+from mgrpo.diffusion.stitched_sampler import FRAMES_AHEAD, sample_stitched
 from mgrpo.diffusion.stitching import Stitching
 from mgrpo.diffusion.transition import Transitions
 from mgrpo.errors import InputError
@@ -28,9 +28,8 @@ from mgrpo.geometry import se3_apply, se3_inverse
 from mgrpo.guidance import SamplingGuidance
 from mgrpo.models.conditioning import relative_cpf
 from mgrpo.models.denoiser import Denoiser
+from mgrpo.models.inference import InferenceDenoiser, InferencePrecision
 from mgrpo.models.state import project_state
-
-InferencePrecision = Literal["fp32", "bf16"]
 
 _SETTLED = 2  # frames that give a place and a pace to go on with
 
@@ -64,23 +63,6 @@ class SamplingSettings:
                 f"a chunk must be at least two windows long ({least} frames), got --chunk {self.chunk}; a smaller "
                 "--window allows smaller chunks"
             )
-
-
-class InBfloat16:
-    """A denoiser whose matrix products are in bfloat16: what samplers call of it."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        self._denoiser = denoiser
-
-    def encode(self, cond: Tensor, t: Tensor) -> Any:
-        """See :meth:`mgrpo.models.denoiser.Denoiser.encode`."""
-        with torch.autocast(cond.device.type, dtype=torch.bfloat16):
-            return self._denoiser.encode(cond, t)
-
-    def decode(self, x_t: Tensor, t: Tensor, memory: Any) -> Tensor:
-        """See :meth:`mgrpo.models.denoiser.Denoiser.decode`."""
-        with torch.autocast(x_t.device.type, dtype=torch.bfloat16):
-            return self._denoiser.decode(x_t, t, memory)
 
 
 class Known(NamedTuple):
@@ -143,7 +125,7 @@ def plan_chunks(frames: int, chunk: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def sample_window(
-    denoiser: Denoiser,
+    denoiser: InferenceDenoiser,
     T_world_cpf_all: Tensor,
     keys: NoiseKeys,
     settings: SamplingSettings,
@@ -156,7 +138,7 @@ def sample_window(
     """Clean states ``(S, T, D)`` of one chunk, after guidance if there is any.
 
     Args:
-        denoiser: in evaluation mode.
+        denoiser: made from one in evaluation mode, in the settings' precision.
         T_world_cpf_all: the pose before the first frame and those of the T frames ``(T + 1, 7)``, floor at z = 0.
         keys: noise of one condition.
         settings: sampler, windows.
@@ -190,7 +172,7 @@ def sample_window(
     if denoiser.config.include_hand_positions_cond and wrists is not None:
         hand_positions = _wrists_in_cpf(poses[:, 1:], wrists[None])
     result = sample_stitched(
-        denoiser if settings.precision == "fp32" else InBfloat16(denoiser),
+        denoiser,
         poses[:, 1:],
         relative_cpf(poses),
         settings.transitions,
@@ -201,6 +183,7 @@ def sample_window(
         project_rotations=settings.project,
         hand_positions_wrt_cpf=hand_positions,
         guidance=correct if known is not None or inner is not None else None,
+        frames_ahead=FRAMES_AHEAD,
         callback=count,
     )
     return (result.x0 if guide is None else guide.finish(result.x0, settled))[0]
@@ -239,6 +222,7 @@ def sample_chunks(
         on_windows: see :func:`sample_window`.
     """
     frames = len(T_world_cpf_all) - 1
+    prepared = InferenceDenoiser(denoiser, settings.precision)
     overlap = settings.stitching.overlap
     plan = plan_chunks(frames, settings.chunk, overlap)
     for number, (start, stop) in list(enumerate(plan))[first:]:
@@ -250,7 +234,7 @@ def sample_chunks(
             share_initial=False,
         )
         states = sample_window(
-            denoiser,
+            prepared,
             T_world_cpf_all[start : stop + 1],
             keys,
             settings,

@@ -297,6 +297,19 @@ def rotate_pairs(x: Tensor, table: Tensor) -> Tensor:
     return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
 
 
+def _may_overwrite() -> bool:
+    """Whether nobody can ask for a gradient later. torch.compile can't trace the question, and reuses memory itself."""
+    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+
+
+def _rotated(x: Tensor, table: Tensor) -> Tensor:
+    """:func:`rotate_pairs` of a projection that nobody else needs: in inference mode it is turned where it is."""
+    if table.is_complex() and _may_overwrite():
+        torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(table)
+        return x
+    return rotate_pairs(x, table)
+
+
 def sinusoidal_positions(frames: int, width: int) -> Tensor:
     """The transformer's sinusoidal encoding ``(frames, width)`` float32: sine in even channels, cosine in odd ones."""
     rates = torch.exp(torch.arange(0, width, 2).float() * (-math.log(_ROPE_THETA) / width))
@@ -338,7 +351,7 @@ class TransformerBlock(nn.Module):
         joined = attended.transpose(1, 2).reshape(-1, self.config.d_latent)
         if self.training and self.config.dropout_p:
             joined = F.dropout(joined, self.config.dropout_p)
-        return F.linear(joined, projection.weight)
+        return _linear(projection, joined)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         dropout = self.config.dropout_p if self.training else 0.0
@@ -348,14 +361,14 @@ class TransformerBlock(nn.Module):
         """``x (rows * tokens, d)`` to the residual branch of the same shape."""
         config = self.config
         qk, v = (
-            F.linear(x, self.sattn_qkv_proj.weight)
+            _linear(self.sattn_qkv_proj, x)
             .view(-1, tokens, 3 * config.d_latent)
             .split((2 * config.d_latent, config.d_latent), dim=-1)
         )
         # Queries and keys are rotated together: their heads are neighbours in the projection's output.
         qk = qk.unflatten(-1, (2 * config.num_heads, config.d_head))
         if rotary is not None:
-            qk = rotate_pairs(qk, rotary)
+            qk = _rotated(qk, rotary)
         q, k = qk.transpose(1, 2).chunk(2, dim=1)
         v = v.unflatten(-1, (config.num_heads, config.d_head)).transpose(1, 2)
         return self._attention_output(self.sattn_out_proj, self._attend(q, k, v))
@@ -363,22 +376,22 @@ class TransformerBlock(nn.Module):
     def _heads(self, x: Tensor, tokens: int, rotary: Tensor | None) -> Tensor:
         """``(rows * tokens, d)`` to ``(rows, tokens, heads, d_head)``, with rotary positions if any."""
         x = x.view(-1, tokens, self.config.num_heads, self.config.d_head)
-        return x if rotary is None else rotate_pairs(x, rotary)
+        return x if rotary is None else _rotated(x, rotary)
 
     def condition_projection(self, encoded: Tensor, tokens: int, rotary: Tensor | None) -> tuple[Tensor, ...]:
         """The cross-attention's inputs from the encoded condition ``(B * tokens, d)``: see
         :attr:`EncoderMemory.projected`."""
         if self.config.xattn_mode == "kv_from_x_q_from_cond":
-            return (self._heads(F.linear(encoded, self.xattn_q_proj.weight), tokens, rotary).transpose(1, 2),)
+            return (self._heads(_linear(self.xattn_q_proj, encoded), tokens, rotary).transpose(1, 2),)
         return self._key_value(encoded, tokens, rotary)
 
     def _key_value(self, source: Tensor, tokens: int, rotary: Tensor | None) -> tuple[Tensor, Tensor]:
         key, value = (
-            F.linear(source, self.xattn_kv_proj.weight).view(-1, tokens, 2 * self.config.d_latent).chunk(2, dim=-1)
+            _linear(self.xattn_kv_proj, source).view(-1, tokens, 2 * self.config.d_latent).chunk(2, dim=-1)
         )
         key = key.unflatten(-1, (self.config.num_heads, self.config.d_head))
         if rotary is not None:
-            key = rotate_pairs(key, rotary)
+            key = _rotated(key, rotary)
         value = value.unflatten(-1, (self.config.num_heads, self.config.d_head))
         return key.transpose(1, 2), value.transpose(1, 2)
 
@@ -398,7 +411,7 @@ class TransformerBlock(nn.Module):
         """
         config = self.config
         if config.xattn_mode == "kv_from_cond_q_from_x":
-            q = self._heads(F.linear(x, self.xattn_q_proj.weight), tokens, rotary)
+            q = self._heads(_linear(self.xattn_q_proj, x), tokens, rotary)
             q = q.reshape(-1, group * tokens, config.num_heads, config.d_head).transpose(1, 2)
             key, value = projected
             return self._attention_output(self.xattn_out_proj, self._attend(q, key, value, key_mask))
@@ -412,7 +425,7 @@ class TransformerBlock(nn.Module):
     def feed_forward(self, x: Tensor, noise_emb: Tensor | None) -> Tensor:
         """``x (B * rows per condition, d)`` to the residual branch; ``noise_emb (B, d_noise_emb)`` with FiLM
         conditioning."""
-        hidden = self._activation(F.linear(x, self.mlp0.weight, self.mlp0.bias))
+        hidden = _activated(self._activation, self.mlp0, x)
         if noise_emb is not None:
             scale, shift = F.linear(noise_emb, self.mlp_film_cond_proj.weight).chunk(2, dim=-1)
             normed = F.layer_norm(hidden, (self.config.d_feedforward,)).view(
@@ -421,7 +434,23 @@ class TransformerBlock(nn.Module):
             hidden = torch.addcmul(shift[:, None], normed, 1.0 + scale[:, None]).view(-1, self.config.d_feedforward)
         if self.training and self.config.dropout_p:
             hidden = F.dropout(hidden, self.config.dropout_p)
-        return F.linear(hidden, self.mlp1.weight, self.mlp1.bias)
+        return _linear(self.mlp1, hidden)
+
+
+def _linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)`` without the module call's overhead; for inference the layer may be another one than torch's
+    (:mod:`mgrpo.models.inference`)."""
+    return F.linear(x, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(x)
+
+
+def _activated(activation: Callable[[Tensor], Tensor], layer: nn.Module, x: Tensor) -> Tensor:
+    """``activation(layer(x))``; layers other than torch's may do both in one pass."""
+    return activation(_linear(layer, x)) if type(layer) is nn.Linear else layer.activated(x)
+
+
+def _added(x: Tensor, branch: Tensor) -> Tensor:
+    """``x + branch``, in inference mode in the memory of ``branch``."""
+    return branch.add_(x) if _may_overwrite() else x + branch
 
 
 def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -702,9 +731,9 @@ class Denoiser(nn.Module, PretrainedModel):
         x: Tensor | None = None
         for name, part in self._parts:
             first, _, second, _, third = self.encoders[name]
-            hidden = self._activation(F.linear(flat[:, part], first.weight, first.bias))
-            hidden = self._activation(F.linear(hidden, second.weight, second.bias))
-            hidden = F.linear(hidden, third.weight, third.bias)
+            hidden = _activated(self._activation, first, flat[:, part])
+            hidden = _activated(self._activation, second, hidden)
+            hidden = _linear(third, hidden)
             x = hidden if x is None else x + hidden
         assert x is not None
         x = self._add_positions(x.view(batch * group, frames, config.d_latent))
@@ -724,9 +753,9 @@ class Denoiser(nn.Module, PretrainedModel):
         outputs = []
         for head in self.decoders.values():
             first, norm, _, second, _, third = head
-            hidden = self._activation(_layer_norm(norm, F.linear(x, first.weight, first.bias)))
-            hidden = self._activation(F.linear(hidden, second.weight, second.bias))
-            outputs.append(F.linear(hidden, third.weight, third.bias))
+            hidden = self._activation(_layer_norm(norm, _linear(first, x)))
+            hidden = _activated(self._activation, second, hidden)
+            outputs.append(_linear(third, hidden))
         return torch.cat(outputs, dim=-1).view(batch, group, frames, dim)
 
     def forward(
@@ -772,8 +801,8 @@ class Denoiser(nn.Module, PretrainedModel):
 def _encode_block(
     block: TransformerBlock, tokens: int, rotary: Tensor | None, noise_emb: Tensor | None, x: Tensor
 ) -> Tensor:
-    x = _layer_norm(block.layernorm1, x + block.self_attention(x, tokens, rotary))
-    return _layer_norm(block.layernorm2, x + block.feed_forward(x, noise_emb))
+    x = _layer_norm(block.layernorm1, _added(x, block.self_attention(x, tokens, rotary)))
+    return _layer_norm(block.layernorm2, _added(x, block.feed_forward(x, noise_emb)))
 
 
 def _decode_block(
@@ -786,9 +815,10 @@ def _decode_block(
     key_mask: Tensor | None,
     x: Tensor,
 ) -> Tensor:
-    x = _layer_norm(block.layernorm1, x + block.self_attention(x, tokens, rotary))
-    x = _layer_norm(block.xattn_layernorm, x + block.cross_attention(x, tokens, group, rotary, projected, key_mask))
-    return _layer_norm(block.layernorm2, x + block.feed_forward(x, noise_emb))
+    x = _layer_norm(block.layernorm1, _added(x, block.self_attention(x, tokens, rotary)))
+    attended = block.cross_attention(x, tokens, group, rotary, projected, key_mask)
+    x = _layer_norm(block.xattn_layernorm, _added(x, attended))
+    return _layer_norm(block.layernorm2, _added(x, block.feed_forward(x, noise_emb)))
 
 
 def _level_sinusoids(levels: int, width: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 from collections.abc import Callable
@@ -59,10 +60,34 @@ def free_bytes(device: torch.device) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest memory so far: allocated on a GPU, resident in the process on a CPU; bytes."""
+    """Largest memory so far, or since :func:`restart_peak_memory`: allocated on a GPU, resident in the process on a
+    CPU; bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    resident = _resident("VmHWM")
+    if resident is not None:
+        return resident
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def restart_peak_memory(device: torch.device) -> int:
+    """Let :func:`peak_memory` begin anew, where the system can (Linux), and return the memory now, bytes."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError):  # the peak is that of the whole process then
+        Path("/proc/self/clear_refs").write_text("5")
+    resident = _resident("VmRSS")
+    return peak_memory(device) if resident is None else resident
+
+
+def _resident(name: str) -> int | None:
+    """A figure of this process as Linux keeps it, bytes; None elsewhere."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:")), None)
 
 
 def saved_bytes(call: Callable[[], Tensor], parameters: set[int]) -> int:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from mgrpo.cli import main
 from mgrpo.commands import bench_inference
-from mgrpo.commands.bench_inference import BenchInferenceConfig, Figure, made_up_path, measure, plain_sample, table
+from mgrpo.commands.bench_inference import BenchInferenceConfig, Figure, Measurement, Row, markdown, table
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.diffusion.stitched_sampler import sample_stitched
 from mgrpo.diffusion.stitching import Stitching
 from mgrpo.diffusion.transition import make_transitions
+from mgrpo.infer.plain import made_up_path, plain_sample
 from mgrpo.models.conditioning import relative_cpf
 from mgrpo.models.denoiser import DENOISER_PRESETS, Denoiser
+from mgrpo.models.inference import choose_precision
+from mgrpo.train.memory import peak_memory, restart_peak_memory
 
 
 def test_the_plain_loop_samples_the_same() -> None:
@@ -42,19 +44,66 @@ def test_the_plain_loop_samples_the_same() -> None:
     assert torch.allclose(plain, ours, atol=2e-3)
 
 
-@pytest.mark.parametrize("row", bench_inference.ROWS)
-def test_every_row_is_measured(row: Any) -> None:
+def measured(config: BenchInferenceConfig, row: Row) -> Figure:
+    measurement = Measurement(config, row, 2)
+    for repeat in range(config.repeats + 1):
+        measurement.repeat(repeat)
+    return measurement.figure()
+
+
+@pytest.mark.parametrize("row", ["plain", "mgrpo", "mgrpo bf16", "mgrpo auto", "mgrpo guided"])
+def test_every_row_is_measured(row: Row) -> None:
     config = BenchInferenceConfig(preset="tiny", frames=8, batch=(2,), steps=8, repeats=2, device="cpu")
-    figure = measure(config, row, 2)
+    figure = measured(config, row)
     assert figure.row == row and figure.batch == 2 and figure.seconds > 0 and figure.spread >= 1
-    assert figure.peak_mb > 50
+    assert figure.peak_mb >= figure.loaded_mb > 50
+    chosen = choose_precision("auto", torch.device("cpu"))[0]
+    wanted = {"plain": "fp32", "mgrpo": "fp32", "mgrpo bf16": "bf16"}
+    assert figure.precision == wanted.get(row, chosen)
+
+
+def test_the_first_call_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It warms up; the median is over the others, for one sequence of the batch."""
+    now = iter([0.0, 4.0, 10.0, 18.0, 20.0, 26.0])  # calls of 4, 8 and 6 seconds
+    config = BenchInferenceConfig(preset="tiny", frames=8, steps=8, repeats=3, device="cpu")
+    monkeypatch.setattr(Measurement, "_call", lambda self, seed: None)
+    measurement = Measurement(config, "plain", 2)
+    monkeypatch.setattr(bench_inference.time, "perf_counter", lambda: 0.0)
+    measurement.repeat(0)
+    monkeypatch.setattr(bench_inference.time, "perf_counter", lambda: next(now))
+    for repeat in (1, 2, 3):
+        measurement.repeat(repeat)
+    figure = measurement.figure()
+    assert figure.seconds == 3.0 and figure.spread == 2.0
+
+
+def test_the_peak_begins_anew() -> None:
+    """What was there before a stage is not its peak."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("the system doesn't keep it")
+    cpu = torch.device("cpu")
+    large = torch.ones(64 << 20, dtype=torch.uint8)
+    with_large = peak_memory(cpu)
+    del large
+    loaded = restart_peak_memory(cpu)
+    assert peak_memory(cpu) < with_large - (40 << 20) and abs(peak_memory(cpu) - loaded) < 16 << 20
+    torch.ones(64 << 20, dtype=torch.uint8)  # gone again at once
+    assert peak_memory(cpu) >= loaded + (60 << 20)
+
+
+FIGURES = [
+    Figure("plain", "fp32", 1, 2.0, 1.1, 90, 100),
+    Figure("mgrpo", "fp32", 1, 0.5, 1.0, 80, 90),
+    Figure("mgrpo", "fp32", 64, 0.1, 1.0, 80, 90),
+]
 
 
 def test_the_table_compares_within_a_batch() -> None:
-    lines = table(
-        [Figure("plain", 1, 2.0, 1.1, 100), Figure("mgrpo", 1, 0.5, 1.0, 90), Figure("mgrpo", 64, 0.1, 1.0, 90)]
-    )
+    lines = table(FIGURES)
     assert "4.00x" in lines[2] and "x" not in lines[3].replace("mgrpo", "") and "1.00x" in lines[1]
+    rows = markdown(FIGURES).splitlines()
+    assert rows[2] == "| 1 | plain | fp32 | 2 | 1.00x | 1.10 | 90 | 100 |"
+    assert len({row.count("|") for row in rows}) == 1
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,8 +129,27 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [one["row"] for one in record["figures"]] == ["plain", "mgrpo"] and "versions" in record["provenance"]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".md"])
+def test_figures_as_a_table_in_a_file(suffix: str, tmp_path: Path) -> None:
+    out = tmp_path / f"a{suffix}"
+    bench_inference._write(out, FIGURES)
+    first, *_, last = out.read_text().splitlines()
+    if suffix == ".csv":
+        assert first == "row,precision,batch,seconds,spread,loaded_mb,peak_mb" and last == "mgrpo,fp32,64,0.1,1.0,80,90"
+    else:
+        assert first.startswith("| batch | row |") and last.startswith("| 64 | mgrpo | fp32 | 0.1 |")
+
+
 @pytest.mark.parametrize(
-    "words", [["--preset", "huge"], ["--frames", "1"], ["--frames", "129"], ["--batch", "0"], ["--repeats", "0"]]
+    "words",
+    [
+        ["--preset", "huge"],
+        ["--frames", "1"],
+        ["--frames", "129"],
+        ["--batch", "0"],
+        ["--repeats", "0"],
+        ["--out", "a.txt"],
+    ],
 )
 def test_what_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "inference", *words]) == 2
