@@ -166,10 +166,10 @@ def failing_after(finished: int) -> Callable[..., dict[str, float]]:
     """An optimiser step that fails once ``finished`` of them are done."""
     original, calls = perceptual.optimizer_step, itertools.count()
 
-    def step(*arguments: Any) -> dict[str, float]:
+    def step(*arguments: Any, **options: Any) -> dict[str, float]:
         if next(calls) >= finished:
             raise ConnectionError("broken off by the test")
-        return original(*arguments)
+        return original(*arguments, **options)
 
     return step
 
@@ -339,7 +339,7 @@ def test_configuration_errors(base: PerceptualTrainingConfig, change: dict[str, 
 
 def test_a_prior_that_is_not_there(base: PerceptualTrainingConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not found"):
-        train_perceptual(dataclasses.dataclasses.replace(base, prior=tmp_path / "nowhere", output=tmp_path / "run"))
+        train_perceptual(dataclasses.replace(base, prior=tmp_path / "nowhere", output=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
