@@ -143,6 +143,25 @@ def _from_sequence(hint: Any, origin: Any, value: Any, where: str) -> Any:
     return items if origin is list else tuple(items)
 
 
+def with_defaults(stored: Any, config: Any) -> Any:
+    """The plain configuration ``stored`` with the fields of the dataclass ``config`` that it doesn't have, at their
+    defaults: an older version, which knew no such option, did what the default says. Fields without a default, and
+    groups of another class, stay as they are."""
+    if not (isinstance(stored, Mapping) and dataclasses.is_dataclass(config) and not isinstance(config, type)):
+        return stored
+    if stored.get(CLASS_KEY, type(config).__name__) != type(config).__name__:
+        return stored
+    filled = dict(stored)
+    for field in dataclasses.fields(config):
+        if field.name in filled:
+            filled[field.name] = with_defaults(filled[field.name], getattr(config, field.name))
+        elif field.default is not dataclasses.MISSING:
+            filled[field.name] = to_plain(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            filled[field.name] = to_plain(field.default_factory())
+    return filled
+
+
 def differences(old: Any, new: Any, *, may_change: Sequence[str] = ()) -> list[tuple[str, Any, Any]]:
     """List the fields in which two plain configurations differ, as (dotted name, old value, new value).
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from mgrpo.config_record import differences, to_plain
+from mgrpo.config_record import differences, to_plain, with_defaults
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError
@@ -257,6 +257,14 @@ def settings_of(stage: Stage) -> dict[str, Any]:
     return {"kind": stage.kind, "after": list(stage.after), "settings": kept}
 
 
+def _known_then(stored: Any, stage: Stage) -> Any:
+    """What :func:`settings_of` said in an older plan, which may not know all options."""
+    if not isinstance(stored, Mapping) or "settings" not in stored:
+        return stored
+    filled = with_defaults(stored["settings"], stage.config)
+    return {**stored, "settings": {name: value for name, value in filled.items() if name not in _PLACES}}
+
+
 def keep_plan(plan: Plan, path: Path, *, write: bool = True) -> None:
     """Note the stages in plan.yaml, beside those of other ablations and seeds in the same folder.
 
@@ -270,11 +278,11 @@ def keep_plan(plan: Plan, path: Path, *, write: bool = True) -> None:
         except (yaml.YAMLError, KeyError, TypeError) as error:
             raise InputError(f"{path} can't be read ({error}); restore it, or choose another --output") from error
     now = {stage.name: settings_of(stage) for stage in plan.stages}
+    before_now = {stage.name: _known_then(stored[stage.name], stage) for stage in plan.stages if stage.name in stored}
     found = [
         f"  {name}, {what.removeprefix('settings.')}: {before} in the folder, {after} now"
-        for name in now
-        if name in stored
-        for what, before, after in differences(stored[name], now[name], may_change=_NOT_COMPARED)
+        for name, known in before_now.items()
+        for what, before, after in differences(known, now[name], may_change=_NOT_COMPARED)
     ]
     if found:
         more = f"\n  ... and {len(found) - 8} more" if len(found) > 8 else ""

@@ -6,11 +6,9 @@ import contextlib
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any
 
 from mgrpo.body import BodyModel, resolve_body
 from mgrpo.data import (
@@ -25,130 +23,23 @@ from mgrpo.data import (
 )
 from mgrpo.data.amass_names import subsets_named
 from mgrpo.data.hdf5_dataset import CACHE_MB, deterministic_slices, hdf5_files, strided_slices
-from mgrpo.diffusion.config import SamplerConfig, StitchingConfig
 from mgrpo.errors import InputError
 from mgrpo.eval import protocol_table as protocols_layout
 from mgrpo.eval.evaluate import EvaluationResult
-from mgrpo.eval.protocols import ProtocolName
-from mgrpo.eval.published import Dataset, published_rows
+from mgrpo.eval.published import published_rows
 from mgrpo.eval.tables import print_table, result_table, to_csv, to_json, to_latex, to_markdown, write_tables
-from mgrpo.guidance import Optimisation
 from mgrpo.storage import make_folder
 from mgrpo.train.device import resolve_device
 from mgrpo.train.hdf5_parts import open_with_progress, split_hdf5
 from mgrpo.train.interrupt import graceful_interrupt
 from mgrpo.train.motion_data import MotionDataConfig, split_motion
 from mgrpo.train.progress import Progress
-from mgrpo.train.seeding import require_seed
 
 from .destination import refuse_run_folder
 from .evaluation_folder import EvaluationFolder
-from .evaluation_options import chosen_protocol, refuse_contradictions, settle
+from .evaluation_options import EvaluateConfig, Part, chosen_protocol, refuse_contradictions
 from .evaluation_work import EvaluationWork, load_work
 from .sharding import Shard, chosen_shard, shard_device, wait_for_all
-
-Part = Literal["held_out", "validation", "post_training", "train", "all"]
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Measure one or more models on the same windows, with the same sampler and the same noise.
-
-    The first model is what the others are compared with, window by window. With --out, every finished piece of work is
-    kept there: the same command goes on where it was interrupted, and --shard or torchrun share the work.
-    """
-
-    checkpoint: tuple[Path, ...]
-    """Models: run folders (their best checkpoint), checkpoint folders, RUN/last, EgoAllo checkpoints, or folders
-    written by save_pretrained."""
-    name: tuple[str, ...] = ()
-    """Names of the models in the table, in the same order; default: from the paths."""
-    use_ema: bool = False
-    """Take the averaged weights of the models (priors trained with --ema), instead of their last ones."""
-    protocol: ProtocolName | None = None
-    """Fix windows, sampler, seeds, samples and measures: `egoallo` (EgoAllo's evaluation script), `paper` (MotionGRPO's
-    Table 1) or `mgrpo` (ours, usual definitions); an option that contradicts it is an error. Without one, the options
-    below decide."""
-    motion: str = "demo"
-    """Motion: `demo` (ships with the package), a pack or clip npz, a folder of them, or an HDF5 file in EgoAllo's
-    layout."""
-    body: str = "default"
-    """Body model: `default` (ships with the package), `smplh` (searched for), or the path of an SMPL-H npz."""
-    part: Part = "held_out"
-    """Which clips: those kept out of training, those used to choose settings, those that GRPO alone trained on, those
-    that the prior trained on, or all."""
-    validation: tuple[str, ...] = ()
-    """Clip names (or patterns such as walk_*) of the validation part, if training named them."""
-    held_out: tuple[str, ...] = ()
-    """Clip names (or patterns) of the held-out part, if training named them."""
-    post_training: tuple[str, ...] = ()
-    """Clip names (or patterns) that GRPO alone trained on, if training named them."""
-    length: int = 0
-    """Frames in a window, at 30 per second; 0: the protocol's, otherwise 32."""
-    stride: int = 0
-    """Frames between the starts of windows; 0: the protocol's, otherwise half a window."""
-    short_clips: Literal["error", "drop"] = "error"
-    """Clips shorter than a window (one frame more than the length): refuse them, or leave them out."""
-    mirrored: bool = False
-    """Also evaluate on the mirror images of the clips."""
-    split: str = ""
-    """HDF5: subsets to evaluate on instead of a part, joined by +: train, val, test, test_humor (EgoAllo's splits),
-    all, or names of folders. Empty: the part; held-out is test."""
-    slices: Literal["stride", "deterministic"] = "stride"
-    """HDF5: windows at every stride, or EgoAllo's fixed slices, of which its published numbers are the mean."""
-    file_list: str = ""
-    """HDF5: text file with the names of the sequences to use. Empty: NAME_files.txt beside NAME.hdf5 where there is
-    one; `none`: every sequence of the file."""
-    seeds: tuple[int, ...] = ()
-    """Seeds of the noise; every window is sampled with each. None: the protocol's, otherwise 0."""
-    samples: int = 0
-    """Samples for each window and seed; 2 or more also give diversity and the mean of the samples. 0: the protocol's,
-    otherwise 1."""
-    sampler: Annotated[SamplerConfig, tyro.conf.arg(name="")] = field(default_factory=SamplerConfig)
-    stitching: Annotated[StitchingConfig, tyro.conf.arg(name="")] = field(default_factory=StitchingConfig)
-    guidance: Optimisation = "off"
-    """Optimisation of the samples: `off`; `post`, after sampling (published rows with ℵ); or `inner`, in every sampling
-    step as well."""
-    perceptual: Path | None = None
-    """Run folder, checkpoint or save_pretrained folder of a perceptual model; adds its score and accuracy."""
-    family: Literal["standard", "paper", "all"] = "standard"
-    """Measures in the table: the usual definitions, those of the published tables, or both."""
-    format: Literal["table", "markdown", "latex", "csv", "json"] = "table"
-    """What to print on standard output."""
-    out: Path | None = None
-    """Folder for evaluation.md, .tex, .csv, .json and evaluation_windows.csv (every single value). It also keeps what
-    is finished: the same command goes on there, another evaluation is refused."""
-    shard: str | None = None
-    """Do the i-th of n shares of the work, such as 2/3; needs --out, the same for all. Whoever finishes last writes the
-    tables. torchrun shares by itself."""
-    published: bool = True
-    """Show published numbers above ours, where the protocol has the same definitions."""
-    published_data: Dataset = "amass"
-    """Which data set's published numbers: amass, or rich (protocol paper)."""
-    title: str = "Evaluation"
-    """Heading of the table."""
-    windows_per_chunk: int = 0
-    """Windows sampled at a time, to bound the memory; 0: chosen from their length. Another number rounds differently in
-    the last digits."""
-    device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1 ..."""
-
-    def __post_init__(self) -> None:
-        if not self.checkpoint:
-            raise InputError("--checkpoint needs at least one run folder or checkpoint")
-        if self.name and len(self.name) != len(self.checkpoint):
-            raise InputError(
-                f"--name must name every model: {len(self.checkpoint)} checkpoints, {len(self.name)} names"
-            )
-        if len(set(self.name)) != len(self.name):
-            raise InputError(f"--name must differ between models, got {', '.join(self.name)}")
-        settle(self)
-        if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise InputError(f"--seeds must be different whole numbers from 0, got {' '.join(map(str, self.seeds))}")
-        require_seed(max(self.seeds), "--seeds")
-        for option, least in (("length", 4), ("stride", 0), ("samples", 1), ("windows_per_chunk", 0)):
-            if getattr(self, option) < least:
-                raise InputError(f"--{option.replace('_', '-')} must be at least {least}, got {getattr(self, option)}")
 
 
 def run_evaluate(config: EvaluateConfig, *, command: Sequence[str] | None = None) -> int:
@@ -394,3 +285,6 @@ def model_names(checkpoints: Sequence[Path]) -> list[str]:
         runs.append(path.parent.parent.name if in_run else path.parent.name if in_experiment else path.name)
     names = [run if runs.count(run) == 1 else f"{run} {path.name}" for run, path in zip(runs, checkpoints)]
     return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, start=1)]
+
+
+__all__ = ["EvaluateConfig", "Part", "evaluate_checkpoints", "evaluation_windows", "model_names", "run_evaluate"]

@@ -26,11 +26,10 @@ from mgrpo.train.checkpoints import load_model
 from mgrpo.train.trained_length import trained_length
 
 from .evaluation_folder import Piece, assemble, checksum_tensors, plain_result
+from .evaluation_options import EvaluateConfig
 
 if TYPE_CHECKING:
     import torch
-
-    from .evaluate import EvaluateConfig
 
 FRAMES_PER_PIECE = 2048
 """Frames (windows x samples x length) of a piece of work. Small enough that little is lost by an interruption and that

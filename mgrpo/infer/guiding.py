@@ -13,7 +13,7 @@ from mgrpo.data.packs import TARGET_FPS
 from mgrpo.errors import InputError
 from mgrpo.geometry import quat_normalize, rotmat_to_quat
 from mgrpo.guidance import GuidanceConfig, HamerHands, HandObservations, SamplingGuidance, WristTracks
-from mgrpo.infer.hamer import HamerDetections
+from mgrpo.infer.detections import HamerDetections
 from mgrpo.infer.resampling import HeadMotion
 from mgrpo.infer.trajectory import Floor, HeadTrajectory
 from mgrpo.models.state import StateLayout

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from mgrpo.errors import InputError
+from mgrpo.infer.detections import HamerDetections, HamerHands
 from mgrpo.infer.trajectory import SIDES
 from mgrpo.npz import read_npz
 
@@ -39,34 +40,6 @@ _SHAPES = {
     "mano_hand_global_orient": (3, 3),
     "mano_hand_betas": (10,),
 }
-
-
-class HamerHands(NamedTuple):
-    """The hands of one side, N in K images."""
-
-    times_ns: np.ndarray
-    """Times of the images ``(K,)`` int64, rising."""
-    frame: np.ndarray
-    """Image of each hand ``(N,)`` int64, rising."""
-    keypoints_3d: np.ndarray
-    """``(N, 21, 3)`` metres in the camera's frame, wrist first."""
-    mano_hand_pose: np.ndarray
-    """Local rotations ``(N, 15, 3, 3)``."""
-    mano_hand_global_orient: np.ndarray
-    """Wrist's rotation in the camera's frame ``(N, 3, 3)``."""
-    mano_hand_betas: np.ndarray
-    """``(N, 10)``."""
-
-
-class HamerDetections(NamedTuple):
-    """Hands of both sides of one recording."""
-
-    hands: tuple[HamerHands, HamerHands]
-    """Left, right."""
-    T_cpf_cam: np.ndarray
-    """Pose of the camera in the central pupil frame ``(7,)``."""
-    T_device_cam: np.ndarray
-    """Pose of the camera in the device's frame ``(7,)``."""
 
 
 def hamer_arrays(detections: HamerDetections) -> dict[str, np.ndarray]:

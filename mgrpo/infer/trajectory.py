@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mgrpo.errors import InputError
-
-if TYPE_CHECKING:
-    from mgrpo.infer.hamer import HamerDetections
+from mgrpo.infer.detections import HamerDetections
 
 SIDES = ("left", "right")
 """Order of everything that there is once per hand."""

@@ -9,13 +9,10 @@ implementation: :meth:`Denoiser.forward` for single windows, and :meth:`Denoiser
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,156 +21,12 @@ from torch.utils.checkpoint import checkpoint
 
 from mgrpo.errors import InputError
 from mgrpo.models import host
-from mgrpo.models.conditioning import COND_PARAMS, cond_dim, make_cond
+from mgrpo.models.conditioning import make_cond
+from mgrpo.models.denoiser_config import DENOISER_PRESETS, DenoiserConfig
+from mgrpo.models.egoallo import read_egoallo, write_egoallo
 from mgrpo.models.hub import PretrainedModel
-from mgrpo.models.state import StateLayout, project_state
-
-_ROPE_THETA = 10000.0
-
-
-@dataclass(frozen=True)
-class DenoiserConfig:
-    """Shape and options of the denoiser; field names and defaults are EgoAllo's."""
-
-    max_t: int = 1000
-    """Number of diffusion levels; level t = 1 … max_t, embedding row t - 1."""
-    fourier_enc_freqs: int = 3
-    """Fourier frequencies per conditioning channel."""
-    d_latent: int = 512
-    """Width of the token streams."""
-    d_feedforward: int = 2048
-    """Width of the feed-forward layers."""
-    d_noise_emb: int = 1024
-    """Width of the diffusion level's embedding."""
-    num_heads: int = 4
-    """Attention heads."""
-    encoder_layers: int = 6
-    """Transformer blocks over the condition."""
-    decoder_layers: int = 6
-    """Transformer blocks over the noised motion."""
-    dropout_p: float = 0.0
-    """Dropout probability while training (of attention weights, attention outputs and feed-forward activations; drawn
-    from torch's own generator). Post-training needs 0: with dropout the ratio of an unchanged policy isn't 1."""
-    activation: Literal["gelu", "relu"] = "gelu"
-    """Activation of every MLP; gelu is the exact erf form."""
-    positional_encoding: Literal["rope", "transformer"] = "rope"
-    """Rotary positions inside the attention, or sinusoidal ones added to the tokens."""
-    noise_conditioning: Literal["token", "film"] = "token"
-    """The diffusion level enters as a first token, or as scale and shift inside the feed-forward layers."""
-    xattn_mode: Literal["kv_from_cond_q_from_x", "kv_from_x_q_from_cond"] = "kv_from_cond_q_from_x"
-    """Which stream the cross-attention reads from, and which one asks."""
-    include_canonicalized_cpf_rotation_in_cond: bool = True
-    """Whether ``ours`` conditioning contains the head's rotation with its heading removed."""
-    include_hands: bool = True
-    """Whether the state contains the 30 finger joints."""
-    cond_param: Literal["ours", "canonicalized", "absolute", "absrel", "absrel_global_deltas"] = "ours"
-    """Parameterisation of the head motion."""
-    include_hand_positions_cond: bool = False
-    """Whether the condition contains the two wrists' positions in the CPF frame."""
-
-    def __post_init__(self) -> None:
-        self.validate()
-
-    def validate(self) -> None:
-        """Raise :class:`InputError` for values that no network can be built from."""
-        for name in (
-            "max_t",
-            "d_latent",
-            "d_feedforward",
-            "d_noise_emb",
-            "num_heads",
-            "encoder_layers",
-            "decoder_layers",
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"DenoiserConfig.{name} must be a whole number of at least 1, got {value!r}")
-        freqs = self.fourier_enc_freqs
-        if isinstance(freqs, bool) or not isinstance(freqs, int) or freqs < 0:
-            raise InputError(f"DenoiserConfig.fourier_enc_freqs must be a whole number of at least 0, got {freqs!r}")
-        if (
-            isinstance(self.dropout_p, bool)
-            or not isinstance(self.dropout_p, (int, float))
-            or not 0.0 <= self.dropout_p < 1.0
-        ):
-            raise InputError(f"DenoiserConfig.dropout_p must lie in [0, 1), got {self.dropout_p!r}")
-        choices: dict[str, tuple[Any, ...]] = {
-            "activation": ("gelu", "relu"),
-            "positional_encoding": ("rope", "transformer"),
-            "noise_conditioning": ("token", "film"),
-            "xattn_mode": ("kv_from_cond_q_from_x", "kv_from_x_q_from_cond"),
-            "cond_param": COND_PARAMS,
-            "include_canonicalized_cpf_rotation_in_cond": (True, False),
-            "include_hands": (True, False),
-            "include_hand_positions_cond": (True, False),
-        }
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):  # 1 == True
-                raise InputError(f"DenoiserConfig.{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
-        if self.d_latent % self.num_heads:
-            raise InputError(
-                f"DenoiserConfig.d_latent must be a multiple of num_heads, got d_latent {self.d_latent} and "
-                f"num_heads {self.num_heads}"
-            )
-        if self.positional_encoding == "rope" and self.d_head % 2:
-            raise InputError(
-                f"rotary positions need an even width per head; got d_latent {self.d_latent} / num_heads "
-                f"{self.num_heads} = {self.d_head}"
-            )
-        if self.positional_encoding == "transformer" and self.d_latent % 2:
-            raise InputError(f"sinusoidal positions need an even d_latent, got {self.d_latent}")
-
-    @property
-    def d_head(self) -> int:
-        """Width of one attention head."""
-        return self.d_latent // self.num_heads
-
-    @property
-    def d_cond(self) -> int:
-        """Length of one frame's encoded condition."""
-        return cond_dim(self)
-
-    @property
-    def layout(self) -> StateLayout:
-        """The state this network denoises."""
-        return StateLayout(self.include_hands)
-
-    @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> DenoiserConfig:
-        """Build from plain values, as EgoAllo's ``model_config.yaml`` or our ``config.json`` hold them.
-
-        Missing fields take their defaults, ``d_cond`` is a derived value and ignored, and the old name
-        ``absrel_avatarposer`` of a parameterisation is understood.
-
-        Raises:
-            InputError: unknown fields or impossible values.
-        """
-        values = {name: value for name, value in mapping.items() if name != "d_cond"}
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise InputError(
-                f"unknown DenoiserConfig field(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}"
-            )
-        if values.get("cond_param") == "absrel_avatarposer":
-            values["cond_param"] = "absrel_global_deltas"
-        return cls(**values)
-
-
-DENOISER_PRESETS: dict[str, DenoiserConfig] = {
-    "tiny": DenoiserConfig(
-        d_latent=64,
-        d_feedforward=128,
-        d_noise_emb=64,
-        num_heads=4,
-        encoder_layers=2,
-        decoder_layers=2,
-        include_hands=False,
-    ),
-    "egoallo": DenoiserConfig(),
-}
-"""``tiny``: body only, trains on a CPU in minutes. ``egoallo``: the released model's size and options."""
+from mgrpo.models.positions import PositionTables, RotaryEmbedding, rotary_angles, rotate_pairs, sinusoidal_positions
+from mgrpo.models.state import project_state
 
 
 @dataclass(frozen=True)
@@ -207,96 +60,6 @@ class EncoderMemory:
         return [EncoderMemory(*one) for one in zip(t, zip(*layers, strict=True), key_mask, strict=True)]
 
 
-class RotaryEmbedding(nn.Module):
-    """Frequencies of rotary positions. The released checkpoint stores them once per block under ``rotary_emb.freqs``;
-    they are never trained. A state dict may leave them out; values that differ from the formula are refused rather than
-    used or silently dropped."""
-
-    freqs: Tensor
-
-    def __init__(self, d_head: int) -> None:
-        super().__init__()
-        self.d_head = d_head
-        self.register_buffer("freqs", self.formula(d_head))
-
-    @staticmethod
-    def formula(d_head: int) -> Tensor:
-        """``θ^(-2i / d_head)``, i = 0 … d_head/2 - 1, θ = 10000: ``(d_head / 2)`` float32 radians per token."""
-        exponents = torch.arange(0, d_head, 2)[: d_head // 2].float() / d_head
-        return 1.0 / (_ROPE_THETA**exponents)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Tensor],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        absent: list[str] = []  # the formula stands in for frequencies that a state dict leaves out
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, absent, unexpected_keys, error_msgs)
-        given, expected = state_dict.get(prefix + "freqs"), self.formula(self.d_head)
-        if given is None or given.shape != expected.shape:
-            return
-        tolerance = 1e-2 if given.element_size() < 4 else 1e-5
-        if not torch.allclose(given.detach().to("cpu", torch.float32), expected, rtol=tolerance):
-            error_msgs.append(
-                f"{prefix}freqs holds rotary frequencies other than 10000^(-2i/{self.d_head}); "
-                "this network has no learned frequencies"
-            )
-        elif given.element_size() < 4:
-            with torch.no_grad():  # what a half-precision file rounded would be refused when written and read again
-                self.freqs.copy_(expected)
-
-
-class _Tables:
-    """Position tables, made on first use per (tokens, device, dtype) and shared by all blocks; not part of the state
-    dict."""
-
-    def __init__(self) -> None:
-        self._cache: dict[tuple[Any, ...], Any] = {}
-
-    def get(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """The table under ``key``, made by ``make()`` if it isn't there yet."""
-        table = self._cache.get(key)
-        if table is None:
-            if len(self._cache) >= 64:
-                self._cache.clear()  # many sequence lengths in one process: start over rather than grow without bound
-            # A table first made inside inference_mode must still serve autograd later.
-            with torch.inference_mode(False), torch.no_grad():
-                table = self._cache[key] = make()
-        return table
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Tables:
-        return _Tables()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_cache": {}}
-
-
-def rotary_angles(tokens: int, d_head: int, dtype: torch.dtype) -> Tensor:
-    """Angles ``(tokens, d_head / 2)`` in radians of positions 0 … tokens - 1, computed in at least float32."""
-    positions = torch.arange(tokens, dtype=dtype)
-    return positions[:, None] * RotaryEmbedding.formula(d_head).to(dtype)
-
-
-def rotate_pairs(x: Tensor, table: Tensor) -> Tensor:
-    """Turn neighbouring channel pairs (2i, 2i+1) of ``x (*, N, heads, d_head)`` by the table's angles.
-
-    ``table`` is complex ``(N, 1, d_head/2)``, or real ``(2, N, 1, d_head/2)`` holding cosine and sine. One complex
-    product is several times faster than the real form on a CPU and needs one kernel each way on a GPU; half precision
-    has no complex kernels.
-    """
-    pairs = x.unflatten(-1, (-1, 2))
-    if table.is_complex():
-        return torch.view_as_real(torch.view_as_complex(pairs) * table).flatten(-2)
-    a, b = pairs.unbind(-1)
-    cos, sin = table[0], table[1]
-    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
-
-
 def _may_overwrite() -> bool:
     """Whether nobody can ask for a gradient later. torch.compile can't trace the question, and reuses memory itself."""
     return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
@@ -308,13 +71,6 @@ def _rotated(x: Tensor, table: Tensor) -> Tensor:
         torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(table)
         return x
     return rotate_pairs(x, table)
-
-
-def sinusoidal_positions(frames: int, width: int) -> Tensor:
-    """The transformer's sinusoidal encoding ``(frames, width)`` float32: sine in even channels, cosine in odd ones."""
-    rates = torch.exp(torch.arange(0, width, 2).float() * (-math.log(_ROPE_THETA) / width))
-    angles = torch.arange(frames).float()[:, None] * rates
-    return torch.stack((torch.sin(angles), torch.cos(angles)), dim=-1).flatten(-2)
 
 
 class TransformerBlock(nn.Module):
@@ -526,7 +282,7 @@ class Denoiser(nn.Module, PretrainedModel):
                 for block in (*self.encoder_layers, *self.decoder_layers):
                     block.mlp_film_cond_proj.weight.zero_()
         self._activation = F.gelu if config.activation == "gelu" else F.relu
-        self._tables = _Tables()
+        self._tables = PositionTables()
 
     # Checkpoints
 
@@ -546,9 +302,7 @@ class Denoiser(nn.Module, PretrainedModel):
         Raises:
             InputError: nothing there, damaged, unsafe (pickles, foreign YAML tags), or tensors that don't fit, by name.
         """
-        from mgrpo.models.egoallo import read_egoallo
-
-        return read_egoallo(path)[0]
+        return read_egoallo(path, cls)[0]
 
     def save_egoallo(self, folder: str | Path, *, step: int) -> Path:
         """Write a checkpoint that EgoAllo reads, and return its ``checkpoints_<step>`` folder; the experiment's
@@ -558,8 +312,6 @@ class Denoiser(nn.Module, PretrainedModel):
             InputError: the folder holds that step, another configuration or other files; float64 weights.
             StorageError: the disk refuses; nothing is left half-written.
         """
-        from mgrpo.models.egoallo import write_egoallo
-
         return write_egoallo(self, folder, step=step)
 
     # Positions
@@ -828,3 +580,16 @@ def _level_sinusoids(levels: int, width: int) -> Tensor:
     angles = torch.arange(1, levels + 1, dtype=torch.float64)[:, None] * rates * (torch.pi / 2)
     table = torch.stack((torch.sin(angles), torch.cos(angles)), dim=-1).flatten(-2)[:, :width]
     return (table * 2.0**0.5).float()
+
+
+__all__ = [
+    "DENOISER_PRESETS",
+    "Denoiser",
+    "DenoiserConfig",
+    "EncoderMemory",
+    "RotaryEmbedding",
+    "TransformerBlock",
+    "rotary_angles",
+    "rotate_pairs",
+    "sinusoidal_positions",
+]

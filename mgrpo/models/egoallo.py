@@ -15,17 +15,18 @@ import dataclasses
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgrpo.errors import InputError
-from mgrpo.models.denoiser import Denoiser, DenoiserConfig, RotaryEmbedding
+from mgrpo.models.denoiser_config import DenoiserConfig
+from mgrpo.models.positions import RotaryEmbedding
 from mgrpo.models.weights import PICKLES, check_weights_file, listed, load_network, plain_names
 from mgrpo.storage import atomic_write_folder, make_folder, read_bytes
 from mgrpo.tensor_files import tensors_to_bytes
@@ -42,6 +43,19 @@ _SAFE_TAG = "tag:yaml.org,2002:"
 _CHECKPOINT = re.compile(r"checkpoints_([0-9]{1,18})")
 
 _logger = logging.getLogger("mgrpo.models")
+
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+
+class HasDenoiserConfig(Protocol):
+    """What is written: a :class:`mgrpo.models.denoiser.Denoiser`."""
+
+    config: DenoiserConfig
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -230,24 +244,24 @@ def read_egoallo_config(path: str | Path) -> DenoiserConfig:
         raise InputError(f"{what}: {error}") from error
 
 
-def read_egoallo(path: str | Path) -> tuple[Denoiser, EgoAlloPaths]:
+def read_egoallo(path: str | Path, make: Callable[[DenoiserConfig], NetworkT]) -> tuple[NetworkT, EgoAlloPaths]:
     """The network of a checkpoint (see :func:`find_egoallo`), on the CPU, float32, in evaluation mode, and where it was
-    read from.
+    read from. ``make`` builds it: :class:`mgrpo.models.denoiser.Denoiser`.
 
     Raises:
         InputError: as :func:`find_egoallo`, :func:`read_egoallo_config` and :func:`mgrpo.models.weights.load_network`.
     """
     paths = find_egoallo(path)
     config = read_egoallo_config(paths.config)
-    denoiser = load_network(
-        lambda: Denoiser(config),
+    network = load_network(
+        lambda: make(config),
         config,
         paths.weights,
         what="EgoAllo checkpoint",
         layer_counts=("encoder_layers", "decoder_layers"),
         hints=lambda shapes: differing_options(config, shapes),
     )
-    return denoiser, paths
+    return network, paths
 
 
 def differing_options(config: DenoiserConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -288,7 +302,7 @@ def config_text(config: DenoiserConfig) -> str:
     return CONFIG_TAG.replace(_SAFE_TAG, "!!") + "\n" + yaml.safe_dump(fields, sort_keys=True)
 
 
-def write_egoallo(denoiser: Denoiser, folder: str | Path, *, step: int) -> Path:
+def write_egoallo(denoiser: HasDenoiserConfig, folder: str | Path, *, step: int) -> Path:
     """Write ``denoiser`` as a checkpoint that the original reads; the path of the new ``checkpoints_<step>`` folder.
 
     Weights are written as float32, the original's type; half precision is widened. In a new folder everything appears
@@ -334,7 +348,7 @@ def write_egoallo(denoiser: Denoiser, folder: str | Path, *, step: int) -> Path:
     return folder / name
 
 
-def _float32_state(denoiser: Denoiser) -> dict[str, Tensor]:
+def _float32_state(denoiser: HasDenoiserConfig) -> dict[str, Tensor]:
     """The state dictionary as the original has it: plain names, float32."""
     state = denoiser.state_dict()
     state = {plain: state[name] for name, plain in plain_names(state).items()}

@@ -27,6 +27,7 @@ from .baseline_config import BaselineConfig
 from .compiled import compile_errors
 from .distributed import Processes, open_processes
 from .loop_frame import LoopFrame
+from .memory import checkpoint_blocks
 from .motion_task import MotionTask, open_motion_task
 from .phases import Phases
 from .precision import NetworkPrecision
@@ -34,7 +35,7 @@ from .prepared_policy import PreparedPolicy
 from .run_config import AdvantageConfig
 from .seeding import stream_seed
 
-CARRIED_OUT = ("execution", "patience")
+CARRIED_OUT = ("execution", "profile", "patience", "track", "track_project")
 """Settings that change a run's results by rounding at most, or only when it stops; a resumed run may have others."""
 
 
@@ -80,6 +81,7 @@ class Baseline(ABC):
     ) -> None:
         """``config`` is the method's. Raises InputError when the processes can't share the conditions evenly."""
         self.policy, self.task, self.config, self.processes, self.precision = policy, task, config, processes, precision
+        checkpoint_blocks(policy, config.execution.checkpoint_blocks)
         self.prepared = self.prepare(policy)
         self.names = tuple(task.reward_weights)
         self.reward_weights = torch.tensor(list(task.reward_weights.values()), device=processes.device)
@@ -97,6 +99,11 @@ class Baseline(ABC):
     def shown(self) -> tuple[str, ...]:
         """Measures that the progress shows."""
         return ("reward",)
+
+    @property
+    def samples(self) -> int:
+        """Sequences that an iteration draws, by all processes."""
+        return self.config.conditions * self.config.group_size
 
     def beside(self) -> dict[str, nn.Module]:
         """Networks that a checkpoint must keep besides the policy, by name."""
@@ -201,26 +208,28 @@ def train_baseline(method: type[Baseline], config: BaselineConfig, command: list
     Raises as :func:`mgrpo.train.post_training.post_train`.
     """
     with open_processes(config.device) as processes:
-        precision = NetworkPrecision(config.execution.precision, processes.device)
+        precision = NetworkPrecision(config.execution.precision, processes.device, option="--execution.precision")
         policy, task = open_motion_task(config, processes.device)
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         with precision.matrix_products():
             baseline = method(policy, task, config, processes, precision)
             frame = LoopFrame(
                 baseline.label, policy, task, config, processes, trained=trained, command=command,
-                may_change=CARRIED_OUT, beside=baseline.beside(),
+                may_change=CARRIED_OUT, beside=baseline.beside(), samples=baseline.samples, dtype=precision.dtype,
+                shown=baseline.shown,
             )  # fmt: skip
             phases = frame.phases
             with frame.iterations(baseline.draw, ahead=config.execution.prefetch) as drawn:
                 for iteration, windows in drawn:
                     frame.begin(iteration)
                     frame.optimizer.zero_grad(set_to_none=True)
-                    with compile_errors() if config.execution.compile else nullcontext():
-                        found = baseline.differentiate(iteration, windows.to(processes.device), phases)
-                    with phases.phase("update"):
-                        processes.sum_gradients_(trained)
-                        metrics = frame.step(iteration, found.metrics, found.rewards)
+                    with frame.profile.counted():
+                        with compile_errors("--execution.compile") if config.execution.compile else nullcontext():
+                            found = baseline.differentiate(iteration, windows.to(processes.device), phases)
+                        with phases.phase("update"):
+                            processes.sum_gradients_(trained)
+                            metrics = frame.step(iteration, found.metrics, found.rewards)
                     metrics |= frame.updated(iteration) | baseline.take_calls() | phases.metrics()
-                    if frame.end(iteration, metrics, shown=baseline.shown):
+                    if frame.end(iteration, metrics):
                         break
             return frame.last_checkpoint()

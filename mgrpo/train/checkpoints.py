@@ -342,7 +342,7 @@ def _load_outside(path: Path, model_class: type[ModelT]) -> tuple[ModelT, Checkp
     record: dict[str, Any] = {}
     if model_format(path) == "egoallo":
         _refuse_other_model(Denoiser.__name__, model_class, f"EgoAllo checkpoint {path}")
-        model, paths = read_egoallo(path)
+        model, paths = read_egoallo(path, Denoiser)
         folder, step = paths.folder, paths.step
     else:
         if not issubclass(model_class, PretrainedModel):

@@ -35,8 +35,8 @@ def compile_network(network: nn.Module) -> Callable[..., Tensor]:
 
 
 @contextmanager
-def compile_errors() -> Iterator[None]:
-    """Explain errors of the compiler that come up in the block, which should hold calls and backward passes only."""
+def compile_errors(option: str = "--compile") -> Iterator[None]:
+    """Explain errors of the compiler that come up in the block; ``option`` is what asked for it."""
     try:
         yield
     except Exception as error:
@@ -45,8 +45,8 @@ def compile_errors() -> Iterator[None]:
         cause = getattr(error, "inner_exception", error)  # what a backend raised, wrapped by dynamo
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         raise CompileError(
-            f"--compile: torch could not compile the network ({type(cause).__name__}: "
-            f"{lines[0] if lines else 'no details'}). Leave --compile out, or look for what is missing: on a CPU the "
+            f"{option}: torch could not compile the network ({type(cause).__name__}: "
+            f"{lines[0] if lines else 'no details'}). Leave {option} out, or look for what is missing: on a CPU the "
             "compiler needs a C++ compiler, on a GPU triton."
         ) from error
 

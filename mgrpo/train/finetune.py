@@ -47,6 +47,11 @@ class Finetuning(Baseline):
         """Measures that the progress shows."""
         return ("loss", "reward") if self.config.needs_rewards else ("loss",)
 
+    @property
+    def samples(self) -> int:
+        """Sequences that an iteration draws or, where it draws none, learns from."""
+        return super().samples if self.config.needs_rewards else self.config.conditions * self.config.levels
+
     def differentiate(self, iteration: int, windows: MotionWindows, phases: Phases) -> Found:
         """See :class:`Baseline`."""
         if self.config.variant == "best-of-group":

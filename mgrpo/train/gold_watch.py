@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, Protocol
 
 from mgrpo.errors import InputError
@@ -39,9 +40,12 @@ class GoldWatch:
         """Take in an evaluation; whether it is the best so far. Raises InputError when it lacks the measure."""
         if self._name not in gold:
             raise InputError(f"--gold {self._name} is not among the measures; there are {', '.join(sorted(gold))}")
-        self.latest = gold[self._name]
+        value = gold[self._name]
+        self.latest = None if math.isnan(value) else value
         sign = 1.0 if self.better == "min" else -1.0
-        if self.best is None or sign * self.latest < sign * self.best:
+        if self.latest is None:  # what could not be measured is no better
+            pass
+        elif self.best is None or sign * self.latest < sign * self.best:
             self.best, self._worse = self.latest, 0
             return True
         self._worse += 1
@@ -55,8 +59,9 @@ class GoldWatch:
     def verdict(self, done: int) -> str:
         """Why training stops after ``done`` iterations."""
         return (
-            f"stopped after {done} iterations: {self._name} was no better than {self.best:g} in the last {self._worse} "
-            "evaluations (--patience)"
+            f"stopped after {done} iterations: {self._name} was no better than "
+            f"{'nothing' if self.best is None else format(self.best, 'g')} in the last {self._worse} evaluations "
+            "(--patience)"
         )
 
     def state(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:
     """Post-train until ``config.iterations`` and return the last checkpoint. Raises as
     :func:`mgrpo.train.post_training.post_train`."""
     with open_processes(config.device) as processes:
-        precision = NetworkPrecision(config.execution.precision, processes.device)
+        precision = NetworkPrecision(config.execution.precision, processes.device, option="--execution.precision")
         policy, task = open_motion_task(config, processes.device)
         with precision.matrix_products():
             return post_train(policy, task, config, processes=processes, precision=precision, command=command)

@@ -14,7 +14,6 @@ from mgrpo.grpo.window import StepWindowConfig
 from mgrpo.options import MOST_COUNT, option, require
 
 from .run_config import AdvantageConfig, MotionTaskConfig, NetworkExecution, RewardWeights, RunConfig
-from .tracking import Track
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,6 @@ class ExecutionConfig(NetworkExecution):
     reuse_graphs: Literal["auto", "yes", "no"] = "auto"
     """Keep the rollout's graphs at the trained steps and take the gradient through them, instead of running the network
     again: a third fewer network calls for their memory. Needs --optimizer-steps 1. auto: where memory allows."""
-    checkpoint_blocks: bool = False
-    """Forget what the network's blocks compute and compute it again for the gradient: a third more time for a fraction
-    of the memory."""
     split: Literal["auto", "conditions", "members"] = "auto"
     """What several processes share out: whole groups, or the members of every group; auto: groups where their number
     can be divided evenly."""
@@ -43,14 +39,6 @@ class PostTrainingConfig(RunConfig):
     window: StepWindowConfig = field(default_factory=StepWindowConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
-    track: Track = "none"
-    """Also send the metrics to an experiment tracker: wandb, trackio (the package must be installed). A resumed run
-    goes on in the tracker's run that it began."""
-    track_project: str = "mgrpo"
-    """Project at the tracker."""
-    profile: bool = False
-    """Write a split of the time by phase, network calls, samples per second, FLOPs and peak memory to profile.json; on
-    a GPU the phases are waited for, which costs a little."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,8 +56,14 @@ class PostTrainingConfig(RunConfig):
 
     def unused_options(self) -> Mapping[str, str]:
         """See :class:`mgrpo.options.HasUnusedOptions`."""
-        untracked = {"track_project": f"without {option(self, 'track')}"} if self.track == "none" else {}
-        return {**super().unused_options(), **untracked}
+        unused = dict(super().unused_options())
+        if not self.validate_every:
+            never = f"with {option(self, 'validate_every')} 0"
+            unused |= dict.fromkeys(("alarms.hacking", "alarms.hacking_margin"), never)
+        if self.optimizer_steps == 1:  # every ratio is 1: nothing is clipped, and the quadratic term has no slope
+            once = f"with {option(self, 'optimizer_steps')} 1"
+            unused |= dict.fromkeys(("loss.ratio_shift_correction", "alarms.clipped"), once)
+        return unused
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Protocol
 
 from .progress import notice_from_signal
+
+SAME_REQUEST_S = 0.5
+"""Signals that come within this time after the first one are the same request: a launcher, a batch system and the
+terminal may each pass it on."""
 
 
 class Resumable(Protocol):
@@ -48,8 +53,9 @@ class GracefulStop:
 class graceful_interrupt:
     """Context manager around a training loop; yields a `GracefulStop`.
 
-    The first SIGINT or SIGTERM only sets `stop.requested` and says what will happen. The second ends at once: SIGINT as
-    `KeyboardInterrupt`, SIGTERM as the system does it. When a signal had come, leaving the block raises
+    The first SIGINT or SIGTERM only sets `stop.requested` and says what will happen. The second, unless it comes within
+    `SAME_REQUEST_S`, ends at once: SIGINT as `KeyboardInterrupt`, SIGTERM as the system does it. When a signal had
+    come, here or to another process whose loop has told this one's, leaving the block raises
     `TrainingInterrupted`, so that whatever would follow the loop doesn't start. Outside the main thread, where Python
     allows no signal handlers, it changes nothing.
     """
@@ -58,6 +64,7 @@ class graceful_interrupt:
         """`run`: names the command that continues the run in the messages."""
         self._run = run
         self._stop = GracefulStop(run)
+        self._since: float | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> GracefulStop:
@@ -74,13 +81,17 @@ class graceful_interrupt:
             raise TrainingInterrupted(f"stopped by {self._name()}{self._how_to_continue()}", self._stop.number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._stop.number is None:
-            self._stop.number = number
-            again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
-            notice_from_signal(
-                f"{self._name()}: stopping after this iteration and saving ({again} ends at once)"
-                f"{self._how_to_continue()}"
-            )
+        if self._since is None:
+            self._since = time.monotonic()
+            if self._stop.number is None:  # else another process of the training was told first
+                self._stop.number = number
+                again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
+                notice_from_signal(
+                    f"{self._name()}: stopping after this iteration and saving ({again} ends at once)"
+                    f"{self._how_to_continue()}"
+                )
+            return
+        if time.monotonic() - self._since < SAME_REQUEST_S:
             return
         self._restore()
         if number == signal.SIGINT:

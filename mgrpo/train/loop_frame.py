@@ -6,9 +6,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,15 @@ from .gold_watch import GoldWatch
 from .interrupt import GracefulStop, graceful_interrupt
 from .learning_rate import learning_rate_at, set_learning_rate
 from .memory import peak_memory
+from .observation import Log, Unscored
 from .phases import Phases
 from .prefetch import batches
+from .profile import Profile
 from .progress import Progress, notice
 from .run_config import RunConfig
 from .run_dir import RunDir
 from .start import open_run
+from .tracking import require_tracker
 
 PartsT = TypeVar("PartsT")
 
@@ -38,32 +41,6 @@ class Evaluated(Protocol):
 
     def gold(self, policy: Any) -> dict[str, float]:
         """Measures that are no rewards, with the same noise every time."""
-        ...
-
-
-class Unscored(NamedTuple):
-    """Members of one group that could not be scored."""
-
-    condition: int
-    """Number of the condition in its iteration."""
-    clip: str | None
-    """Where the condition comes from, if its batch knows."""
-    members: list[int]
-    """Those of which some reward is NaN."""
-    rewards: list[str]
-    """Rewards that are NaN for one of them or more."""
-
-
-class Observer(AbstractContextManager[Any], Protocol):
-    """What the process that writes does with every iteration, such as
-    :class:`mgrpo.train.observation.Observation`."""
-
-    def iteration(self, done: int, metrics: Mapping[str, float], unscored: Sequence[Unscored]) -> None:
-        """Write and show a finished iteration."""
-        ...
-
-    def unscored(self, done: int, samples: Sequence[Unscored]) -> None:
-        """Name the samples of an iteration that comes to nothing."""
         ...
 
 
@@ -83,9 +60,10 @@ class LoopFrame:
         command: list[str] | None = None,
         may_change: Sequence[str] = (),
         beside: Mapping[str, nn.Module] | None = None,
-        wait: bool = False,
-        samples: int = 0,
-        observer: Callable[[RunDir, Progress], Observer] | None = None,
+        samples: int,
+        dtype: torch.dtype = torch.float32,
+        shown: Sequence[str] = ("reward",),
+        observer: Callable[[RunDir], Log] | None = None,
     ) -> None:
         """Open the run folder, and restore what its last checkpoint holds if the run is resumed.
 
@@ -99,9 +77,10 @@ class LoopFrame:
             command: the command line, for the run folder.
             may_change: settings that may differ on resume, see :meth:`mgrpo.train.run_dir.RunDir.create`.
             beside: further networks that a checkpoint must keep, by name.
-            wait: whether the phases of an iteration are waited for on a GPU.
-            samples: drawn in an iteration, for their rate; 0: not told.
-            observer: makes what writes and shows iterations; default the log and the progress alone.
+            samples: sequences that an iteration draws or learns from, by all processes; for their rate.
+            dtype: what the network computes in.
+            shown: measures that the progress shows.
+            observer: makes what writes iterations and tells of them; default the log and the tracker alone.
 
         Raises:
             InputError: as :func:`mgrpo.train.start.open_run`, or a checkpoint that does not fit.
@@ -116,14 +95,17 @@ class LoopFrame:
         self.watch = GoldWatch(config)
         self.kept: dict[str, Any] = {}
         """Further plain values that a checkpoint keeps, and a resumed training finds here."""
-        self.phases = Phases(processes.device, wait=wait)
+        self.phases = Phases(processes.device, wait=config.profile)
+        processes.main_only(lambda: require_tracker(config.track))
         self.run = processes.main_only(lambda: open_run(config, command, may_change=may_change))
+        self.profile = Profile(self.run if config.profile else None, processes.device, dtype, samples=samples)
         self.start = self._restore()
         self._moved = self._saved = self.start  # iterations that the weights and the last checkpoint hold
         self._stop = GracefulStop(None)
         self._progress: Progress | None = None
-        self._samples, self._observer = samples, observer
-        self._observed: Observer | None = None
+        self._samples, self._shown = samples, tuple(shown)
+        self._observer = observer or (lambda run: Log(run, config))
+        self._observed: Log | None = None
         self._unscored: list[Unscored] = []
         self._norms: list[float] = []
         self._before: list[Tensor] = []
@@ -155,25 +137,26 @@ class LoopFrame:
         """
         end = self.config.iterations
         drawn = batches(draw, self.start, end, ahead=ahead)
-        with (
-            self.run or nullcontext(),
-            graceful_interrupt(self.run) as self._stop,
-            Progress(self.label, end, start=self.start) as self._progress,
-            closing(drawn),
-            ExitStack() as stack,
-        ):
-            if self._observer is not None and self.run is not None:
-                self._observed = stack.enter_context(self._observer(self.run, self._progress))
-            try:
-                yield drawn
-            except Exception:
-                if self.run is not None and self._moved > self._saved:
-                    self._save(self._moved, None)  # nothing is lost but the iteration that failed
-                raise
+        with self.run or nullcontext():
+            self._observed = None if self.run is None else self._observer(self.run)
+            with (
+                self._observed or nullcontext(),
+                self.profile,
+                graceful_interrupt(self.run) as self._stop,
+                Progress(self.label, end, start=self.start) as self._progress,
+                closing(drawn),
+            ):
+                if self._observed is not None:
+                    self._progress.view = self._observed.view
+                try:
+                    yield self.phases.each(drawn)
+                except Exception:
+                    if self.run is not None and self._moved > self._saved:
+                        self._save(self._moved, None)  # nothing is lost but the iteration that failed
+                    raise
 
     def begin(self, iteration: int) -> None:
-        """Start an iteration: its clock and its learning rate."""
-        self.phases.start()
+        """Start an iteration: its learning rate."""
         config = self.config
         self._rate = learning_rate_at(
             iteration, config.iterations, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule
@@ -210,7 +193,7 @@ class LoopFrame:
         if not sound:
             if self._observed is not None:
                 self._observed.unscored(iteration + 1, self._unscored)
-            raise self._unsound(iteration, self._norms[-1], rewards)
+            self.processes.fail(self._unsound(iteration, self._norms[-1], rewards))  # all processes see the same
         self.optimizer.step()
         self._moved = -1  # in the middle of an iteration
         return metrics
@@ -250,9 +233,8 @@ class LoopFrame:
             "optimizer_steps": len(norms),
         }
 
-    def end(self, iteration: int, metrics: dict[str, float], *, shown: Sequence[str] = ("reward",)) -> bool:
-        """Evaluate and save where it is time to, and log ``metrics``, of which the progress shows ``shown``. Whether
-        the loop must end here."""
+    def end(self, iteration: int, metrics: dict[str, float]) -> bool:
+        """Evaluate and save where it is time to, and log ``metrics``. Whether the loop must end here."""
         config, processes, done = self.config, self.processes, iteration + 1
         calls = [name for name in CALLS if name in metrics]
         if calls:  # those of all processes
@@ -260,8 +242,8 @@ class LoopFrame:
             metrics = metrics | dict(zip(calls, processes.sum_(counts).tolist(), strict=True))
             metrics["network_units"] = network_units(metrics)
             metrics["system/network_calls_per_s"] = metrics["decode"] / metrics["step_time"]
-        if self._samples:
-            metrics["system/samples_per_s"] = self._samples / metrics["step_time"]
+        metrics["system/samples_per_s"] = self._samples / metrics["step_time"]
+        self.profile.take(metrics)
         metrics["system/peak_memory_mib"] = peak_memory(processes.device) / 2**20
         # A signal may have reached some processes only: all stop here.
         signal = processes.largest(self._stop.number or 0)
@@ -279,9 +261,7 @@ class LoopFrame:
         assert self._progress is not None
         if self._observed is not None:
             self._observed.iteration(done, metrics, self._unscored)
-        elif self.run is not None:
-            self.run.log(done, metrics)
-            self._progress.update(**{name: metrics[name] for name in shown})
+            self._progress.update(**{name: metrics[name] for name in self._shown})
         if done % config.checkpoint_every == 0 or finished or stopping or improved or enough:
             processes.main_only(lambda: self._save(done, measured))
             self._saved = done

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from mgrpo.errors import InputError
 
 SHARE = 0.5
 """Share of the free memory that activations may take; the rest is for states, rewards and the optimiser."""
@@ -88,6 +90,16 @@ def _resident(name: str) -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:")), None)
+
+
+def checkpoint_blocks(network: nn.Module, wanted: bool, name: str = "--execution.checkpoint-blocks") -> None:
+    """Let ``network`` compute its blocks again for the gradient where ``wanted``. Raises InputError, which calls the
+    option ``name``, for a network that can't."""
+    if not wanted:
+        return
+    if not hasattr(network, "checkpoint_blocks"):
+        raise InputError(f"{name}: this policy has no attribute checkpoint_blocks that turns it on")
+    network.checkpoint_blocks = True
 
 
 def saved_bytes(call: Callable[[], Tensor], parameters: set[int]) -> int:

@@ -32,6 +32,7 @@ from mgrpo.errors import InputError
 from mgrpo.options import option, require
 
 from .hdf5_parts import open_with_progress, split_hdf5
+from .progress import Progress
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,14 @@ def load_motion_data(config: MotionDataConfig, *, seed: int) -> MotionData:
     if hdf5_files(config.motion):
         return _load_hdf5(config, body, seed)
     _refuse_hdf5_options(config)
-    clips = load_motion(config.motion, body)
+    with Progress("motion", unit="clip") as progress:  # a large pack takes many seconds
+        clips = load_motion(config.motion, body)
+        progress.update(len(clips))
+        return _cut_clips(clips, config, body, seed)
+
+
+def _cut_clips(clips: list[MotionClip], config: MotionDataConfig, body: BodyModel, seed: int) -> MotionData:
+    """The parts of clips that were read."""
     if config.short_clips == "drop":
         clips, _ = drop_short(clips, config.length)
         if not clips:

@@ -9,10 +9,8 @@ Everything random is a function of (seed, generation or iteration), so a resumed
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,151 +18,28 @@ from torch import Tensor
 from mgrpo import geometry
 from mgrpo.body import BodyModel
 from mgrpo.data import MotionWindows
-from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.diffusion.sampler import NoiseKeys, SampleResult, sample
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.diffusion.transition import Transitions
-from mgrpo.errors import InputError, MgrpoError
+from mgrpo.errors import MgrpoError
 from mgrpo.eval.evaluate import score_samples, score_windows
 from mgrpo.models.conditioning import make_cond
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import PredictedMotion, decode_motion
-from mgrpo.models.perceptual import PERCEPTUAL_PRESETS, PerceptualModel, info_nce, perceptual_preset
+from mgrpo.models.perceptual import PerceptualModel, info_nce, perceptual_preset
 from mgrpo.models.state import StateLayout, pack_windows
-from mgrpo.options import MOST_MEMBERS, option, require
 
 from .checkpoints import load_model
 from .device import resolve_device
 from .interrupt import graceful_interrupt
 from .learning_rate import learning_rate_at, set_learning_rate
-from .motion_data import MotionDataConfig, load_motion_data
+from .motion_data import load_motion_data
+from .perceptual_config import CARRIED_OUT, PERCEPTUAL_TRAINING_PRESETS, PerceptualTrainingConfig
+from .phases import Phases
+from .profile import Profile
 from .progress import Progress
 from .seeding import iteration_generator, stream_seed
-from .start import open_run, require_sound, restore_last, unused_without_resume
-
-
-@dataclass(frozen=True)
-class PerceptualTrainingConfig:
-    """Train the perceptual model against samples of a prior. The defaults are those of the ``paper`` preset."""
-
-    prior: Path = Path("runs/prior")
-    """Prior that makes the negatives: run folder, checkpoint, EgoAllo checkpoint, or folder written by
-    save_pretrained; it stays frozen."""
-    use_ema: bool = False
-    """Sample from the averaged weights of a prior trained with --ema, instead of its last ones."""
-    output: Path = Path("runs/perceptual")
-    """Run folder: configuration, logs and checkpoints."""
-    preset: str = "paper"
-    """Size of the perceptual model: `tiny` for CPUs, `paper` for the published one."""
-    data: MotionDataConfig = field(default_factory=MotionDataConfig)
-    iterations: int = 20000
-    """Optimiser steps."""
-    clips: int = 16
-    """Windows per optimiser step, each with one positive and its negatives."""
-    negatives_per_clip: int = 15
-    """Negatives beside each positive."""
-    negatives: Literal["samples", "gaussian"] = "samples"
-    """Samples of the prior (hard negatives), or the recorded motion with Gaussian noise on its parameters (the paper's
-    ablation)."""
-    gaussian_sigma: float = 0.05
-    """Standard deviation of that noise: radians on every local rotation's vector, and units of the shape
-    coefficients."""
-    last_steps: int = 3
-    """Negatives are the prior's predictions at this many last sampling steps."""
-    samples_per_clip: int = 15
-    """Samples drawn from the prior for each window of a generation. Fewer than the negatives is cheaper: a sample then
-    gives several, from different steps."""
-    clips_per_generation: int = 0
-    """Windows sampled together in a generation, from which the optimiser steps draw theirs; 0 means as many as
-    `clips`."""
-    optimizer_steps_per_generation: int = 1
-    """Optimiser steps before new samples are generated; more than 1 saves time, each draws its windows and negatives
-    afresh."""
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    learning_rate: float = 1e-4
-    """AdamW learning rate after the warm-up."""
-    warmup: int = 0
-    """Optimiser steps over which the learning rate rises from zero."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or a cosine down to zero at the last iteration."""
-    weight_decay: float = 1e-4
-    """AdamW weight decay."""
-    gradient_clip: float = 1.0
-    """Largest gradient norm."""
-    seed: int = 0
-    """Seed of weights, windows, samples and draws."""
-    device: str = "auto"
-    """Where to train: auto, cpu, cuda, cuda:1 ..."""
-    validation_samples: int = 4
-    """Samples of the prior per validation window, drawn once with fixed noise, that accuracy is measured on."""
-    validate_every: int = 500
-    """Iterations between measurements on the validation clips (0: never)."""
-    checkpoint_every: int = 500
-    """Iterations between checkpoints."""
-    resume: bool = False
-    """Go on from the last checkpoint of the run folder."""
-    resume_from: str = "last"
-    """Where --resume goes on: last, best, a step, or the path of one of the run's checkpoints. What came after it is
-    forgotten."""
-
-    def __post_init__(self) -> None:
-        require_sound(self)
-        if self.preset not in PERCEPTUAL_PRESETS:
-            raise InputError(f"--preset must be one of {', '.join(PERCEPTUAL_PRESETS)}, got {self.preset!r}")
-        require(self, "clips", "negatives_per_clip", "last_steps", "optimizer_steps_per_generation", at_least=1)
-        require(self, "samples_per_clip", "validation_samples", at_least=1, at_most=MOST_MEMBERS)
-        require(self, "clips_per_generation", at_least=0)
-        require(self, "gaussian_sigma", above=0)
-        if self.negatives == "samples" and self.negatives_per_clip > self.samples_per_clip * self.last_steps:
-            raise InputError(
-                f"--negatives-per-clip ({self.negatives_per_clip}) can't exceed --samples-per-clip x --last-steps "
-                f"({self.samples_per_clip} x {self.last_steps}): draw more samples, or use fewer negatives"
-            )
-        if self.last_steps > self.sampler.steps:
-            raise InputError(f"--last-steps ({self.last_steps}) can't exceed --sampler.steps ({self.sampler.steps})")
-        if self.clips_per_generation and self.clips_per_generation < self.clips:
-            raise InputError(
-                f"--clips-per-generation ({self.clips_per_generation}) must be at least --clips ({self.clips}), or 0"
-            )
-
-    def unused_options(self) -> Mapping[str, str]:
-        """See :class:`mgrpo.options.HasUnusedOptions`."""
-        unused = unused_without_resume(self)
-        negatives = f"with {option(self, 'negatives')} {self.negatives}"
-        if self.negatives == "samples":
-            unused["gaussian_sigma"] = negatives
-        else:
-            unused |= dict.fromkeys(("last_steps", "samples_per_clip"), negatives)
-        if not self.validate_every:
-            never = f"{option(self, 'validate_every')} 0"
-            unused["validation_samples"] = f"with {never}"
-            if self.negatives == "gaussian":
-                unused["sampler"] = f"{negatives} and {never}"
-        return unused
-
-    @property
-    def generation_size(self) -> int:
-        """Windows in a generation."""
-        return self.clips_per_generation or self.clips
-
-
-PERCEPTUAL_TRAINING_PRESETS: dict[str, PerceptualTrainingConfig] = {
-    "tiny": PerceptualTrainingConfig(
-        preset="tiny",
-        iterations=300,
-        clips=8,
-        samples_per_clip=5,
-        clips_per_generation=32,
-        optimizer_steps_per_generation=12,
-        learning_rate=1e-3,
-        warmup=20,
-        schedule="cosine",
-        validate_every=50,
-        checkpoint_every=50,
-    ),
-    "paper": PerceptualTrainingConfig(),
-}
-"""``tiny`` is for CPUs and small data; ``paper`` follows the paper where it says something."""
+from .start import open_run, restore_last
 
 
 @dataclass(frozen=True)
@@ -190,6 +65,11 @@ class Candidates:
     """``(B, T, 7)``."""
     mask: Tensor
     """``(B, T)`` bool."""
+
+    def parts(self, count: int) -> list[Candidates]:
+        """The same in ``count`` parts of equally many head trajectories."""
+        columns = (self.R_world_joint, self.joints, self.T_world_cpf, self.mask)
+        return [Candidates(*part) for part in zip(*(column.chunk(count) for column in columns), strict=True)]
 
 
 @torch.no_grad()
@@ -350,18 +230,26 @@ def discriminate(
 
 
 def optimizer_step(
-    model: PerceptualModel, optimizer: torch.optim.Optimizer, candidates: Candidates, gradient_clip: float
+    model: PerceptualModel,
+    optimizer: torch.optim.Optimizer,
+    candidates: Candidates,
+    gradient_clip: float,
+    *,
+    accumulate: int = 1,
 ) -> dict[str, float]:
-    """One step of InfoNCE; returns what to log."""
-    scores = score_candidates(model, candidates)
-    loss = info_nce(scores, model.config.temperature)
+    """One step of InfoNCE, whose gradient is made in ``accumulate`` parts; returns what to log."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    scored = []
+    for part in candidates.parts(accumulate):
+        scores = score_candidates(model, part)
+        (info_nce(scores, model.config.temperature) / accumulate).backward()
+        scored.append(scores.detach())
+    scores = torch.cat(scored)
     gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
     optimizer.step()
-    positive, negative = scores.detach()[:, :1], scores.detach()[:, 1:]
+    positive, negative = scores[:, :1], scores[:, 1:]
     return {
-        "loss": loss.item(),
+        "loss": info_nce(scores, model.config.temperature).item(),
         "accuracy": (positive > negative).float().mean().item(),
         "score_gap": (positive - negative).mean().item(),
         "score_positive": positive.mean().item(),
@@ -388,11 +276,21 @@ def train_perceptual(config: PerceptualTrainingConfig, *, command: list[str] | N
     layout = StateLayout(include_hands=prior.config.include_hands)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
-    run = open_run(config, command)
+    run = open_run(config, command, may_change=CARRIED_OUT)
     start = restore_last(run, config, model, optimizer)
     validation = data.validation.to(device)
 
-    with run, graceful_interrupt(run) as stop, Progress("perceptual", config.iterations, start=start) as progress:
+    phases = Phases(device, wait=config.profile)
+    motions = config.clips * (1 + config.negatives_per_clip)
+    with (
+        run,
+        Profile(
+            run if config.profile else None, device, torch.float32, samples=motions,
+            period=config.optimizer_steps_per_generation,
+        ) as profile,
+        graceful_interrupt(run) as stop,
+        Progress("perceptual", config.iterations, start=start) as progress,
+    ):  # fmt: skip
         fixed: PredictedMotion | None = None
         if config.validate_every and start < config.iterations:
             keys = noise_keys(config, "perceptual validation", 0, validation, config.validation_samples)
@@ -403,17 +301,26 @@ def train_perceptual(config: PerceptualTrainingConfig, *, command: list[str] | N
                 body,
             )
         generation: Generation | None = None
-        for iteration in range(start, config.iterations):
+        for iteration in phases.each(range(start, config.iterations)):
             number, step_in_generation = divmod(iteration, config.optimizer_steps_per_generation)
-            if generation is None or step_in_generation == 0:
-                windows = data.both.batch(number, config.generation_size).to(device)
-                generation = generate(prior, windows, transitions, config, number)
-            rate = learning_rate_at(
-                iteration, config.iterations, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule
-            )
-            set_learning_rate(optimizer, rate)
-            candidates = draw_candidates(generation, layout, body, config, iteration)
-            metrics = optimizer_step(model, optimizer, candidates, config.gradient_clip)
+            with profile.counted():
+                if generation is None or step_in_generation == 0:
+                    with phases.phase("data"):
+                        windows = data.both.batch(number, config.generation_size).to(device)
+                    with phases.phase("rollout"):
+                        generation = generate(prior, windows, transitions, config, number)
+                rate = learning_rate_at(
+                    iteration, config.iterations, peak=config.learning_rate, warmup=config.warmup,
+                    schedule=config.schedule,
+                )  # fmt: skip
+                set_learning_rate(optimizer, rate)
+                with phases.phase("candidates"):
+                    candidates = draw_candidates(generation, layout, body, config, iteration)
+                with phases.phase("update"):
+                    metrics = optimizer_step(
+                        model, optimizer, candidates, config.gradient_clip, accumulate=config.accumulate
+                    )
+            profile.take(phases.metrics())
             metrics["lr"] = rate
             done = iteration + 1
             if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["grad_norm"]):
@@ -443,3 +350,23 @@ def train_perceptual(config: PerceptualTrainingConfig, *, command: list[str] | N
             if stopping:
                 break
     return run.checkpoint_path("last")
+
+
+__all__ = [
+    "PERCEPTUAL_TRAINING_PRESETS",
+    "Candidates",
+    "Discrimination",
+    "Generation",
+    "PerceptualTrainingConfig",
+    "discriminate",
+    "draw_candidates",
+    "draw_negatives",
+    "generate",
+    "make_candidates",
+    "noise_keys",
+    "noisy_states",
+    "optimizer_step",
+    "sample_windows",
+    "score_candidates",
+    "train_perceptual",
+]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+
+ItemT = TypeVar("ItemT")
 
 
 class Phases:
@@ -22,10 +25,18 @@ class Phases:
         self._seconds: dict[str, float] = {}
         self._begin = time.perf_counter()
 
-    def start(self) -> None:
-        """Begin an iteration."""
-        self._seconds = {}
-        self._begin = time.perf_counter()
+    def each(self, drawn: Iterable[ItemT]) -> Iterator[ItemT]:
+        """What iterations are made of. Each begins here, with the phase ``data``: waiting for the next one."""
+        items = iter(drawn)
+        while True:
+            self._seconds = {}
+            self._begin = time.perf_counter()
+            try:
+                with self.phase("data"):
+                    item = next(items)
+            except StopIteration:
+                return
+            yield item
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -37,6 +48,6 @@ class Phases:
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - begin
 
     def metrics(self) -> dict[str, float]:
-        """``step_time`` since :meth:`start`, and ``time/<phase>`` where they are measured; seconds."""
+        """``step_time`` since the iteration began, and ``time/<phase>`` where they are measured; seconds."""
         whole = {"step_time": time.perf_counter() - self._begin}
         return whole | ({f"time/{name}": value for name, value in self._seconds.items()} if self.measured else {})

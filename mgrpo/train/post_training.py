@@ -37,15 +37,13 @@ from mgrpo.kernels import GroupAdvantages, group_advantages
 from .compiled import compile_errors
 from .distributed import Processes
 from .grpo_config import CARRIED_OUT, PostTrainingConfig
-from .loop_frame import LoopFrame, Unscored
-from .memory import MemoryPlan, free_bytes, plan_memory, saved_bytes
-from .observation import Observation
+from .loop_frame import LoopFrame
+from .memory import MemoryPlan, checkpoint_blocks, free_bytes, plan_memory, saved_bytes
+from .observation import Observation, Unscored
 from .precision import NetworkPrecision
 from .prepared_policy import PreparedPolicy
-from .profile import Profile
 from .seeding import iteration_generator
 from .sharing import Sharing, share_out
-from .tracking import require_tracker
 
 
 @dataclass(frozen=True)
@@ -127,12 +125,7 @@ class PostTraining:
             config.optimizer_steps == 1 and config.execution.reuse_graphs != "no",
             "as asked for",
         )
-        if config.execution.checkpoint_blocks:
-            if not hasattr(policy, "checkpoint_blocks"):
-                raise InputError(
-                    "--execution.checkpoint-blocks: this policy has no attribute checkpoint_blocks that turns it on"
-                )
-            policy.checkpoint_blocks = True
+        checkpoint_blocks(policy, config.execution.checkpoint_blocks)
 
     def plan_memory(self, stored: Mapping[str, Any] | None) -> None:
         """Choose what passes through the network at once from the memory that is free now, or as ``stored`` by an
@@ -327,25 +320,23 @@ def post_train(
         mgrpo.train.distributed.ProcessLostError: another process ended.
     """
     training = PostTraining(policy, task, config, processes, precision)
-    processes.main_only(lambda: require_tracker(config.track))
     frame = LoopFrame(
         "grpo", policy, task, config, processes, trained=training.trained, command=command, may_change=CARRIED_OUT,
-        wait=config.profile, samples=config.conditions * config.group_size,
-        observer=lambda run, progress: Observation(run, config, training.names, progress),
+        samples=config.conditions * config.group_size, dtype=precision.dtype,
+        observer=lambda run: Observation(run, config, training.names),
     )  # fmt: skip
-    training.plan_memory(frame.kept.get("memory"))
-    frame.kept["memory"] = training.memory.state()
     phases = frame.phases
-    profile: Profile | None = None
-    if config.profile and frame.run is not None:
-        profile = Profile(processes.device, config.conditions * config.group_size, precision.dtype)
+    compiling = partial(compile_errors, "--execution.compile") if config.execution.compile else nullcontext
     with frame.iterations(training.draw, ahead=config.execution.prefetch) as drawn:
+        with compiling():
+            training.plan_memory(frame.kept.get("memory"))
+        frame.kept["memory"] = training.memory.state()
         for iteration, parts in drawn:
             frame.begin(iteration)
             statistics: list[UpdateStatistics] = []
             metrics: dict[str, float] = {}
-            with profile.counted() if profile is not None else nullcontext():
-                with phases.phase("rollout"), compile_errors() if config.execution.compile else nullcontext():
+            with frame.profile.counted(), compiling():
+                with phases.phase("rollout"):
                     plan = training.plan(iteration)
                     sampled = training.sample(plan, parts)
                 if iteration == frame.start:
@@ -362,10 +353,6 @@ def post_train(
                             iteration, found, trial.rewards, unscored=partial(training.unscored, trial, sampled)
                         )
             metrics |= frame.updated(iteration) | training.prepared.take_calls() | phases.metrics()
-            if profile is not None:
-                profile.take(metrics)
             if frame.end(iteration, metrics):
                 break
-    if profile is not None and frame.run is not None:
-        profile.write(frame.run.path)
     return frame.last_checkpoint()

@@ -25,17 +25,18 @@ class NetworkPrecision:
     loss scaled so that small gradients don't vanish; a step whose gradients overflow is left out and the scale halved.
     """
 
-    def __init__(self, name: Precision, device: torch.device) -> None:
-        """Raises InputError for what the device can't do, or when accelerate was told something else."""
-        _refuse_other_of_accelerate(name)
+    def __init__(self, name: Precision, device: torch.device, *, option: str = "--precision") -> None:
+        """``option`` is what messages call it. Raises InputError for what the device can't do, or when accelerate was
+        told something else."""
+        _refuse_other_of_accelerate(name, option)
         if name == "fp16-scaled" and device.type != "cuda":
             raise InputError(
-                "--precision fp16-scaled needs a CUDA GPU (on a CPU float16 is slower than float32); use bf16 or fp32"
+                f"{option} fp16-scaled needs a CUDA GPU (on a CPU float16 is slower than float32); use bf16 or fp32"
             )
         if name == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
-            raise InputError("--precision tf32 needs a CUDA GPU of compute capability 8.0 or more; use fp32 or bf16")
+            raise InputError(f"{option} tf32 needs a CUDA GPU of compute capability 8.0 or more; use fp32 or bf16")
         if name == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-            raise InputError("--precision bf16 needs a GPU of compute capability 8.0 or more; use fp16-scaled or fp32")
+            raise InputError(f"{option} bf16 needs a GPU of compute capability 8.0 or more; use fp16-scaled or fp32")
         self.name = name
         self.device = device
         self._dtype = {"bf16": torch.bfloat16, "fp16-scaled": torch.float16}.get(name)
@@ -97,13 +98,13 @@ class NetworkPrecision:
             self._scaler.load_state_dict(dict(state))
 
 
-def _refuse_other_of_accelerate(name: Precision) -> None:
+def _refuse_other_of_accelerate(name: Precision, option: str) -> None:
     """``accelerate launch --mixed_precision`` says so in the environment; it must not be ignored silently."""
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower() or "no"
     wanted = _OF_ACCELERATE.get(told)
     if told != "no" and wanted != name:
-        advice = f"add --precision {wanted}" if wanted else "mgrpo has no such precision"
+        advice = f"add {option} {wanted}" if wanted else "mgrpo has no such precision"
         raise InputError(
-            f"accelerate launch was given mixed precision {told} (ACCELERATE_MIXED_PRECISION), but --precision is "
+            f"accelerate launch was given mixed precision {told} (ACCELERATE_MIXED_PRECISION), but {option} is "
             f"{name}: {advice}, or launch with --mixed_precision no"
         )

@@ -32,9 +32,12 @@ from .compiled import compile_errors, compile_network
 from .distributed import Processes, open_processes
 from .interrupt import graceful_interrupt
 from .learning_rate import learning_rate_at, set_learning_rate
+from .memory import checkpoint_blocks
 from .motion_data import MotionDataConfig, load_motion_data
+from .phases import Phases
 from .precision import NetworkPrecision, Precision
 from .prefetch import batches
+from .profile import Profile
 from .progress import Progress
 from .run_dir import RunDir
 from .seeding import stream_seed
@@ -72,6 +75,9 @@ class PriorConfig:
     """Largest gradient norm, over all weights."""
     condition_dropout: float = 0.0
     """Share of windows whose condition is blanked out (EgoAllo: 0)."""
+    checkpoint_blocks: bool = False
+    """Forget what the network's blocks compute and compute it again for the gradient: a third more time for a fraction
+    of the memory."""
     precision: Precision = "fp32"
     """Numbers that the network computes with: fp32; tf32, bf16 (faster on GPUs of compute capability 8 or more);
     fp16-scaled (faster on any GPU). Weights, loss and optimiser stay float32."""
@@ -93,6 +99,9 @@ class PriorConfig:
     """Iterations between checkpoints; the last and the best are kept."""
     keep_every: int = 0
     """Also keep the checkpoints at multiples of this many iterations (0: no others)."""
+    profile: bool = False
+    """Write a split of the time by phase, windows per second, FLOPs and peak memory to profile.json; on a GPU the
+    phases are waited for, which costs a little."""
     resume: bool = False
     """Go on from the last checkpoint of the run folder."""
     resume_from: str = "last"
@@ -147,7 +156,7 @@ PRIOR_PRESETS: dict[str, PriorConfig] = {
 """``tiny``: small data on a CPU. ``egoallo``: the published training (facts: section E); its release is the checkpoint
 of the last iteration. What is the default in both is EgoAllo's: learning rate, warm-up, weight decay, clipping."""
 
-CARRIED_OUT = ("accumulate", "compile", "prefetch", "keep_every")
+CARRIED_OUT = ("accumulate", "checkpoint_blocks", "compile", "prefetch", "profile", "keep_every")
 """Settings that change a run's results by rounding at most; a resumed run may have others."""
 
 
@@ -233,6 +242,7 @@ def _train(config: PriorConfig, command: list[str] | None, processes: Processes,
     data = load_motion_data(config.data, seed=config.seed)
     model_config = DENOISER_PRESETS[config.preset]
     denoiser = Denoiser(model_config, seed=stream_seed(config.seed, 0, "prior weights")).to(device)
+    checkpoint_blocks(denoiser, config.checkpoint_blocks, "--checkpoint-blocks")
     schedule = CosineSchedule.make(model_config.max_t)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     average = WeightAverage(denoiser, config.ema) if config.ema else None
@@ -257,13 +267,15 @@ def _train(config: PriorConfig, command: list[str] | None, processes: Processes,
         return data.train.batch(iteration, share, first=own, whole=config.batch_size)
 
     drawn = batches(draw, start, config.iterations, ahead=config.prefetch)
+    phases = Phases(device, wait=config.profile)
     with (
         run or nullcontext(),
+        Profile(run if config.profile else None, device, precision.dtype, samples=config.batch_size) as profile,
         graceful_interrupt(run) as stop,
         Progress("prior", config.iterations, start=start) as progress,
         closing(drawn),
     ):
-        for iteration, windows in drawn:
+        for iteration, windows in phases.each(drawn):
             rate = learning_rate_at(
                 iteration, config.iterations, peak=config.learning_rate, warmup=config.warmup,
                 schedule=config.schedule, from_zero=config.warmup_from_zero,
@@ -273,20 +285,25 @@ def _train(config: PriorConfig, command: list[str] | None, processes: Processes,
             counts = processes.sum_(torch.stack(count_frames(denoiser.layout, windows))).to(device)
             optimizer.zero_grad(set_to_none=True)
             summed: Tensor | None = None
-            for first, _ in parts:
-                part = windows if len(parts) == 1 else windows.select(slice(first - own, first - own + size))
-                with compile_errors() if config.compile else nullcontext():
-                    loss = batch_loss(
-                        denoiser, part.to(device), schedule, config, seed=config.seed, iteration=iteration,
-                        first=first, counts=FrameCounts(*counts), network=network,
-                    )  # fmt: skip
-                    precision.backward(loss.total)
-                values = torch.stack([loss.total, *loss.terms.values()]).detach()
-                summed = values if summed is None else summed + values
-            processes.sum_gradients_(denoiser.parameters())
-            gradient_norm = precision.step(optimizer, denoiser.parameters(), config.gradient_clip)
-            if average is not None:
-                average.update(denoiser)
+            with profile.counted():
+                for first, _ in parts:
+                    part = windows if len(parts) == 1 else windows.select(slice(first - own, first - own + size))
+                    with compile_errors() if config.compile else nullcontext():
+                        with phases.phase("forward"):
+                            loss = batch_loss(
+                                denoiser, part.to(device), schedule, config, seed=config.seed, iteration=iteration,
+                                first=first, counts=FrameCounts(*counts), network=network,
+                            )  # fmt: skip
+                        with phases.phase("backward"):
+                            precision.backward(loss.total)
+                    values = torch.stack([loss.total, *loss.terms.values()]).detach()
+                    summed = values if summed is None else summed + values
+            with phases.phase("update"):
+                processes.sum_gradients_(denoiser.parameters())
+                gradient_norm = precision.step(optimizer, denoiser.parameters(), config.gradient_clip)
+                if average is not None:
+                    average.update(denoiser)
+            profile.take(phases.metrics())
 
             assert summed is not None
             total, *terms = processes.sum_(summed).tolist()

@@ -10,6 +10,7 @@ from typing import Literal
 
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
+from mgrpo.eval.metrics import METRICS
 from mgrpo.grpo.perturbation import PerlinConfig
 from mgrpo.options import MOST_COUNT, MOST_MEMBERS, option, require
 from mgrpo.rewards import REWARDS, RewardScales
@@ -17,6 +18,7 @@ from mgrpo.rewards import REWARDS, RewardScales
 from .motion_data import MotionDataConfig
 from .precision import Precision
 from .start import require_sound, unused_without_resume
+from .tracking import Track
 
 _SLOPES = {"ground_penetration": "penetration", "head_position": "head"}
 """Names of slopes that differ from those of their rewards."""
@@ -93,6 +95,9 @@ class NetworkExecution:
     precision: Precision = "fp32"
     """Numbers that the network computes with: fp32; tf32, bf16 (faster on GPUs of compute capability 8 or more).
     States, noise, log-probs and rewards stay float32."""
+    checkpoint_blocks: bool = False
+    """Forget what the network's blocks compute and compute it again for the gradient: a third more time for a fraction
+    of the memory."""
     compile: bool = False
     """Compile the network: faster after a first iteration that takes a minute or more."""
     prefetch: int = 1
@@ -148,6 +153,14 @@ class RunConfig:
     """Stop when this many evaluations in a row were no better than the best one (0: never)."""
     checkpoint_every: int = 25
     """Iterations between checkpoints."""
+    profile: bool = False
+    """Write a split of the time by phase, network calls, samples per second, FLOPs and peak memory to profile.json; on
+    a GPU the phases are waited for, which costs a little."""
+    track: Track = "none"
+    """Also send the metrics to an experiment tracker: wandb, trackio (the package must be installed). A resumed run
+    goes on in the tracker's run that it began."""
+    track_project: str = "mgrpo"
+    """Project at the tracker."""
     resume: bool = False
     """Go on from the last checkpoint of the run folder."""
     resume_from: str = "last"
@@ -169,7 +182,12 @@ class RunConfig:
 
     def unused_options(self) -> Mapping[str, str]:
         """See :class:`mgrpo.options.HasUnusedOptions`."""
-        return unused_without_resume(self)
+        unused = unused_without_resume(self)
+        if self.track == "none":
+            unused["track_project"] = f"without {option(self, 'track')}"
+        if not self.validate_every:
+            unused |= dict.fromkeys(("gold", "gold_better"), f"with {option(self, 'validate_every')} 0")
+        return unused
 
 
 @dataclass(frozen=True)
@@ -200,6 +218,7 @@ class MotionTaskConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require_measure(self)
         require(self, "train_windows", at_least=0)
         if self.train_windows and self.train_windows % self.conditions:
             raise InputError(
@@ -235,3 +254,22 @@ class MotionTaskConfig(RunConfig):
                 if not getattr(self.rewards, reward)
             },
         }
+
+
+def _require_measure(config: MotionTaskConfig) -> None:
+    """Raise InputError for a ``gold`` that evaluations of motion don't have, or that is read the wrong way round: now,
+    and not when the first evaluation comes."""
+    # The others need a perceptual model or several samples.
+    known = {name: info for name, info in METRICS.items() if info.better != "none" and not name.startswith("score")}
+    measure, direction = option(config, "gold"), option(config, "gold_better")
+    if config.gold not in known:
+        raise InputError(
+            f"{measure} must be a measure of the validation, one of {', '.join(known)}; got {config.gold!r}"
+        )
+    better = known[config.gold].better
+    wanted = "min" if better == "lower" else "max"
+    if config.gold_better != wanted:
+        raise InputError(
+            f"{direction} {config.gold_better}: of {config.gold} the {better} value is the better one; "
+            f"give {direction} {wanted}"
+        )

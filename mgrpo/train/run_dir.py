@@ -28,7 +28,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from mgrpo.config_record import differences, to_plain, to_yaml
+from mgrpo.config_record import CLASS_KEY, differences, to_plain, to_yaml, with_defaults
 from mgrpo.errors import InputError
 from mgrpo.storage import (
     FileLock,
@@ -160,7 +160,6 @@ class RunDir:
         iterations: int | None,
         tensorboard: bool,
     ) -> None:
-        plain = to_plain(config)
         self._training = type(config).__name__
         _refuse_foreign(self.path, resuming=bool(resume))
         stored = self.path / "config.resolved.yaml"
@@ -168,7 +167,7 @@ class RunDir:
         remove_leftovers(self.checkpoints)
         checkpoint = None
         if resume and stored.is_file():
-            _require_same_settings(stored, plain, (*ALWAYS_FREE, *may_change))
+            _require_same_settings(stored, config, (*ALWAYS_FREE, *may_change))
             checkpoint = self._resume_point(resume)
             if checkpoint is not None and iterations is not None and checkpoint.step > iterations:
                 raise InputError(
@@ -459,10 +458,10 @@ def _refuse_foreign(folder: Path, *, resuming: bool) -> None:
     if not resuming:
         last = pointed_checkpoint(folder / "checkpoints", "last")
         held = f"a run with a checkpoint at step {_step_of(last)}" if last else _entries(entries)
-        raise InputError(
-            f"run folder {folder} is not empty: it holds {held}. "
-            "Add --resume to continue that run, choose another folder, or delete this one."
-        )
+        mend = "Add --resume to continue that run, choose another folder, or delete this one."
+        if last is None and not (folder / "config.resolved.yaml").is_file():
+            mend = "That is no run, so choose another folder."
+        raise InputError(f"run folder {folder} is not empty: it holds {held}. {mend}")
     foreign = [name for name in entries if name not in _OWN_FILES and not name.startswith("provenance-")]
     if foreign and not (folder / "config.resolved.yaml").is_file():
         raise InputError(
@@ -476,14 +475,21 @@ def _entries(names: list[str]) -> str:
     return f"{count} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
 
 
-def _require_same_settings(stored: Path, plain: Any, may_change: tuple[str, ...]) -> None:
+def _require_same_settings(stored: Path, config: Any, may_change: tuple[str, ...]) -> None:
     try:
         old = yaml.safe_load(stored.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(
             f"run folder {stored.parent}: config.resolved.yaml can't be read ({error}). Restore it."
         ) from error
-    found = differences(old, plain, may_change=may_change)
+    plain = to_plain(config)
+    kind, ours = (one.get(CLASS_KEY) if isinstance(one, Mapping) else None for one in (old, plain))
+    if kind != ours:
+        raise InputError(
+            f"run folder {stored.parent}: can't resume, it holds a run of another kind ({kind} in its "
+            f"config.resolved.yaml, {ours} now). Choose the folder of the run, or another folder for a new one."
+        )
+    found = differences(with_defaults(old, config), plain, may_change=may_change)
     if found:
         listed = "\n".join(f"  {name}: {before} in the folder, {after} now" for name, before, after in found)
         counted = "1 setting differs" if len(found) == 1 else f"{len(found)} settings differ"

@@ -28,7 +28,11 @@ FILE = "tracker.json"
 
 def require_tracker(kind: Track) -> None:
     """Raise InputError where a tracker is asked for whose package is not installed."""
-    if kind != "none" and importlib.util.find_spec(kind) is None:
+    if kind == "none":
+        return
+    found = importlib.util.find_spec(kind)
+    # A folder of that name, such as the one that wandb leaves beside its runs, counts as a package without an origin.
+    if found is None or found.origin is None:
         raise InputError(
             f"--track {kind}: the package {kind!r} is not installed; install it (pip install 'mgrpo[{kind}]'), or "
             "leave --track out: the metrics are in metrics.jsonl and TensorBoard's files anyway"
@@ -44,6 +48,8 @@ class Tracker:
         self._log: Callable[[int, dict[str, float]], Any] | None = None
         self._finish: Callable[[], Any] = lambda: None
         if kind != "none":
+            # It may ask for a login, or try for a minute or two to reach a server.
+            notice(f"--track {kind}: beginning the run there")
             self._attempt("begin", lambda: self._begin(folder, project, config))
 
     def _begin(self, folder: Path, project: str, config: Any) -> None:
@@ -60,7 +66,8 @@ class Tracker:
             self._log, self._finish = (lambda step, numbers: run.log({"iteration": step, **numbers})), run.finish
         else:
             run = module.init(project=project, name=name, resume="allow", config=config)
-            self._log, self._finish = (lambda step, numbers: run.log(numbers, step=step)), run.finish
+            # The module's finish: after the run's own, the module would finish it once more when Python ends.
+            self._log, self._finish = (lambda step, numbers: run.log(numbers, step=step)), module.finish
         if known is None:
             atomic_write_json(folder / FILE, {"tracker": self.kind, "project": project, "run": name})
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from mgrpo.ablations import schedule, stages
 from mgrpo.ablations.options import (
@@ -24,7 +25,7 @@ from mgrpo.ablations.options import (
     Table4Config,
     Table5Config,
 )
-from mgrpo.ablations.plan import make_plan
+from mgrpo.ablations.plan import keep_plan, make_plan
 from mgrpo.ablations.results import gather
 from mgrpo.ablations.rows import ABLATIONS
 from mgrpo.ablations.run import run_ablation
@@ -166,6 +167,20 @@ def test_a_changed_option_is_refused(finished):
     with pytest.raises(InputError, match=r"vanilla.evaluation, seeds: 1 in the folder, 2 now"):
         run_ablation("table2", replace(finished, evaluation_seeds=2))
     assert (finished.output / "plan.yaml").read_bytes() == before
+
+
+def test_a_plan_of_an_older_version_goes_on(clips, tmp_path):
+    """Options that it did not know were at their defaults."""
+    config, path = tiny(Table2Config, clips, tmp_path / "out", rows=("vanilla",)), tmp_path / "plan.yaml"
+    keep_plan(make_plan("table2", config), path)
+    stored = yaml.safe_load(path.read_text())
+    removed = [stage["settings"].pop("profile", None) for stage in stored["stages"].values()]
+    assert removed.count(False) >= 3
+    path.write_text(yaml.safe_dump(stored))
+    with pytest.raises(InputError, match="vanilla, profile: False in the folder, True now"):
+        keep_plan(make_plan("table2", replace(config, grpo=replace(config.grpo, profile=True))), path)
+    keep_plan(make_plan("table2", config), path)
+    assert yaml.safe_load(path.read_text())["stages"]["table2/seed0/vanilla"]["settings"]["profile"] is False
 
 
 def test_an_interrupted_one_goes_on(clips, tmp_path, monkeypatch, finished):

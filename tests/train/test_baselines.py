@@ -6,9 +6,12 @@ import importlib.util
 import math
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -504,3 +507,18 @@ def test_the_best_checkpoint_is_that_of_the_validation(
     monkeypatch.setattr(MotionTask, "gold", lambda self, policy: {"mpjpe_mm": next(values)})
     run(case("denoise", options, validate_every=1))
     assert load_model(options["output"], Denoiser, DenoiserConfig, prefer="best")[2].step == 2
+
+
+def test_metrics_go_to_a_tracker(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, dict[str, float]]] = []
+    fake = ModuleType("trackio")
+    fake.__spec__ = ModuleSpec("trackio", None, origin=__file__)
+    fake.init = lambda **given: SimpleNamespace(log=lambda numbers, step: sent.append((step, numbers)))  # type: ignore[attr-defined]
+    fake.finish = lambda: sent.append((-1, {}))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    config = case("denoise", options, iterations=2, track="trackio")
+    run(config)
+    rows = read_metrics(config.output)
+    assert [step for step, _ in sent] == [1, 2, -1] and sent[0][1]["loss"] == rows[0]["loss"]
+    run(replace(config, iterations=3, resume=True, track="none"))  # may change
+    assert len(sent) == 3

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +17,25 @@ import torch
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
 from mgrpo.grpo.policy import PlainPolicy
-from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+from mgrpo.models.denoiser import DENOISER_PRESETS, Denoiser, DenoiserConfig
+from mgrpo.models.perceptual import PERCEPTUAL_PRESETS
 from mgrpo.train import compiled, memory
+from mgrpo.train.baseline_config import DpoConfig, FinetuneConfig, ReftConfig
 from mgrpo.train.checkpoints import find_checkpoint, load_model, read_checkpoint
+from mgrpo.train.dpo import train_dpo
+from mgrpo.train.finetune import train_finetune
 from mgrpo.train.grpo import train_grpo
 from mgrpo.train.grpo_config import ExecutionConfig, GrpoConfig
+from mgrpo.train.interrupt import TrainingInterrupted
 from mgrpo.train.memory import free_bytes, plan_memory, saved_bytes
 from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.motion_data import MotionDataConfig
-from mgrpo.train.profile import matrix_product_rate
+from mgrpo.train.perceptual import PerceptualTrainingConfig, train_perceptual
+from mgrpo.train.prior import PriorConfig, train_prior
+from mgrpo.train.profile import Profile, matrix_product_rate
+from mgrpo.train.reft import train_reft
+from mgrpo.train.run_config import NetworkExecution
+from mgrpo.train.run_dir import RunDir
 
 _spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
 files = importlib.util.module_from_spec(_spec)
@@ -159,11 +173,15 @@ def test_a_policy_without_such_blocks_is_refused() -> None:
         )
 
 
+def profile_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "profile.json").read_text())
+
+
 def test_a_profile_is_written(base: GrpoConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train_grpo(replace(base, output=tmp_path / "run", iterations=5, profile=True))
-    profile = json.loads((tmp_path / "run" / "profile.json").read_text())
+    profile = profile_of(tmp_path / "run")
     assert profile["iterations_timed"] == 3 and set(profile["seconds"]) == {
-        "step_time", "time/rollout", "time/reward", "time/update",
+        "step_time", "time/data", "time/rollout", "time/reward", "time/update",
     }  # fmt: skip
     # medians of their own, so that they need not add up exactly
     parts = sum(value for name, value in profile["seconds"].items() if name != "step_time")
@@ -174,6 +192,137 @@ def test_a_profile_is_written(base: GrpoConfig, tmp_path: Path, capsys: pytest.C
     assert profile["flops"] > 1e6 and 0 < profile["flop_utilisation"] < 1
     assert profile["peak_memory_bytes"] > 1 << 20
     assert "samples/s" in capsys.readouterr().err
+
+
+PROFILED: dict[str, tuple[int, set[str]]] = {
+    "prior": (4, {"data", "forward", "backward", "update"}),
+    "perceptual": (6, {"data", "rollout", "candidates", "update"}),
+    "finetune": (8, {"data", "update"}),
+    "dpo": (12, {"data", "rollout", "reward", "update"}),
+    "reft": (12, {"data", "rollout", "reward", "update"}),
+}
+"""Samples of an iteration and phases of every other training."""
+
+
+def other_training(name: str, base: GrpoConfig, output: Path) -> tuple[Callable[[Any], Path], Any]:
+    """Six iterations of a training as small as ``base``."""
+    shared: dict[str, Any] = {
+        "output": output, "data": base.data, "device": "cpu", "iterations": 6, "validate_every": 0,
+        "checkpoint_every": 6, "learning_rate": 1e-4,
+    }  # fmt: skip
+    if name == "prior":
+        return train_prior, PriorConfig(**shared, preset="test", batch_size=4)
+    if name == "perceptual":
+        return train_perceptual, PerceptualTrainingConfig(
+            **shared, prior=base.prior, preset="test", clips=2, negatives_per_clip=2, samples_per_clip=2,
+            optimizer_steps_per_generation=2, sampler=base.sampler,
+        )  # fmt: skip
+    trains: dict[str, tuple[Callable[[Any], Path], Any]] = {
+        "finetune": (train_finetune, FinetuneConfig), "dpo": (train_dpo, DpoConfig), "reft": (train_reft, ReftConfig)
+    }  # fmt: skip
+    train, config_class = trains[name]
+    own = {"levels": 2} if name == "finetune" else {}
+    return train, config_class(
+        **shared, **own, prior=base.prior, perceptual=base.perceptual, conditions=4, group_size=3, sampler=base.sampler
+    )
+
+
+@pytest.fixture
+def _small_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DENOISER_PRESETS, "test", SMALL)
+    monkeypatch.setitem(PERCEPTUAL_PRESETS, "test", files.TINY_PERCEPTUAL)
+
+
+@pytest.mark.usefixtures("_small_presets")
+@pytest.mark.parametrize("name", PROFILED)
+def test_every_training_has_a_profile(base: GrpoConfig, name: str, tmp_path: Path) -> None:
+    train, config = other_training(name, base, tmp_path / name)
+    samples, phases = PROFILED[name]
+    if name == "perceptual":
+        assert train(replace(config, output=tmp_path / "plain")).exists()
+        assert not (tmp_path / "plain" / "profile.json").exists()
+    train(replace(config, profile=True))
+    profile = profile_of(tmp_path / name)
+    assert profile["iterations_timed"] == (2 if name == "perceptual" else 4)
+    assert set(profile["seconds"]) == {"step_time", *(f"time/{phase}" for phase in phases)}
+    assert profile["samples_per_second"] == pytest.approx(samples / profile["seconds"]["step_time"])
+    assert profile["flops"] > 1e5 and profile["peak_memory_bytes"] > 1 << 20
+    assert bool(profile["network_calls"]) == (name not in ("prior", "perceptual"))
+    # another start of the run may do without
+    train(replace(config, resume=True, iterations=7))
+
+
+class Stopwatch(Profile):
+    """Iterations without a training around them."""
+
+    def go(self, seconds: Sequence[dict[str, float]]) -> dict[str, Any]:
+        for one in seconds:
+            with self.counted():
+                torch.ones(8, 8) @ torch.ones(8, 8)
+            self.take(one)
+        return self.result()
+
+
+def test_iterations_of_unequal_cost_are_taken_together(tmp_path: Path) -> None:
+    """One in three also generates: its time and its arithmetic count a third."""
+    rows = [
+        {"step_time": 7.0 if i % 3 == 0 else 1.0, **({"time/rollout": 6.0} if i % 3 == 0 else {}), "time/update": 0.5}
+        for i in range(11)
+    ]
+    with RunDir.create(tmp_path / "run", SMALL) as run:
+        device = torch.device("cpu")
+        found = Stopwatch(run, device, torch.float32, samples=6, period=3).go(rows)
+        assert found["iterations_timed"] == 3  # the last two are no whole period
+        assert found["seconds"] == pytest.approx({"step_time": 3.0, "time/rollout": 2.0, "time/update": 0.5})
+        assert found["samples_per_second"] == pytest.approx(2.0) and found["flops"] == 2 * 8**3
+        short = Stopwatch(run, device, torch.float32, samples=6, period=3).go(rows[:5])
+        assert short["seconds"] == {} and short["flops"] is None and short["samples_per_second"] is None
+
+
+def test_a_training_that_is_stopped_has_a_profile(base: GrpoConfig, tmp_path: Path) -> None:
+    """What was timed until Ctrl-C is written; nothing of a training that failed."""
+    from mgrpo.train.motion_task import MotionTask
+
+    real, calls = MotionTask.score, []
+
+    def score(self: MotionTask, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MotionTask, "score", score)
+        with pytest.raises(TrainingInterrupted):
+            train_grpo(replace(base, output=tmp_path / "run", iterations=50, profile=True))
+    assert profile_of(tmp_path / "run")["iterations_timed"] == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MotionTask, "score", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_grpo(replace(base, output=tmp_path / "failed", profile=True))
+    assert not (tmp_path / "failed" / "profile.json").exists()
+
+
+@pytest.mark.usefixtures("_small_presets")
+@pytest.mark.parametrize("name", ["prior", "finetune", "dpo", "reft"])
+def test_every_training_can_compute_blocks_twice(base: GrpoConfig, name: str, tmp_path: Path) -> None:
+    train, config = other_training(name, base, tmp_path / "plain")
+    config = replace(config, iterations=2)
+    plain, counted = train(config), []
+    from mgrpo.models import denoiser as module
+
+    real = module.checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "checkpoint", lambda *given, **options: counted.append(1) or real(*given, **options))
+        again = (
+            {"checkpoint_blocks": True}
+            if name == "prior"
+            else {"execution": NetworkExecution(checkpoint_blocks=True)}
+        )
+        twice = train(replace(config, output=tmp_path / "twice", **again))
+    assert counted
+    ours, theirs = weights(twice), weights(plain)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_the_rate_of_matrix_products_is_measured() -> None:
@@ -193,6 +342,22 @@ def test_a_compiled_network_trains_alike(
     for name in plain:
         torch.testing.assert_close(ours[name], plain[name], atol=2e-5, rtol=0)
     assert read_metrics(tmp_path / "compiled")[0]["ratio/first_log_max"] == 0
+
+
+@pytest.mark.parametrize("asked", [{}, {"micro_conditions": 4, "reuse_graphs": "no"}])
+def test_a_compiler_that_fails_is_explained(
+    base: GrpoConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    """Wherever the network is called first: where memory is planned, or in the rollout."""
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    torch.compiler.reset()
+    execution = ExecutionConfig(compile=True, **asked)
+    with pytest.raises(compiled.CompileError, match=r"no C\+\+ compiler found.*Leave --execution.compile out"):
+        train_grpo(replace(base, output=tmp_path / "run", execution=execution))
 
 
 def test_the_network_alone_is_in_bfloat16(base: GrpoConfig, tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ import torch
 
 from mgrpo.errors import InputError
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+from mgrpo.models.perceptual import PerceptualModel
 from mgrpo.train.checkpoints import load_model
 from mgrpo.train.distributed import Processes
 from mgrpo.train.metric_log import read_metrics
+from mgrpo.train.run_dir import RunDir
 from mgrpo.train.sharing import share_out
 
 _spec = importlib.util.spec_from_file_location("launcher", Path(__file__).with_name("launcher.py"))
@@ -81,17 +83,46 @@ def test_a_run_goes_on_in_another_number_of_processes(launcher: launching.Launch
         torch.testing.assert_close(ours[part], theirs[part], atol=2e-5, rtol=0)
 
 
-def test_a_killed_process_ends_all(launcher: launching.Launcher) -> None:
-    folder = launcher.folder / "killed"
+def test_padded_windows_count_alike(launcher: launching.Launcher) -> None:
+    """Denominators of masked frames are those of the whole batch, however it is split."""
+    alone, together = (launcher.folder / f"padded {count}" for count in (1, 2))
+    assert launcher.run(alone, "--iterations", "1", world=1, masked=True) == [0], launching.log_of(alone, 0)
+    assert launcher.run(together, "--iterations", "1", masked=True) == [0, 0], launching.log_of(together, 0)
+    ours, theirs = (read_metrics(folder)[0] for folder in (together, alone))
+    for measure in ("reward", "loss", "grad_norm", "advantage/abs_mean", "diversity/diversity_l2"):
+        assert ours[measure] == pytest.approx(theirs[measure], rel=1e-4, abs=1e-6), measure
+    whole = launcher.folder / "not padded"
+    assert launcher.run(whole, "--iterations", "1", world=1) == [0]
+    assert read_metrics(whole)[0]["reward"] != pytest.approx(theirs["reward"], rel=1e-4)
+
+
+def test_what_all_processes_see_is_told_once(launcher: launching.Launcher) -> None:
+    folder, broken = launcher.folder / "unscored", launcher.folder / "broken"
+    torch.manual_seed(0)
+    model = PerceptualModel(launching.files.TINY_PERCEPTUAL)
+    with torch.no_grad():
+        model.keypoint_embedding.weight.fill_(3e38)  # sums of it are infinite, and their difference is not a number
+    with RunDir.create(broken, launching.files.TINY_PERCEPTUAL) as run:
+        run.save(1, model=model, model_config=launching.files.TINY_PERCEPTUAL)
+    assert launcher.run(folder, "--perceptual", str(broken)) == [2, 2]
+    assert launching.log_of(folder, 0).count("no sample of iteration 1 could be scored (all rewards are NaN)") == 1
+    assert launching.log_of(folder, 1).strip() == ""
+    named = (folder / "unscored.jsonl").read_text().splitlines()
+    assert len(named) == 4 and all('"visual"' in line for line in named)
+
+
+@pytest.mark.parametrize("rank", [1, 0])
+def test_a_killed_process_ends_all(launcher: launching.Launcher, rank: int) -> None:
+    folder = launcher.folder / f"killed {rank}"
     pids = launcher.start(folder, "--iterations", "100000", "--checkpoint-every", "5")
     deadline = time.monotonic() + 60
     while not (folder / "checkpoints" / "last.json").exists():
         assert time.monotonic() < deadline, launching.log_of(folder, 0)
         time.sleep(0.05)
-    os.kill(pids[1], signal.SIGKILL)
+    os.kill(pids[rank], signal.SIGKILL)
     codes = launcher.wait()
-    assert codes[1] == -signal.SIGKILL and codes[0] not in (0, -signal.SIGKILL)
-    said = launching.log_of(folder, 0)
+    assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == 2
+    said = launching.log_of(folder, 1 - rank)
     assert "lost the others" in said and "Traceback" not in said and "--resume" in said
     # what was learned until then is there
     assert load_model(folder, Denoiser, DenoiserConfig, prefer="last")[2].step >= len(read_metrics(folder)) - 1

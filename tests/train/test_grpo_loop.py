@@ -283,6 +283,10 @@ def test_a_rollout_without_any_score_ends_the_run_and_keeps_the_checkpoint(base,
         ({"train_windows": 7}, r"--train-windows \(7\) must be a multiple of --conditions \(3\)"),
         ({"ema": 1.0}, "--ema must be below 1, got 1.0"),
         ({"rewards": RewardWeights(0, 0, 0, 0, 0)}, "every weight is 0"),
+        ({"gold": "mpjpe"}, "--gold must be a measure of the validation, one of mpjpe_mm, .*; got 'mpjpe'"),
+        ({"gold": "score"}, "--gold must be a measure of the validation"),
+        ({"gold": "gnd"}, "--gold-better min: of gnd the higher value is the better one; give --gold-better max"),
+        ({"gold_better": "max"}, "--gold-better max: of mpjpe_mm the lower value .* give --gold-better min"),
     ],
 )
 def test_options_out_of_range(base, options, message):

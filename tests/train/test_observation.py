@@ -29,6 +29,7 @@ from mgrpo.train import progress as progress_module
 from mgrpo.train.json_lines import read_rows
 from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.run_dir import RunDir, run_folder_of
+from mgrpo.train.tracking import require_tracker
 
 _spec = importlib.util.spec_from_file_location("post_training", Path(__file__).with_name("test_post_training.py"))
 toy = importlib.util.module_from_spec(_spec)
@@ -242,7 +243,7 @@ class FakeTracker(ModuleType):
 
     def __init__(self, name: str, fails: str = "") -> None:
         super().__init__(name)
-        self.__spec__ = SimpleNamespace(name=name)  # type: ignore[assignment]
+        self.__spec__ = SimpleNamespace(name=name, origin=__file__)  # type: ignore[assignment]
         self.fails, self.begun, self.rows, self.finished = fails, [], [], 0
 
     def init(self, **options: Any) -> FakeTracker:
@@ -290,6 +291,17 @@ def test_metrics_go_to_a_tracker_and_a_resumed_run_goes_on_there(
     assert len(fake.begun) == 3
 
 
+def test_trackio_ends_a_run_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notices: list[str]) -> None:
+    """Its run's own finish would leave the run open for the module, which finishes it again when Python ends."""
+    fake = FakeTracker("trackio")
+    begun = SimpleNamespace(log=lambda numbers, step: fake.log(numbers, step))
+    monkeypatch.setattr(fake, "init", lambda **options: begun)
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    toy.train(replace(CONFIG, output=tmp_path / "run", iterations=2, track="trackio"))
+    assert fake.finished == 1 and [step for step, _ in fake.rows] == [1, 2]
+    assert [text for text in notices if "--track" in text] == ["--track trackio: beginning the run there"]
+
+
 @pytest.mark.parametrize("action", ["init", "log", "finish"])
 def test_a_failing_tracker_does_not_end_the_training(
     tmp_path: Path, action: str, monkeypatch: pytest.MonkeyPatch, notices: list[str]
@@ -308,3 +320,12 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=r"--track trackio: the package 'trackio' is not installed.*mgrpo\[trackio\]"):
         toy.train(replace(CONFIG, output=tmp_path / "run", track="trackio"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_is_no_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """wandb writes its runs into a folder "wandb"; started beside it, Python takes that for a package."""
+    (tmp_path / "wandb" / "latest-run").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(InputError, match="--track wandb: the package 'wandb' is not installed"):
+        require_tracker("wandb")

@@ -27,6 +27,7 @@ from mgrpo.models.state import StateLayout, pack_windows, unpack_state
 from mgrpo.train import perceptual
 from mgrpo.train.checkpoints import load_model
 from mgrpo.train.learning_rate import learning_rate_at
+from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.motion_data import MotionData, MotionDataConfig, load_motion_data
 from mgrpo.train.perceptual import (
     PERCEPTUAL_TRAINING_PRESETS,
@@ -165,10 +166,10 @@ def failing_after(finished: int) -> Callable[..., dict[str, float]]:
     """An optimiser step that fails once ``finished`` of them are done."""
     original, calls = perceptual.optimizer_step, itertools.count()
 
-    def step(*arguments: Any) -> dict[str, float]:
+    def step(*arguments: Any, **options: Any) -> dict[str, float]:
         if next(calls) >= finished:
             raise ConnectionError("broken off by the test")
-        return original(*arguments)
+        return original(*arguments, **options)
 
     return step
 
@@ -340,3 +341,28 @@ def test_a_prior_that_is_not_there(base: PerceptualTrainingConfig, tmp_path: Pat
     with pytest.raises(InputError, match="not found"):
         train_perceptual(dataclasses.replace(base, prior=tmp_path / "nowhere", output=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_parts_add_up_to_one_step(base: PerceptualTrainingConfig, tmp_path: Path) -> None:
+    """Weights and measures are those of one part, up to rounding; the parts are what passes through the network."""
+    whole = dataclasses.replace(base, output=tmp_path / "whole", iterations=3)
+    parts = dataclasses.replace(whole, output=tmp_path / "parts", accumulate=3)
+    sizes, real = [], perceptual.score_candidates
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            perceptual, "score_candidates", lambda model, part: sizes.append(len(part.mask)) or real(model, part)
+        )
+        train_perceptual(parts)
+    assert sizes == [1] * 9
+    train_perceptual(whole)
+    ours, theirs = (load_model(f, PerceptualModel, PerceptualConfig, prefer="last")[0].state_dict() for f in (
+        tmp_path / "parts", tmp_path / "whole"
+    ))  # fmt: skip
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0)
+    rows, others = read_metrics(tmp_path / "parts"), read_metrics(tmp_path / "whole")
+    for row, other in zip(rows, others, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    with pytest.raises(InputError, match=r"--clips \(3\) must be a multiple of --accumulate \(2\)"):
+        dataclasses.replace(base, accumulate=2)

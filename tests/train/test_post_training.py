@@ -147,7 +147,7 @@ def test_the_check_for_host_reads_finds_them() -> None:
         torch.where(tensor > 0, tensor, 0.0).sum()
 
 
-def motion_training(folder: Path) -> tuple[PostTraining, Any]:
+def motion_training(folder: Path, **changes: Any) -> tuple[PostTraining, Any]:
     """The real task at its smallest."""
     import importlib.util
 
@@ -168,7 +168,7 @@ def motion_training(folder: Path) -> tuple[PostTraining, Any]:
             motion=str(files.write_clips(folder / "clips")), length=8, validation=("made_up_3",),
             held_out=("made_up_4",),
         ),
-        conditions=2, group_size=3, sampler=SamplerConfig(steps=6), device="cpu",
+        conditions=2, group_size=3, sampler=SamplerConfig(steps=6), device="cpu", **changes,
     )  # fmt: skip
     policy = load_model(config.prior, Denoiser, DenoiserConfig)[0]
     device = torch.device("cpu")
@@ -178,14 +178,26 @@ def motion_training(folder: Path) -> tuple[PostTraining, Any]:
         return PostTraining(policy, task, config, processes, NetworkPrecision("fp32", device)), config
 
 
-@pytest.mark.parametrize("kind", ["motion", "another"])
+CARRIED: dict[str, dict[str, Any]] = {
+    "motion": {},
+    "second pass": {"execution": ExecutionConfig(reuse_graphs="no", checkpoint_blocks=True)},
+    "prior beside": {"loss": PolicyLossConfig(kl_coef=0.1, step_weight="inv_snr", timestep_fraction=0.5)},
+    "window": {
+        "window": StepWindowConfig(size=2, quiet_outside=True), "execution": ExecutionConfig(micro_conditions=1),
+    },
+    "another": {},
+}  # fmt: skip
+"""Ways to carry out an iteration; the last one is of another policy."""
+
+
+@pytest.mark.parametrize("kind", CARRIED)
 def test_nothing_waits_for_the_device_inside_an_iteration(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_checks, "readable", lambda tensor: False)  # as on a GPU
     monkeypatch.setattr(host, "can_read", lambda tensor: False)
-    if kind == "motion":
-        training, _ = motion_training(tmp_path)
+    if kind != "another":
+        training, _ = motion_training(tmp_path, **CARRIED[kind])
     else:
         with open_processes("cpu") as processes:
             training = PostTraining(
@@ -331,11 +343,31 @@ def test_it_stops_when_the_gold_measure_gets_no_better(tmp_path: Path) -> None:
         train(replace(config, output=tmp_path / "other", gold="nothing"), Gold([1.0]))
 
 
+def test_evaluations_that_measure_nothing_are_no_better(tmp_path: Path) -> None:
+    """Not even the first one, which has nothing to be compared with."""
+    config = replace(CONFIG, output=tmp_path / "run", iterations=20, validate_every=1, patience=3, checkpoint_every=100)
+    train(config, Gold([math.nan, 4.0, 3.0, math.nan, 3.5, 3.1, 1.0]))
+    assert len(read_metrics(tmp_path / "run")) == 6
+    assert read_checkpoint(find_checkpoint(tmp_path / "run")).step == 3  # the best one
+    train(replace(config, output=tmp_path / "never"), Gold([math.nan] * 3))
+    assert len(read_metrics(tmp_path / "never")) == 3
+
+
 def test_patience_survives_a_resume(tmp_path: Path) -> None:
     config = replace(CONFIG, output=tmp_path / "run", validate_every=1, patience=3, checkpoint_every=1)
     train(replace(config, iterations=3), Gold([4.0, 4.5, 4.2]))
     train(replace(config, iterations=20, resume=True), Gold([4.1, 1.0]))
     assert len(read_metrics(tmp_path / "run")) == 4
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_quadratic_term_has_no_slope_in_the_first_step(tmp_path: Path, steps: int) -> None:
+    """Which is why --loss.ratio-shift-correction is refused where there is no second one."""
+    config = replace(CONFIG, iterations=2, validate_every=0, optimizer_steps=steps)
+    plain = train(replace(config, output=tmp_path / "plain"))
+    shifted = train(replace(config, output=tmp_path / "shifted", loss=PolicyLossConfig(ratio_shift_correction=True)))
+    same = all(torch.equal(a, b) for a, b in zip(plain.parameters(), shifted.parameters(), strict=True))
+    assert same == (steps == 1)
 
 
 @pytest.mark.parametrize(

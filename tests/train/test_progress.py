@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mgrpo.errors import InputError
 from mgrpo.train import progress as progress_module
-from mgrpo.train.interrupt import TrainingInterrupted, graceful_interrupt
+from mgrpo.train.interrupt import SAME_REQUEST_S, TrainingInterrupted, graceful_interrupt
 from mgrpo.train.progress import Progress, display_mode, format_rate, format_seconds, notice
 from mgrpo.train.run_dir import RunDir
 
@@ -236,10 +236,22 @@ def test_the_second_interrupt_ends_at_once() -> None:
     with pytest.raises(KeyboardInterrupt) as caught, graceful_interrupt() as stop:
         stop_self(signal.SIGINT)
         assert stop.requested
+        stop_self(signal.SIGTERM)  # torchrun and a batch system passed it on as well
+        time.sleep(SAME_REQUEST_S)
         stop_self(signal.SIGINT)
         reached = True
     assert not reached and not isinstance(caught.value, TrainingInterrupted)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_after_that_of_another_process_is_no_second_one() -> None:
+    """The loop has learned from the others that it is to end; its own signal comes while it saves."""
+    saved = False
+    with pytest.raises(TrainingInterrupted), graceful_interrupt() as stop:
+        stop.number = int(signal.SIGTERM)
+        stop_self(signal.SIGTERM)
+        saved = True
+    assert saved
 
 
 def test_without_a_signal_nothing_happens_and_other_errors_pass() -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from mgrpo.config_record import differences, from_plain, to_plain
+from mgrpo.config_record import differences, from_plain, to_plain, with_defaults
 from mgrpo.errors import InputError
 from mgrpo.storage import StorageError, atomic_write
 from mgrpo.tensor_files import read_tensors, tensors_to_bytes
@@ -672,6 +672,56 @@ def test_differences_and_round_trip() -> None:
     rebuilt = from_plain(LoopConfig, yaml.safe_load(yaml.safe_dump(plain)))
     assert rebuilt.net == config.net and rebuilt.tags == config.tags and math.isnan(rebuilt.limit or 0.0)
     assert from_plain(LoopConfig, {}) == LoopConfig()
+
+
+@dataclass(frozen=True)
+class OtherConfig:
+    rate: float = 0.1
+
+
+def test_a_run_of_another_kind_and_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    """One sentence, and no advice to delete what is somebody else's."""
+    RunDir.create(tmp_path / "run", LoopConfig(), tensorboard=False).close()
+    with pytest.raises(InputError, match=r"another kind \(LoopConfig in its config.resolved.yaml, OtherConfig now\)"):
+        RunDir.create(tmp_path / "run", OtherConfig(), resume=True, tensorboard=False)
+    with pytest.raises(InputError, match=r"Add --resume to continue that run, choose another folder, or delete this"):
+        RunDir.create(tmp_path / "run", LoopConfig(), tensorboard=False)
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "walk.npz").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"holds 1 entry \(walk.npz\)\. That is no run, so choose another folder\.$"):
+        RunDir.create(tmp_path / "clips", LoopConfig(), tensorboard=False)
+    assert [entry.name for entry in (tmp_path / "clips").iterdir()] == ["walk.npz"]
+
+
+def test_options_that_an_older_version_did_not_know() -> None:
+    """They are at their defaults there: a run of that version goes on with them, and not with other values."""
+    config = LoopConfig(net=NetConfig(kind="wide"))
+    known = to_plain(config)
+    old = {name: value for name, value in known.items() if name != "tags"}
+    old["net"] = {"class": "NetConfig", "kind": "wide"}
+    assert differences(old, known) != []
+    assert with_defaults(old, config) == known
+    changed = replace(config, tags=("a",))
+    assert differences(with_defaults(old, changed), to_plain(changed)) == [
+        ("tags", to_plain(LoopConfig().tags), ["a"])
+    ]
+    other = {**old, "net": {"class": "OtherConfig"}}
+    assert with_defaults(other, config)["net"] == {"class": "OtherConfig"}
+    assert with_defaults({**old, "net": 3}, config)["net"] == 3 and with_defaults(None, config) is None
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    net, optimizer = make_net()
+    with RunDir.create(tmp_path / "run", LoopConfig(), tensorboard=False) as run:
+        run.save(1, model=net, model_config=NetConfig(), optimizer=optimizer)
+    stored = tmp_path / "run" / "config.resolved.yaml"
+    stored.write_text("".join(line for line in stored.read_text().splitlines(True) if not line.startswith("limit")))
+    before = stored.read_bytes()
+    with pytest.raises(InputError, match=r"limit: None in the folder, 2\.0 now"):
+        RunDir.create(tmp_path / "run", LoopConfig(limit=2.0), resume=True, tensorboard=False)
+    assert stored.read_bytes() == before
+    with RunDir.create(tmp_path / "run", LoopConfig(), resume=True, tensorboard=False) as run:
+        assert run.start_step == 1
 
 
 @pytest.mark.parametrize(
