@@ -14,9 +14,11 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import functools
 import importlib
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -432,7 +434,25 @@ def _parse(command: Command, module: Any, words: list[str]) -> Any:
         elif command.preset_option and (named := _option(words, command.preset_option)) in presets:
             default["default"] = presets[named]
     description = inspect.cleandoc(config_class.__doc__ or command.summary) + note
+    _join_lines_of_help()
     return tyro.cli(config_class, args=words, prog=f"mgrpo {name}", description=description, **default)
+
+
+def _join_lines_of_help() -> None:
+    """Let help texts be wrapped by the terminal's width alone: tyro keeps the line breaks of docstrings whose later
+    lines are indented, or begin with anything but a letter."""
+    from tyro import _docstrings
+
+    parse = getattr(_docstrings, "parse_docstring_from_object", None)
+    if parse is None or getattr(parse, "joins_lines", False):  # another tyro: breaks are ugly, and nothing worse
+        return
+
+    @functools.lru_cache(maxsize=1024)
+    def parse_and_join(documented: object) -> dict[str, str]:
+        return {name: re.sub(r"(?<!\n)[ \t]*\n[ \t]*(?!\s)", " ", text) for name, text in parse(documented).items()}
+
+    parse_and_join.joins_lines = True  # type: ignore[attr-defined]
+    _docstrings.parse_docstring_from_object = parse_and_join
 
 
 def _option(words: list[str], name: str) -> str | None:

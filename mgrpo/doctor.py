@@ -121,7 +121,7 @@ def software() -> list[Finding]:
         elif name != "triton" or torch.cuda.is_available():
             found.append(Finding(name, "not installed", "note", f"without it: no {purpose}; pip install {name}"))
         else:
-            found.append(Finding(name, "not installed", "ok", f"only for {purpose}"))
+            found.append(Finding(name, "not installed", "note", f"only for {purpose}"))
     return found
 
 

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ def storage_error(action: str, path: Path, error: OSError, advice: str | None = 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = _free_megabytes(path)
         cause = "the disk is full" if error.errno == errno.ENOSPC else "the disk quota is used up"
-        cause += "" if free is None else f" ({free:.1f} MB free there)"
+        cause += "" if free is None else f" ({free:.1f} MB free there without the unfinished file)"
         advice = advice or "Free some space there, or choose a folder on another disk."
     elif error.errno in (errno.EACCES, errno.EPERM):
         cause = "no permission to write there"
@@ -60,6 +61,13 @@ def storage_error(action: str, path: Path, error: OSError, advice: str | None = 
         cause = error.strerror or str(error)
         advice = advice or "Choose another folder, or look at the disk."
     return StorageError(f"could not {action} {path}: {cause}. {advice}")
+
+
+def file_stem(name: str, *, unique: bool = True) -> str:
+    """``name`` as a file's name: letters and digits of any script, and ``._-``; the rest becomes ``_``, and with
+    ``unique`` six digits of a hash then keep names apart that would look alike."""
+    stem = re.sub(r"[^\w.-]+", "_", name)
+    return stem if stem == name or not unique else f"{stem}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"
 
 
 def _free_megabytes(path: Path) -> float | None:

@@ -213,10 +213,13 @@ def python_files(*folders: str) -> list[Path]:
 
 
 def our_variables() -> set[str]:
-    """Every MGRPO_ name that the code knows: whole string constants in Python, expansions in shell and make."""
+    """Every MGRPO_ name that the code knows: whole string constants in Python, expansions in shell and make, what C++
+    asks for."""
     found = set()
     for path in [*python_files("mgrpo", "kernels", "tests", "tools", "benchmarks"), ROOT / "setup.py"]:
         found |= {text for text in strings(path) if VARIABLE.fullmatch(text)}
+    for path in (ROOT / "csrc").rglob("*.h"):
+        found |= set(re.findall(r'getenv\("(MGRPO_[A-Z_]+)"\)', path.read_text("utf-8")))
     for path in (ROOT / "tools" / "install", ROOT / "Makefile", ROOT / ".ci" / "run"):
         found |= set(re.findall(r"\$[{(]?(MGRPO_[A-Z_]+)", path.read_text("utf-8")))
         found |= set(re.findall(r"^\w+: export (MGRPO_[A-Z_]+)", path.read_text("utf-8"), re.MULTILINE))

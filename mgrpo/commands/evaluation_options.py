@@ -117,7 +117,7 @@ class EvaluateConfig:
         if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise InputError(f"--seeds must be different whole numbers from 0, got {' '.join(map(str, self.seeds))}")
         require_seed(max(self.seeds), "--seeds")
-        for option, least in (("length", 4), ("stride", 0), ("samples", 1), ("windows_per_chunk", 0)):
+        for option, least in (("length", 4), ("stride", 0), ("samples", 0), ("windows_per_chunk", 0)):
             if getattr(self, option) < least:
                 raise InputError(f"--{option.replace('_', '-')} must be at least {least}, got {getattr(self, option)}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.inference import InferencePrecision, choose_precision
 from mgrpo.npz import write_npz
 from mgrpo.options import MOST_MEMBERS, option, require
-from mgrpo.storage import atomic_write, atomic_write_json, folder_for_results
+from mgrpo.storage import atomic_write, atomic_write_json, file_stem, folder_for_results
 from mgrpo.train.checkpoints import Checkpoint, load_model
 from mgrpo.train.device import resolve_device
 from mgrpo.train.progress import Progress, notice
@@ -213,9 +212,8 @@ def output_file(config: InferConfig, prepared: Prepared) -> Path:
     if out.suffix.lower() != ".npz":
         if out.is_file() or out.suffix:
             raise InputError(f"--out {out}: expected an .npz file or a folder")
-        name = re.sub(r"[^A-Za-z0-9._-]+", "_", prepared.trajectory.name)
         numbers = prepared.frame_nums
-        out = out / f"{name}_{numbers[0]}-{numbers[-1]}.npz"
+        out = out / f"{file_stem(prepared.trajectory.name, unique=False)}_{numbers[0]}-{numbers[-1]}.npz"
     elif out.is_dir():
         raise InputError(f"--out {out}: is a folder; give another name for the file")
     refuse_run_folder(out.parent, "--out")

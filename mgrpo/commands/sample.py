@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -28,7 +27,7 @@ from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import PredictedMotion, decode_motion
 from mgrpo.npz import write_npz
 from mgrpo.options import MOST_MEMBERS, MOST_NUMBER, require
-from mgrpo.storage import atomic_write, folder_for_results
+from mgrpo.storage import atomic_write, file_stem, folder_for_results
 from mgrpo.train.checkpoints import load_model
 from mgrpo.train.device import resolve_device
 from mgrpo.train.progress import Progress, notice
@@ -106,7 +105,7 @@ def run_sample(config: SampleConfig) -> int:
         motion = draw(denoiser.to(device), windows.to(device), body.to(device), config, transitions, stitching)
 
     first, last = config.start, config.start + windows.length - 1
-    stem = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', clip.name)}_{first}-{last}_seed{config.seed}"
+    stem = f"{file_stem(clip.name)}_{first}-{last}_seed{config.seed}"
     written = [config.out / f"{stem}.npz", config.out / f"{stem}_args.yaml"]
     with Progress("write", 3 if config.picture else 2, "files") as progress:
         numbers = np.arange(first, last + 1)
@@ -165,7 +164,7 @@ def clip_window(clip: MotionClip, body: BodyModel, start: int, length: int) -> M
             + (
                 f"At most --length {own - start} fits there"
                 if own - start >= 2
-                else f"--start can be at most {own - 2}"
+                else f"--start can be at most {own - length if own - length > 0 else own - 2}"
             )
         )
     part = slice(start - 1, start + length)

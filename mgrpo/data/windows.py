@@ -184,6 +184,8 @@ def cut_windows(clips: Sequence[MotionClip], body: BodyModel, length: int, strid
         InputError: no clips, a clip shorter than ``length + 1`` that is not a loop, bad numbers.
     """
     stride = length if stride is None else stride
+    if not isinstance(length, int) or not isinstance(stride, int):
+        raise InputError(f"cut_windows(): length and stride must be whole numbers, got {length!r} and {stride!r}")
     if length < 1 or stride < 1:
         raise InputError(f"cut_windows(): length and stride must be at least 1 frame, got {length} and {stride}")
     if not clips:
@@ -246,7 +248,7 @@ def _hand_quats(clip: MotionClip) -> Tensor:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training windows are varied. The defaults vary nothing but the heading."""
+    """How training windows are varied."""
 
     mirror_prob: float = 0.0
     """Probability that a window is mirrored (left and right exchanged)."""

@@ -61,6 +61,9 @@ def run_demo(config: DemoConfig, *, command: list[str] | None = None) -> Path:
     started = datetime.now(timezone.utc)
     out = config.output.expanduser()
     config = replace(config, output=out)
+    # Before anything is written: options that can't be used.
+    device = resolve_device(config.device)
+    prior_config, perceptual_config, grpo_config = stage_configs(config)
     if config.restart and out.exists():
         _remove_earlier(out)
     try:
@@ -70,8 +73,6 @@ def run_demo(config: DemoConfig, *, command: list[str] | None = None) -> Path:
         raise InputError(
             f"--output {out}: can't be used ({error.strerror or error}); choose a folder that can be written"
         ) from error
-    device = resolve_device(config.device)
-    prior_config, perceptual_config, grpo_config = stage_configs(config)
 
     _say(1, "the prior: a diffusion model learns to guess the body from the head's path")
     with clock.stage("prior"):

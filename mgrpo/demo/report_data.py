@@ -96,8 +96,8 @@ def demo_report(found: DemoResults) -> ReportData:
         evaluation_note=(
             f"{windows} windows of {config.data.length} frames from the clips "
             f"{', '.join(found.clip_names['held_out'])} (and their mirror images) "
-            f"that no stage has trained on; {config.evaluation_seeds} noise seeds with {config.evaluation_samples} "
-            "samples each; the same sampler "
+            f"that no stage has trained on; {_count(config.evaluation_seeds, 'noise seed')} with "
+            f"{_count(config.evaluation_samples, 'sample')} each; the same sampler "
             f"({config.grpo.sampler.kernel}, {config.grpo.sampler.steps} steps) and the same noise for both models."
         ),
         interval_note=_interval_note(prior, rows),
@@ -202,6 +202,10 @@ def _perceptual_panels(log: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
     )
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def health_panels(rows: Sequence[Mapping[str, Any]], config: DemoConfig) -> tuple[Panel, ...]:
     """Whether groups teach anything, and whether the policy moves gently."""
     log = [Log("GRPO", rows, gradient_clip=config.grpo.gradient_clip, clip_range=config.grpo.loss.clip_range)]
@@ -256,7 +260,7 @@ def printed_diversity(diversity: Sequence[DiversityAt]) -> str:
     parts = []
     for group in diversity_bars(diversity):
         bars = ", ".join(f"alpha {bar.label} {bar.mean:.2f} ± {bar.se:.2f}" for bar in group.bars)
-        parts.append(f"{group.title} ({group.unit or 'L2'}): {bars}")
+        parts.append(f"{group.title} ({group.unit}): {bars}")
     return "\n".join(["diversity inside groups", *(f"  {part}" for part in parts)])
 
 

@@ -69,6 +69,8 @@ class NoiseKeys:
                 f"NoiseKeys.condition must be an int64 tensor of shape (B,), got {condition.dtype} "
                 f"{tuple(condition.shape)}"
             )
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"NoiseKeys.seed must be a whole number from 0 to 2^64 - 1, got {self.seed}")
         if self.members < 1:
             raise InputError(f"NoiseKeys.members must be at least 1, got {self.members}")
         if isinstance(first, Tensor):

@@ -157,7 +157,7 @@ _INFOS = (
     MetricInfo(
         "diversity_l2",
         "Diversity*",
-        "",
+        "m",
         "paper",
         better="none",
         decimals=3,

@@ -72,7 +72,7 @@ PUBLISHED_ABLATIONS: tuple[PublishedRow, ...] = (
         for method, values in rows.items()
     ),
     *(
-        _row("table3", method, "amass", {"diversity_l2": PublishedNumber(value, "")}, _DIVERSITY)
+        _row("table3", method, "amass", {"diversity_l2": PublishedNumber(value, "m")}, _DIVERSITY)
         for method, value in _TABLE_3.items()
     ),
     *(

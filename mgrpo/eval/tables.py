@@ -70,8 +70,8 @@ class ResultTable:
     """Sentences under the table: how many windows, what the errors are, what the starred columns are."""
 
     def best(self, column: str) -> int | None:
-        """Index of the ``model`` row with the best mean in a column; None with fewer than two models or no better
-        direction."""
+        """Index of the ``model`` row with the best mean in a column; None with fewer than two models, no better
+        direction, or where another model's mean is printed the same."""
         info = next((one for one in self.columns if one.name == column), METRICS[column])
         models = [
             (row.cells[column].mean, index)
@@ -80,7 +80,9 @@ class ResultTable:
         ]
         if len(models) < 2 or info.better == "none":
             return None
-        return (min(models) if info.better == "lower" else max(models, key=lambda entry: (entry[0], -entry[1])))[1]
+        (best, index), (second, _) = sorted(models, reverse=info.better == "higher")[:2]
+        same = f"{info.scale * best:.{info.decimals}f}" == f"{info.scale * second:.{info.decimals}f}"
+        return None if same else index
 
 
 def result_table(

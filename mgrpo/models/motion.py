@@ -48,8 +48,10 @@ def decode_motion(
             matrices already are rotations.
 
     Raises:
-        InputError: shapes that don't fit.
+        InputError: shapes or dtypes that don't fit.
     """
+    if T_world_cpf.dtype != x.dtype:
+        raise InputError(f"decode_motion(): x is {x.dtype} and T_world_cpf {T_world_cpf.dtype}; convert one with .to()")
     state = unpack_state(layout, x)
     if T_world_cpf.ndim > x.ndim or T_world_cpf.shape[-1] != 7 or T_world_cpf.shape[-2] not in (1, x.shape[-2]):
         raise InputError(

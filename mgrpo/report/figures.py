@@ -279,7 +279,8 @@ def results_figure(data: ReportData) -> Figure | None:
     scale = change_scale(rows)
     note = (
         "Dot: mean of post-trained minus prior, window by window; line: its 95 % interval; arrowhead: the mean lies "
-        "beyond the axis. Blue: better, red: worse, grey: no clear change, or a metric without a good direction; "
+        "beyond the axis. Blue: better, red: worse, grey: no clear change (or one that rounds to zero), or a metric "
+        "without a good direction; "
         f"arrows after the names show that direction. {data.interval_note}"
     )
     width = 8.6

@@ -1,6 +1,7 @@
 """Sentences that follow from a report's numbers, and nothing beyond them.
 
-A metric counts as changed only if the 95 % interval of its paired difference excludes zero; a reward has risen only if
+A metric counts as changed only if the 95 % interval of its paired difference excludes zero and the difference does not
+round to zero in the decimals shown; a reward has risen only if
 its last tenth exceeds its first by more than two standard errors. Everything else is said to be unclear.
 """
 
@@ -93,7 +94,8 @@ def _averaging_findings(rows: Sequence[MetricRow]) -> list[Finding]:
         improved = row.better == "lower" and verdict(row) == "better"
         if average is not None and improved and average.mean < row.prior.mean:
             reach = f"{with_unit(fixed(average.mean, row.decimals), row.unit)} in {row.label}"
-            (beyond if row.post_trained.mean < average.mean else within).append(reach)
+            below = average.mean - row.post_trained.mean >= 0.5 * 10.0**-row.decimals
+            (beyond if below else within).append(reach)
     found = []
     if beyond:
         text = (

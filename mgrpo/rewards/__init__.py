@@ -56,7 +56,7 @@ compares the two: who changes the formula of a reward takes its line out."""
 
 def compute_rewards(batch: RewardBatch, names: tuple[str, ...]) -> Tensor:
     """The named rewards of a batch, ``(B, G, K)`` in the order of ``names``. Raises ValueError for a name that is not
-    in REWARDS."""
+    in REWARDS, and for none."""
     _check_known(names)
     return torch.stack([REWARDS[name](batch) for name in names], dim=-1)
 
@@ -121,6 +121,8 @@ def differentiable_rewards(batch: RewardBatch, body: BodyModel, names: tuple[str
 
 
 def _check_known(names: tuple[str, ...]) -> None:
+    if not names:
+        raise ValueError(f"no reward is named; the known ones are {', '.join(REWARDS)}")
     unknown = [name for name in names if name not in REWARDS]
     if unknown:
         raise ValueError(f"unknown reward {', '.join(unknown)}; the known ones are {', '.join(REWARDS)}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from mgrpo.errors import InputError
 from mgrpo.options import require
 
 if TYPE_CHECKING:
@@ -65,6 +66,14 @@ class RewardBatch:
     (label to label)."""
     perceptual: PerceptualModel | None = None
     """The trained perceptual model, needed by the visual reward only."""
+
+    def __post_init__(self) -> None:
+        predicted, recorded = self.prediction.joints22.shape, self.target.mask.shape
+        if len(predicted) != 5 or (predicted[0], predicted[2]) != tuple(recorded):
+            raise InputError(
+                f"RewardBatch: a target of {recorded[0]} windows of {recorded[1]} frames needs predicted joints22 of "
+                f"shape ({recorded[0]}, G, {recorded[1]}, 22, 3), got {tuple(predicted)}"
+            )
 
     @property
     def frame_mask(self) -> Tensor:

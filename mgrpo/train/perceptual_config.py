@@ -18,7 +18,7 @@ from .start import require_sound, unused_without_resume
 
 @dataclass(frozen=True)
 class PerceptualTrainingConfig:
-    """Train the perceptual model against samples of a prior. The defaults are those of the ``paper`` preset."""
+    """Train the perceptual model against samples of a prior."""
 
     prior: Path = Path("runs/prior")
     """Prior that makes the negatives: run folder, checkpoint, EgoAllo checkpoint, or folder written by

@@ -40,9 +40,12 @@ class NetworkPrecision:
         self.name = name
         self.device = device
         self._dtype = {"bf16": torch.bfloat16, "fp16-scaled": torch.float16}.get(name)
-        self.dtype = self._dtype or torch.float32
-        """What the layers compute in."""
         self._scaler = torch.amp.GradScaler(device.type) if name == "fp16-scaled" else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layers compute in."""
+        return self._dtype or torch.float32
 
     def applied_to(self, network: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """A function that calls ``network`` in this precision."""

@@ -100,6 +100,7 @@ class RunDir:
         """Step of the checkpoint that this start continues from; 0 for a fresh run."""
         self._lock = lock
         self._keep_every = keep_every
+        self._resumes_by_itself = False  # whether the same command, without --resume, goes on
         self._training: str | None = None
         self._best: dict[str, Any] | None = None
         self._log: MetricLog | None = None
@@ -143,8 +144,10 @@ class RunDir:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"run folder {folder}: a file of that name exists. Choose another folder.")
         make_folder(folder)
-        _refuse_foreign(folder, resuming=bool(resume))  # before the lock file is put there; again under the lock
+        if not (folder / LOCK_NAME).exists():  # else who works there is told first
+            _refuse_foreign(folder, resuming=bool(resume))  # before the lock file is put there; again under the lock
         run = cls(folder, _lock_folder(folder), command, keep_every)
+        run._resumes_by_itself = bool(resume) and command is not None and "--resume" not in command
         try:
             run._open(config, resume, tuple(may_change), iterations, tensorboard)
         except BaseException:
@@ -185,7 +188,7 @@ class RunDir:
             raise InputError(
                 f"run folder {self.path}: there is no run to resume from {resume!r}. Leave that option out."
             )
-        if resume and checkpoint is None:
+        if resume and checkpoint is None and (stored.is_file() or not self._resumes_by_itself):
             notice(f"{self.path}: nothing saved yet, starting from the beginning")
         make_folder(self.checkpoints)
         self._go_back_to(checkpoint)
@@ -410,7 +413,7 @@ class RunDir:
             for word, before in zip(words, ["", *words])
             if word.partition("=")[0] not in _RESUME_FROM and before not in _RESUME_FROM
         ]
-        return shlex.join(kept if "--resume" in kept else [*kept, "--resume"])
+        return shlex.join(kept if self._resumes_by_itself or "--resume" in kept else [*kept, "--resume"])
 
     def close(self) -> None:
         """Close the logs and free the folder for other processes. Safe to call twice."""

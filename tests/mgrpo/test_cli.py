@@ -117,6 +117,17 @@ def test_help_of_every_command(command: Command, capsys: pytest.CaptureFixture[s
     assert shown.startswith(f"usage: mgrpo {' '.join(command.words)} [-h]") and "{fixed}" not in shown
 
 
+def test_help_is_wrapped_by_the_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not where a docstring's lines end, too."""
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["evaluate", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "It also keeps what is finished: the same command goes on there, another evaluation is refused." in shown
+    assert "`paper` (MotionGRPO's Table 1) or `mgrpo`" in shown  # the second line begins with no letter
+
+
 def test_presets_come_after_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     command = next(command for command in COMMANDS if command.presets)
     presets = getattr(importlib.import_module(command.module), typing.cast(str, command.presets))

@@ -353,7 +353,7 @@ TRAJECTORY_DAMAGE: dict[str, tuple[Any, str]] = {
     "cut": (lambda s: s[:-40], "cut off or damaged"),
     "word": (lambda s: s.replace(",-1,", ",-1,x", 1), "expected numbers"),
     "NaN": (lambda s: _scaled(s, float("nan")), "qw_world_device is not finite in data row 5"),
-    "empty": (lambda s: "", "needs the column"),
+    "empty": (lambda s: "", "the file is empty; expected a device trajectory"),
     "one row": (lambda s: "\n".join(s.split("\n")[:2]), "1 pose(s); at least 2"),
     "gravity": (lambda s: s.replace("-9.81", "-0.1"), "gravity has length"),
     "quaternion": (lambda s: _scaled(s), "has length"),

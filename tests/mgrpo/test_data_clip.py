@@ -162,7 +162,7 @@ def test_overwriting_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def full_disk(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez_compressed", full_disk)
+    monkeypatch.setattr(np.lib.format, "write_array", full_disk)
     with pytest.raises(InputError, match="No space left on device"):
         save_clip(path, clip_of(9))
     assert path.read_bytes() == before

@@ -63,6 +63,12 @@ def same(a: MotionWindows, b: MotionWindows) -> bool:
 # Cutting
 
 
+def test_numbers_of_frames_are_whole(clips: list[MotionClip], body: BodyModel) -> None:
+    for length, stride in ((32.5, None), (20, 2.5)):
+        with pytest.raises(InputError, match="length and stride must be whole numbers, got"):
+            cut_windows(clips[:1], body, length, stride)  # type: ignore[arg-type]
+
+
 def test_windows_are_slices_of_the_clip(clips: list[MotionClip], body: BodyModel) -> None:
     clip = named(clips, "cartwheel")[0]
     length, stride = 20, 7

@@ -90,3 +90,9 @@ def test_errors(body: BodyModel, tiny: torch.Generator) -> None:
             decode_motion(StateLayout(False), x, wrong, body)
     with pytest.raises(InputError, match="496 channels"):
         decode_motion(StateLayout(True), x, T_world_cpf, body)
+
+
+def test_another_dtype_of_the_head_is_explained(body: BodyModel) -> None:
+    x, _, T_world_cpf = states((2, 3), False, torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match=r"x is torch.float64 and T_world_cpf torch.float32; convert one"):
+        decode_motion(StateLayout(False), x.double(), T_world_cpf, body)

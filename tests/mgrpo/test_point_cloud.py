@@ -124,7 +124,7 @@ def test_quoted_cells_and_empty_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "needs the column x; the header has: $"),
+        ("", "the file is empty; expected a table"),
         ("y\n1\n", "needs the column x; the header has: y"),
         ("x,y\n1,2\n3\n", "line 3: 1 values, the header has 2"),
         ("x,y\n1,2\nthree,2\n", "line 3: could not convert string to float: 'three'; expected numbers"),

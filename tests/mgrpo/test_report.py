@@ -358,6 +358,15 @@ def test_findings_state_numbers_and_warn() -> None:
     assert headline_sentence(data) == "On held-out motion, post-training improved MPJPE."
 
 
+@pytest.mark.parametrize(("average", "beyond"), [(115.0, True), (107.72, True), (107.7, False), (107.68, False)])
+def test_averaging_is_beaten_only_by_a_number_that_shows_it(average: float, beyond: bool) -> None:
+    """The row's mean is 107.66 and is printed with one decimal."""
+    row = make_row("mpjpe_mm", -12.34, 1.5, label="MPJPE", prior_mean_of_samples=Estimate(average, 2.0))
+    joined = "\n".join(finding.text for finding in compute_findings(make_data(metrics=(row,))))
+    assert ("losing variance alone would not reach" in joined) == beyond
+    assert ("a gain of this size can come from" in joined) == (not beyond)
+
+
 def test_headline_is_honest_about_failure() -> None:
     data = make_data(metrics=(make_row("a", 9, 1, label="A"), make_row("b", 0.1, 1, label="B")))
     assert headline_sentence(data) == "On held-out motion, post-training worsened A; it did not clearly change B."

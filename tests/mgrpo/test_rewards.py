@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mgrpo.errors import InputError
 from mgrpo.geometry import axis_angle_to_rotmat
 from mgrpo.rewards import REWARDS, RewardBatch, RewardScales, compute_rewards
 
@@ -179,3 +180,13 @@ def test_rewards_come_in_the_order_of_their_names():
     both = compute_rewards(batch, ("velocity", "position"))
     torch.testing.assert_close(both[..., 0], REWARDS["velocity"](batch))
     torch.testing.assert_close(both[..., 1], REWARDS["position"](batch))
+
+
+def test_what_does_not_fit_is_explained():
+    batch = make_batch(0.05)
+    with pytest.raises(ValueError, match="no reward is named; the known ones are visual, position"):
+        compute_rewards(batch, ())
+    for cut in (lambda x: x[:-1], lambda x: x[:, :, :-1]):
+        prediction = SimpleNamespace(**{name: cut(value) for name, value in vars(batch.prediction).items()})
+        with pytest.raises(InputError, match=r"needs predicted joints22 of shape \(\d+, G, \d+, 22, 3\), got"):
+            RewardBatch(prediction=prediction, target=batch.target)

@@ -62,7 +62,7 @@ def test_frames_beyond_the_end_are_explained(looping, body):
         clip_window(clip, body, own + 9, 0)
     with pytest.raises(InputError, match=rf"--length {own} ask for 2 to {own + 1}. At most --length {own - 2} fits"):
         clip_window(clip, body, 2, own)
-    with pytest.raises(InputError, match=rf"--start can be at most {own - 2}$"):
+    with pytest.raises(InputError, match=rf"--start can be at most {own - 4}$"):
         clip_window(clip, body, own - 1, 4)
 
 

@@ -340,3 +340,9 @@ def test_errors(model: Denoiser, cond: torch.Tensor) -> None:
         keys([0], 1, first_member=-1)
     with pytest.raises(InputError, match="first_member"):
         keys([0], 1, first_member=torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seeds_that_noise_cannot_be_keyed_by_are_refused(seed: int) -> None:
+    with pytest.raises(InputError, match=f"NoiseKeys.seed must be a whole number from 0 to .*, got {seed}"):
+        keys([0], 2, seed=seed)

@@ -102,3 +102,12 @@ def test_a_lock_that_cannot_be_made_is_an_error_of_the_disk(tmp_path: Path) -> N
         FileLock(tmp_path / "none" / ".lock", "folder x")
     with pytest.raises(storage.StorageError, match="could not write"):
         atomic_write(tmp_path / "none" / "a", "x")
+
+
+def test_names_that_look_alike_get_files_of_their_own() -> None:
+    assert storage.file_stem("dance_b.2-1") == "dance_b.2-1"
+    names = ["日本", "中国", "a b", "a_b", "a/b", "a\tb", "é", "e"]
+    stems = [storage.file_stem(name) for name in names]
+    assert len(set(stems)) == len(names) and stems[0] == "日本"
+    for stem in stems:
+        assert not set(stem) & set('/\\:*?"<>| \t')

@@ -129,6 +129,21 @@ def test_a_folder_that_cannot_be_made_is_explained(tmp_path):
         run_demo(small(tmp_path / "file" / "below"))
 
 
+def test_a_refused_demo_leaves_nothing(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "stages.json").write_text("{}")
+    config = small(tmp_path / "new")
+    wrong_device = replace(config, device="cuda:77")
+    wrong_stage = replace(config, prior=replace(config.prior, seed=5))
+    for one in (wrong_device, wrong_stage):
+        with pytest.raises(InputError):
+            run_demo(one)
+        assert not (tmp_path / "new").exists()
+        with pytest.raises(InputError):
+            run_demo(replace(one, output=tmp_path / "old", restart=True))
+        assert (tmp_path / "old" / "stages.json").exists()
+
+
 def test_stages_share_motion_seed_and_folders(tmp_path):
     prior, perceptual, grpo = stage_configs(replace(small(tmp_path), seed=7))
     assert prior.seed == perceptual.seed == grpo.seed == 7 and prior.data == perceptual.data == grpo.data

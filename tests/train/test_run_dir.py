@@ -514,6 +514,28 @@ def test_resume_command(tmp_path: Path, run: RunDir) -> None:
         assert "resume=True" in other.resume_command()
 
 
+def test_who_works_in_a_folder_is_told_before_what_it_holds(tmp_path: Path) -> None:
+    """Nobody should be advised to delete a run that is going on."""
+    with create(tmp_path / "run"), pytest.raises(InputError, match="in use by another process"):
+        create(tmp_path / "run")
+    with pytest.raises(InputError, match="not empty"):
+        create(tmp_path / "run")
+
+
+def test_a_command_that_resumes_by_itself_is_repeated_as_it_was(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["/usr/bin/mgrpo", "demo", "--output", "x"]
+    with create(tmp_path / "run", command=command, resume=True) as run:
+        assert run.resume_command() == "mgrpo demo --output x"
+    assert "nothing saved yet" not in capfd.readouterr().err
+    with create(tmp_path / "run", command=command, resume=True):
+        assert "nothing saved yet" in capfd.readouterr().err
+    with create(tmp_path / "b", command=["mgrpo", "train", "prior", "--resume"], resume=True) as run:
+        assert run.resume_command() == "mgrpo train prior --resume"
+    assert "nothing saved yet" in capfd.readouterr().err
+
+
 # --- disks that refuse
 
 
