@@ -67,7 +67,9 @@ def file_stem(name: str, *, unique: bool = True) -> str:
     """``name`` as a file's name: letters and digits of any script, and ``._-``; the rest becomes ``_``, and with
     ``unique`` six digits of a hash then keep names apart that would look alike."""
     stem = re.sub(r"[^\w.-]+", "_", name)
-    return stem if stem == name or not unique else f"{stem}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"
+    if stem == name or not unique:
+        return stem
+    return f"{stem}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"
 
 
 def _free_megabytes(path: Path) -> float | None:
