@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mgrpo.kernels._rotations import geodesic_angle, quat_conjugate, quat_multiply
+
 
 def _small(dtype: torch.dtype) -> float:
     """Squared-angle threshold below which Taylor series replace the closed forms."""
@@ -25,26 +27,6 @@ def quat_normalize(quat: Tensor) -> Tensor:
     identity = torch.zeros_like(quat)
     identity[..., 0] = 1.0
     return torch.where(norm == 0, identity, quat / norm.clamp_min(torch.finfo(quat.dtype).tiny))
-
-
-def quat_multiply(a: Tensor, b: Tensor) -> Tensor:
-    """Hamilton product of wxyz quaternions ``(…, 4)``: rotate by ``b`` first, then by ``a``."""
-    aw, ax, ay, az = a.unbind(-1)
-    bw, bx, by, bz = b.unbind(-1)
-    return torch.stack(
-        (
-            aw * bw - ax * bx - ay * by - az * bz,
-            aw * bx + ax * bw + ay * bz - az * by,
-            aw * by - ax * bz + ay * bw + az * bx,
-            aw * bz + ax * by - ay * bx + az * bw,
-        ),
-        dim=-1,
-    )
-
-
-def quat_conjugate(quat: Tensor) -> Tensor:
-    """Conjugate of wxyz quaternions ``(…, 4)``: the inverse where they are unit."""
-    return torch.cat((quat[..., :1], -quat[..., 1:]), dim=-1)
 
 
 def quat_apply(quat: Tensor, points: Tensor) -> Tensor:
@@ -143,26 +125,6 @@ def rot6d_to_rotmat(rot6d: Tensor) -> Tensor:
     return torch.stack((first, second, torch.linalg.cross(first, second, dim=-1)), dim=-1)
 
 
-def geodesic_angle(rotmat_a: Tensor, rotmat_b: Tensor) -> Tensor:
-    """Angle in radians ``(…)`` of the rotation between ``(…, 3, 3)`` rotation matrices (paper equation 19), accurate
-    also near 0 and π.
-
-    The arc cosine of the trace loses half of the digits near zero; this uses ``atan2`` of the sine (from the
-    antisymmetric part) and cosine. NaN where an entry is not finite: of an infinite one ``atan2`` would make an angle.
-    """
-    relative = rotmat_a.transpose(-1, -2) @ rotmat_b
-    axial = torch.stack(
-        (
-            relative[..., 2, 1] - relative[..., 1, 2],
-            relative[..., 0, 2] - relative[..., 2, 0],
-            relative[..., 1, 0] - relative[..., 0, 1],
-        ),
-        dim=-1,
-    )
-    trace = relative.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return torch.atan2(axial.norm(dim=-1), trace - 1) + 0.0 * relative.detach().sum((-2, -1))
-
-
 def yaw_rotation(angle: Tensor) -> Tensor:
     """Unit quaternions wxyz ``(…, 4)`` of a turn by ``angle (…)`` radians about the world's up axis (+z)."""
     zero = torch.zeros_like(angle)
@@ -205,3 +167,28 @@ def se3_inverse(T_a_b: Tensor) -> Tensor:
     """``T_b_a (…, 7)`` of ``T_a_b (…, 7)`` with unit quaternions."""
     inverse = quat_conjugate(T_a_b[..., :4])
     return se3(inverse, -quat_apply(inverse, T_a_b[..., 4:]))
+
+
+__all__ = [
+    "axis_angle_to_quat",
+    "axis_angle_to_rotmat",
+    "geodesic_angle",
+    "quat_apply",
+    "quat_conjugate",
+    "quat_multiply",
+    "quat_normalize",
+    "quat_to_axis_angle",
+    "quat_to_rotmat",
+    "rot6d_to_rotmat",
+    "rotmat_to_axis_angle",
+    "rotmat_to_quat",
+    "rotmat_to_rot6d",
+    "se3",
+    "se3_apply",
+    "se3_from_rotmat",
+    "se3_inverse",
+    "se3_multiply",
+    "se3_rotation",
+    "se3_translation",
+    "yaw_rotation",
+]
