@@ -51,6 +51,7 @@ CXX_FLAGS = [
 
 
 def main() -> None:
+    """Decide what is built, say what is not, and hand over to setuptools."""
     choice = os.environ.get("MGRPO_BUILD", "auto")
     if choice not in CHOICES:
         sys.exit(f"mgrpo: MGRPO_BUILD must be one of {', '.join(CHOICES)}, got {choice!r}")
@@ -88,6 +89,7 @@ def report(what: str, problem: str, cost: str) -> None:
 
 
 def torch_has_cuda() -> bool:
+    """Whether the torch at hand is a build for CUDA, GPU or not."""
     import torch
 
     return torch.version.cuda is not None
