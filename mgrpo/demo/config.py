@@ -84,8 +84,11 @@ class DemoConfig:
     """Seed of everything; replaces the seeds of the stages."""
     data: MotionDataConfig = field(default_factory=_demo_data)
     prior: PriorConfig = field(default_factory=_demo_prior)
+    """The prior's training, option by option; the demo itself sets its data, seed, device, output and resume."""
     perceptual: PerceptualTrainingConfig = field(default_factory=_demo_perceptual)
+    """The perceptual model's training, option by option; the demo itself sets its data, seed, device, output, resume and prior."""
     grpo: GrpoConfig = field(default_factory=_demo_grpo)
+    """Post-training with GRPO, option by option; the demo itself sets its data, seed, device, output, resume, prior and perceptual."""
     evaluation_seeds: int = 4
     """Noise seeds of the evaluation on held-out clips."""
     evaluation_samples: int = 4
