@@ -29,7 +29,7 @@ from typing import Any
 from mgrpo import __version__
 from mgrpo.errors import InputError, MgrpoError
 from mgrpo.options import command_options, refuse_unused
-from mgrpo.terminal import write_anywhere
+from mgrpo.terminal import loading_shown, write_anywhere
 
 
 @dataclass(frozen=True)
@@ -351,7 +351,8 @@ def _run(words: list[str]) -> int:
     if isinstance(command, int):
         return command
     rest = words[len(command.words) :]
-    module = importlib.import_module(command.module)
+    with loading_shown():
+        module = importlib.import_module(command.module)
     _check_backend_variable()
     with command_options(getattr(module, command.config)):
         config = _parse(command, module, rest)

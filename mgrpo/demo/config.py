@@ -86,9 +86,11 @@ class DemoConfig:
     prior: PriorConfig = field(default_factory=_demo_prior)
     """The prior's training, option by option; the demo itself sets its data, seed, device, output and resume."""
     perceptual: PerceptualTrainingConfig = field(default_factory=_demo_perceptual)
-    """The perceptual model's training, option by option; the demo itself sets its data, seed, device, output, resume and prior."""
+    """The perceptual model's training, option by option; the demo itself sets its data, seed, device, output, resume
+    and prior."""
     grpo: GrpoConfig = field(default_factory=_demo_grpo)
-    """Post-training with GRPO, option by option; the demo itself sets its data, seed, device, output, resume, prior and perceptual."""
+    """Post-training with GRPO, option by option; the demo itself sets its data, seed, device, output, resume, prior and
+    perceptual."""
     evaluation_seeds: int = 4
     """Noise seeds of the evaluation on held-out clips."""
     evaluation_samples: int = 4

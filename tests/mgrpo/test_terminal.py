@@ -1,4 +1,4 @@
-"""Output where the locale isn't Unicode: every text is written, in a plain spelling, and nothing ends the program."""
+"""Terminals: every text is written where the locale isn't Unicode too, and slow loading is told."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from mgrpo.terminal import plain, write_anywhere
+from mgrpo.terminal import loading_shown, plain, write_anywhere
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,3 +45,31 @@ def test_the_command_answers_without_unicode() -> None:
     assert b" ok " in done.stdout
     for text in (done.stdout, done.stderr):
         assert text.isascii() and b"\\u" not in text and b"\x1b" not in text and b"\r" not in text
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "setting", "takes", "told"),
+    [
+        (_Terminal, "", 0.5, True),
+        (_Terminal, "", 0.0, False),
+        (_Terminal, "off", 0.5, False),
+        (io.StringIO, "", 0.5, False),
+    ],
+)
+def test_slow_loading_is_told_on_a_terminal_and_wiped(
+    monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO], setting: str, takes: float, told: bool
+) -> None:
+    written = stream()
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setenv("MGRPO_PROGRESS", setting)
+    with pytest.raises(ImportError), loading_shown(after=0.1 if takes else 60.0):
+        time.sleep(takes)
+        assert written.getvalue() == ("loading ..." if told else "")
+        raise ImportError
+    assert (written.getvalue().split("\r")[1:] == [" " * len("loading ..."), ""]) == told
+    assert told or not written.getvalue()
