@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("kernels", "errors", "terminal"),
+    ("kernels", "errors", "terminal", "command_list"),
     ("storage",),
     ("geometry", "npz", "tensor_files", "config_record", "options"),
     ("body",),
@@ -45,6 +45,7 @@ OUTSIDE: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
     "storage": frozenset(),
     "terminal": frozenset(),
+    "command_list": frozenset(),
     "geometry": frozenset({"torch"}),
     "npz": frozenset({"numpy"}),
     "viz": frozenset({"numpy", "PIL", "imageio_ffmpeg", "viser"}),

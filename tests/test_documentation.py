@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from mgrpo import cli
+from mgrpo.command_list import COMMANDS, ENVIRONMENT, Command
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,17 +69,17 @@ def commands() -> Iterator[tuple[Block, list[str]]]:
 
 
 PYTHON = [block for page in PAGES for block in blocks(page, "python")]
-COMMANDS = list(commands())
-MGRPO = [(block, words[1:]) for block, words in COMMANDS if words[0] == "mgrpo"]
-MAKE = [(block, words[1:]) for block, words in COMMANDS if words[0] == "make"]
+SHOWN = list(commands())
+MGRPO = [(block, words[1:]) for block, words in SHOWN if words[0] == "mgrpo"]
+MAKE = [(block, words[1:]) for block, words in SHOWN if words[0] == "make"]
 
 
 def test_the_readme_has_what_a_newcomer_needs() -> None:
-    shown = [" ".join(words) for block, words in COMMANDS if block.page.name == "README.md"]
+    shown = [" ".join(words) for block, words in SHOWN if block.page.name == "README.md"]
     assert shown[:2] == ["make demo", "make test"]
     assert len([block for block in PYTHON if block.page.name == "README.md"]) >= 2
-    shown_commands = {command.words for command in cli.COMMANDS for _, words in MGRPO if starts_with(words, command)}
-    assert shown_commands >= {command.words for command in cli.COMMANDS} - {("demo",)}
+    shown_commands = {command.words for command in COMMANDS for _, words in MGRPO if starts_with(words, command)}
+    assert shown_commands >= {command.words for command in COMMANDS} - {("demo",)}
 
 
 def test_the_api_fits_into_fifteen_lines() -> None:
@@ -95,7 +96,7 @@ def test_python_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     runpy.run_path(str(script), run_name="__main__")
 
 
-def starts_with(words: list[str], command: cli.Command) -> bool:
+def starts_with(words: list[str], command: Command) -> bool:
     return tuple(words[: len(command.words)]) == command.words
 
 
@@ -106,7 +107,7 @@ def test_commands_parse(
     block: Block, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command exists and takes the options shown; it is not run."""
-    command = next((command for command in cli.COMMANDS if starts_with(words, command)), None)
+    command = next((command for command in COMMANDS if starts_with(words, command)), None)
     assert command is not None, f"{block.label}: there is no command {' '.join(words)}"
     module, taken = importlib.import_module(command.module), []
 
@@ -122,13 +123,13 @@ def test_commands_in_running_text_exist() -> None:
     for page in PAGES:
         for text in re.findall(r"`mgrpo ([a-z][^`]*)`", page.read_text("utf-8")):
             words = text.split()
-            assert any(starts_with(words, command) for command in cli.COMMANDS), f"{page.name}: mgrpo {text}"
+            assert any(starts_with(words, command) for command in COMMANDS), f"{page.name}: mgrpo {text}"
 
 
 def test_options_in_running_text_exist(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     help_texts = []
-    for command in cli.COMMANDS:
+    for command in COMMANDS:
         assert cli.main([*command.words, "--help"]) == 0
         help_texts.append(capsys.readouterr().out)
     others = {"--no-build-isolation", "--index-url", "--write"}  # of pip and tools/triton_resources.py
@@ -247,7 +248,7 @@ def test_every_variable_that_is_read_is_documented() -> None:
 
 
 def test_the_command_line_lists_variables_of_the_page() -> None:
-    assert {name for name, _ in cli.ENVIRONMENT} <= documented_variables()
+    assert {name for name, _ in ENVIRONMENT} <= documented_variables()
 
 
 def test_variables_in_the_pages_exist() -> None:

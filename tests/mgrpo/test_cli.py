@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 
 from mgrpo import __version__, cli
-from mgrpo.cli import COMMANDS, Command, main
+from mgrpo.cli import main
+from mgrpo.command_list import COMMANDS, Command
 from mgrpo.errors import InputError, MgrpoError
 from mgrpo.train.interrupt import TrainingInterrupted
 
