@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
         device="cpu",
     )
     with open_processes(training.device) as processes:
-        precision = NetworkPrecision("fp32", processes.device)
+        precision = NetworkPrecision(training.execution.precision, processes.device)
         print(post_train(policy, task, training, processes=processes, precision=precision))
 
 
