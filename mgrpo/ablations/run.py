@@ -63,7 +63,7 @@ def run_ablation(name: str, config: AblateConfig, *, command: Sequence[str] | No
         summarise(plan, output)
         return 0
     for device in config.devices:
-        resolve_device(device)
+        resolve_device(device, option="--devices")
     # Motion that can't be used should be known now, not after the first training.
     evaluation_windows(plan_data(plan), config.data_test, config.test_windows)
     make_folder(output)
@@ -95,6 +95,8 @@ def summarise(plan: Plan, output: Path) -> None:
     data: tuple[Dataset, ...] = ("amass", "rich")
     written = write_results(results, folder, data)
     figure = write_figure(results, folder / "figure.png")
+    if figure is None:  # one of an earlier start would be taken for this table's
+        (folder / "figure.png").unlink(missing_ok=True)
     print_results(results)
     names = [path.name for path in (*written, *([figure] if figure else []))]
     print(f"written: {folder}/{{{','.join(names)}}}")
