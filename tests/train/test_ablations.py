@@ -8,7 +8,10 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import shutil
+import signal
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +41,7 @@ from mgrpo.models.denoiser import DENOISER_PRESETS
 from mgrpo.train.grpo_config import GRPO_PRESETS
 from mgrpo.train.interrupt import TrainingInterrupted
 from mgrpo.train.motion_data import MotionDataConfig
+from mgrpo.train.progress import Progress
 
 _spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
 files = importlib.util.module_from_spec(_spec)
@@ -349,6 +353,32 @@ def test_a_damaged_record_can_be_deleted(name, text, clips, tmp_path, finished):
     path.unlink()
     assert run_ablation("table2", config) == 0
     assert result_of(config)["tables"] == result_of(finished)["tables"]
+
+
+@pytest.mark.parametrize("where", ["in a training", "between two"])
+def test_a_signal_during_the_estimate_leaves_nothing_behind(where, clips, tmp_path, monkeypatch):
+    """And tells how to go on with the ablation, not with what was timed."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "temporary").mkdir()
+    train, update = stages._TRAININGS["prior"], Progress.update
+
+    def signalled(self, *args, **values):
+        if where == "in a training" and self.label == "prior":
+            os.kill(os.getpid(), signal.SIGTERM)
+        update(self, *args, **values)
+
+    def train_and_signal(config):
+        train(config)
+        if where == "between two":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "update", signalled)
+    monkeypatch.setitem(stages._TRAININGS, "prior", train_and_signal)
+    config = tiny(Table2Config, clips, tmp_path / "out", seeds=(0,), rows=("vanilla",), estimate=True)
+    with pytest.raises(TrainingInterrupted, match=r"stopped by SIGTERM; continue with: mgrpo ablate table2"):
+        run_ablation("table2", config, command=["mgrpo", "ablate", "table2"])
+    assert not list((tmp_path / "temporary").glob("mgrpo-estimate-*"))
 
 
 def test_no_figure_of_another_table_stays(finished):
