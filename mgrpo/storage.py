@@ -387,12 +387,15 @@ def read_bytes(path: Path, what: str, *, limit: int | None = None) -> bytes:
         raise InputError(f"{what} can't be read: {path}: {error.strerror or error}.") from error
 
 
-def read_json(path: Path, what: str, *, limit: int | None = None) -> Any:
-    """Read a JSON file; `InputError` when it is missing, damaged or longer than `limit` bytes, naming it as `what`."""
+def read_json(
+    path: Path, what: str, *, limit: int | None = None, advice: str = "Use another checkpoint, or restore the file."
+) -> Any:
+    """Read a JSON file; `InputError` when it is missing, damaged or longer than `limit` bytes, naming it as `what`;
+    `advice` says what to do about a damaged one."""
     data = read_bytes(path, what, limit=limit)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{what} is damaged: {path} is not valid JSON ({error}). Use another checkpoint, or restore the file."
+            f"{what} is damaged: {path} is not valid JSON ({error}). {advice}"
         ) from error

@@ -6,7 +6,8 @@ of a policy and a task is `mgrpo.grpo.policy.PlainPolicy` and `mgrpo.grpo.task.T
 
     python docs/examples/action_policy.py --output runs/action
 
-Takes about two minutes on two CPU cores. `mgrpo report runs/action` draws its curves.
+Takes about two minutes on two CPU cores; under torchrun several processes share it. `mgrpo report runs/action` draws
+its curves.
 """
 
 from __future__ import annotations
@@ -167,6 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/action"), help="run folder")
     parser.add_argument("--pretraining", type=int, default=1500, help="optimiser steps of the prior")
     parser.add_argument("--iterations", type=int, default=80, help="rollouts")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run folder")
     options = parser.parse_args(arguments)
 
     torch.manual_seed(0)
@@ -178,6 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
     training = PostTrainingConfig(
         output=options.output,
         iterations=options.iterations,
+        resume=options.resume,
         conditions=16,
         group_size=8,
         learning_rate=2e-5,
@@ -187,8 +190,10 @@ def main(arguments: list[str] | None = None) -> None:
         device="cpu",
     )
     with open_processes(training.device) as processes:
-        precision = NetworkPrecision("fp32", processes.device)
-        print(post_train(policy, task, training, processes=processes, precision=precision))
+        precision = NetworkPrecision(training.execution.precision, processes.device)
+        last = post_train(policy, task, training, processes=processes, precision=precision)
+        if processes.main:
+            print(last)
 
 
 if __name__ == "__main__":

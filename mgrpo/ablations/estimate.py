@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from mgrpo.train.interrupt import GracefulStop
 from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.progress import notice
 
@@ -17,8 +18,9 @@ from .plan import Plan, Stage
 from .stages import carry_out, read_record
 
 
-def estimate_seconds(plan: Plan, output: Path, device: str) -> dict[str, float]:
-    """Seconds that each unfinished training of the plan will take on its own, evaluations left out.
+def estimate_seconds(plan: Plan, output: Path, device: str, stop: GracefulStop | None = None) -> dict[str, float]:
+    """Seconds that each unfinished training of the plan will take on its own, evaluations left out; what is known so
+    far once ``stop`` is requested.
 
     Kinds that have finished before are taken from their records; the others are timed on their first stage, with
     networks trained as shortly. Validations are left out. A kind that fails is left to fail in its turn.
@@ -32,17 +34,19 @@ def estimate_seconds(plan: Plan, output: Path, device: str) -> dict[str, float]:
     kinds = {stage.kind for stage in waiting if hasattr(stage.config, "iterations")}
     if missing := kinds - set(rates):
         with tempfile.TemporaryDirectory(prefix="mgrpo-estimate-") as folder, _quietly():
-            rates |= _timed(plan, missing, Path(folder), device)
+            rates |= _timed(plan, missing, Path(folder), device, stop)
     return {stage.name: rates[stage.kind] * stage.config.iterations for stage in waiting if stage.kind in rates}
 
 
-def _timed(plan: Plan, kinds: set[str], folder: Path, device: str) -> dict[str, float]:
+def _timed(plan: Plan, kinds: set[str], folder: Path, device: str, stop: GracefulStop | None) -> dict[str, float]:
     """Seconds of an iteration of each kind."""
     found: dict[str, float] = {}
     for kind in ("prior", "perceptual", *sorted(kinds - {"prior", "perceptual"})):
         stage = next((stage for stage in plan.stages if stage.kind == kind), None)
         if stage is None:
             continue
+        if stop is not None and stop.requested:  # between two trainings, each of which takes signals itself
+            return found
         short = _short(stage, folder)
         record = carry_out(short, folder, device)
         if record["state"] != "finished":

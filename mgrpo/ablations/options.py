@@ -125,6 +125,11 @@ class AblateConfig:
             raise InputError("--devices needs at least one device")
         require(self, "jobs", "evaluation_seeds", "evaluation_samples", at_least=1)
         require(self, "test_windows", at_least=0)
+        if len(self.devices) > self.jobs:
+            raise InputError(
+                f"--devices names {len(self.devices)} devices, but --jobs {self.jobs} uses no more than "
+                f"{self.jobs}: give --jobs {len(self.devices)}"
+            )
         if self.dry_run and self.summarise:
             raise InputError("--dry-run and --summarise exclude each other: choose one")
         if self.data.motion != MotionDataConfig().motion:

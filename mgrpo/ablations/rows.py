@@ -220,8 +220,14 @@ ABLATIONS: dict[str, Ablation] = {
 
 def chosen_rows(ablation: Ablation, config: AblateConfig) -> tuple[Row, ...]:
     """The rows that the options select, with all that they need, in the table's order. Raises InputError for names that
-    the ablation doesn't have."""
-    rows = {row.name: row for row in ablation.rows(config)}
+    the ablation doesn't have, or has twice."""
+    rows: dict[str, Row] = {}
+    for row in ablation.rows(config):
+        if row.name in rows:
+            raise InputError(
+                f"two rows of {ablation.name} would be called {row.name}: give values that differ in six digits"
+            )
+        rows[row.name] = row
     if unknown := [name for name in config.rows if name not in rows]:
         raise InputError(f"--rows: {ablation.name} has no {', '.join(unknown)}; it has {', '.join(rows)}")
     wanted = set(config.rows or rows)

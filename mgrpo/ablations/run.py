@@ -15,6 +15,7 @@ from mgrpo.errors import InputError
 from mgrpo.eval.published import Dataset
 from mgrpo.storage import FileLock, atomic_write_json, make_folder
 from mgrpo.train.device import resolve_device
+from mgrpo.train.interrupt import TrainingInterrupted, graceful_interrupt
 from mgrpo.train.progress import format_seconds, notice
 from mgrpo.train.provenance import provenance
 
@@ -39,7 +40,7 @@ from .options import (
 )
 from .plan import Plan, keep_plan, make_plan
 from .results import gather
-from .schedule import Outcome, carry_out_plan
+from .schedule import Continuation, Outcome, as_ablation, carry_out_plan
 from .stages import evaluation_windows, read_record
 from .table import print_results, write_results
 
@@ -63,7 +64,7 @@ def run_ablation(name: str, config: AblateConfig, *, command: Sequence[str] | No
         summarise(plan, output)
         return 0
     for device in config.devices:
-        resolve_device(device)
+        resolve_device(device, option="--devices")
     # Motion that can't be used should be known now, not after the first training.
     evaluation_windows(plan_data(plan), config.data_test, config.test_windows)
     make_folder(output)
@@ -72,9 +73,10 @@ def run_ablation(name: str, config: AblateConfig, *, command: Sequence[str] | No
         make_folder(output / name)
         record, _ = provenance(None if command is None else list(command), resumed_from_step=None)
         atomic_write_json(output / name / "environment.json", record)
+        again = _again(command)
         if config.estimate:
-            tell_estimate(plan, output, config)
-        outcome = carry_out_plan(plan, output, jobs=config.jobs, devices=config.devices, again=_again(command))
+            tell_estimate(plan, output, config, again)
+        outcome = carry_out_plan(plan, output, jobs=config.jobs, devices=config.devices, again=again)
         tell_failures(outcome)
         if any(outcome.finished(plan.evaluation(row, seed)) for row in plan.rows for seed in plan.seeds):
             summarise(plan, output)
@@ -95,6 +97,8 @@ def summarise(plan: Plan, output: Path) -> None:
     data: tuple[Dataset, ...] = ("amass", "rich")
     written = write_results(results, folder, data)
     figure = write_figure(results, folder / "figure.png")
+    if figure is None:  # one of an earlier start would be taken for this table's
+        (folder / "figure.png").unlink(missing_ok=True)
     print_results(results)
     names = [path.name for path in (*written, *([figure] if figure else []))]
     print(f"written: {folder}/{{{','.join(names)}}}")
@@ -115,9 +119,14 @@ def print_plan(plan: Plan, output: Path, console: Console | None = None) -> None
     (console or Console()).print(shown)
 
 
-def tell_estimate(plan: Plan, output: Path, config: AblateConfig) -> None:
-    """Say how long the trainings that are left will take."""
-    seconds = estimate_seconds(plan, output, config.devices[0])
+def tell_estimate(plan: Plan, output: Path, config: AblateConfig, again: str) -> None:
+    """Say how long the trainings that are left will take; ``again`` is the command that goes on, for messages. Raises
+    :class:`mgrpo.train.interrupt.TrainingInterrupted` after a signal."""
+    with graceful_interrupt(Continuation(again)) as stop:
+        try:
+            seconds = estimate_seconds(plan, output, config.devices[0], stop)
+        except TrainingInterrupted as error:  # the training's own handler took the signal
+            raise as_ablation(error, again) from None
     if not seconds:
         return
     by_kind: dict[str, float] = {}

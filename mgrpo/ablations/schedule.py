@@ -45,7 +45,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Continuation:
+class Continuation:
     """The command that goes on, for messages; see :class:`mgrpo.train.interrupt.Resumable`."""
 
     text: str
@@ -69,7 +69,7 @@ def carry_out_plan(
             record["state"] = "open"  # tried once more
     done = sum(outcome.finished(stage.name) for stage in plan.stages)
     with (
-        graceful_interrupt(_Continuation(again)) as stop,
+        graceful_interrupt(Continuation(again)) as stop,
         Progress(f"ablate {plan.ablation}", len(plan.stages), "stages", start=done) as progress,
     ):
         if jobs == 1:
@@ -77,6 +77,12 @@ def carry_out_plan(
         else:
             _side_by_side(plan, output, jobs, devices, outcome, stop, progress)
     return outcome
+
+
+def as_ablation(error: TrainingInterrupted, again: str) -> TrainingInterrupted:
+    """The interruption of a training as that of its ablation, which the command ``again`` continues."""
+    text = f"stopped by {signal.Signals(error.number).name}; continue with: {again}"
+    return TrainingInterrupted(text, error.number)
 
 
 def _startable(plan: Plan, outcome: Outcome, running: Mapping[str, Any]) -> list[Stage]:
@@ -124,8 +130,7 @@ def _one_by_one(
         try:
             record = carry_out(stage, output, devices[0])
         except TrainingInterrupted as error:  # the training's own handler took the signal
-            text = f"stopped by {signal.Signals(error.number).name}; continue with: {again}"
-            raise TrainingInterrupted(text, error.number) from None
+            raise as_ablation(error, again) from None
         _note_end(stage, record, outcome, progress)
 
 

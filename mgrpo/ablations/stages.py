@@ -54,9 +54,32 @@ def record_path(output: Path, name: str) -> Path:
 
 def read_record(output: Path, name: str) -> dict[str, Any]:
     """A stage's record: ``state`` (``open`` before its first start, ``interrupted``, ``failed``, ``finished``),
-    ``seconds``, ``result`` or ``error``. Raises InputError for one that can't be read."""
+    ``seconds``, ``result`` or ``error``. Raises InputError for one that can't be read, or that lacks some of it."""
     path = record_path(output, name)
-    return read_json(path, "record of a stage") if path.is_file() else {"state": "open", "seconds": 0.0}
+    if not path.is_file():
+        return {"state": "open", "seconds": 0.0}
+    what, advice = f"record of stage {name}", "Delete it: the next start does the stage again, from its checkpoint."
+    record = read_json(path, what, advice=advice)
+    if not _is_record(record, measures=name.endswith((".evaluation", ".diversity"))):
+        raise InputError(f"{what} is damaged: {path} lacks a part. {advice}")
+    return record
+
+
+_PARTS = {"interrupted": (), "failed": ("error",), "finished": ("result",)}
+"""What a record has besides ``state`` and ``seconds``."""
+
+
+def _is_record(record: Any, *, measures: bool) -> bool:
+    """Whether ``record`` is whole; ``measures``: that of a stage that trains nothing."""
+    if not isinstance(record, dict) or record.get("state") not in _PARTS:
+        return False
+    has_parts = all(part in record for part in _PARTS[record["state"]])
+    if not has_parts or not isinstance(record.get("seconds"), (int, float)):
+        return False
+    if record["state"] != "finished":
+        return True
+    wanted = ("windows", "values") if measures else ("iterations", "budget")
+    return isinstance(record["result"], dict) and all(part in record["result"] for part in wanted)
 
 
 def carry_out(stage: Stage, output: Path, device: str) -> dict[str, Any]:

@@ -55,7 +55,17 @@ class PlainPolicy(nn.Module):
 
     def encode(self, cond: Any, t: Tensor, *, mask: Tensor | None = None) -> Any:
         """The conditions as they are: nothing is known about the network that could be shared. With a mask, the network
-        gets ``(cond, mask)``."""
+        gets ``(cond, mask)``. Raises InputError unless every tensor of ``cond`` has a row for each level of ``t``."""
+
+        def require_rows(part: Tensor) -> Tensor:
+            if part.ndim == 0 or len(part) != len(t):
+                raise InputError(
+                    f"PlainPolicy: every tensor of the conditions needs {len(t)} rows (one for each condition, or for "
+                    f"each member where the task's per_member says so), got shape {tuple(part.shape)}"
+                )
+            return part
+
+        map_tensors(cond, require_rows)
         return cond if mask is None else (cond, mask)
 
     def decode(self, x_t: Tensor, t: Tensor, memory: Any) -> Tensor:

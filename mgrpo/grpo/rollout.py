@@ -16,7 +16,7 @@ from mgrpo.models.state import StateLayout, project_state
 
 from .encoding import EncodedSteps
 from .policy import Policy, at_level
-from .task import Batch, Task
+from .task import Batch, Task, look
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def roll_out_groups(
         device: the batch's.
         steps, keep_graphs, same_kernels, dtype: as in :func:`roll_out`.
     """
-    seen = task.seen(batch, iteration=iteration, first=first, members=members)
+    seen = look(task, batch, iteration=iteration, first=first, members=members)
     condition = torch.arange(first, first + len(batch), device=device)
     keys = NoiseKeys(seed, iteration, condition, len(members), share_initial=share_initial, first_member=members.start)
     return roll_out(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mgrpo.diffusion.transition import Transitions
+from mgrpo.errors import InputError
 from mgrpo.models.state import StateLayout
 
 from .policy import Policy, map_tensors
@@ -96,6 +97,19 @@ class Task(Protocol, Generic[BatchT]):
     def gold(self, policy: Policy) -> dict[str, float]:
         """Measures on held-out conditions that are no rewards, with the same noise every time."""
         ...
+
+
+def look(task: Task[Any], batch: Batch, *, iteration: int, first: int, members: range) -> Seen:
+    """:meth:`Task.seen`. Raises InputError for a mask of another shape or kind."""
+    seen = task.seen(batch, iteration=iteration, first=first, members=members)
+    wanted = (len(batch), task.state_shape(batch)[0])
+    mask = seen.mask
+    if mask is not None and (mask.shape != wanted or mask.dtype != torch.bool):
+        raise InputError(
+            f"task.seen() must give a bool mask of shape {wanted}, a row of frames for each condition, got "
+            f"{str(mask.dtype).removeprefix('torch.')} {tuple(mask.shape)}"
+        )
+    return seen
 
 
 class TensorBatch(dict[str, Any]):

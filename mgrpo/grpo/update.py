@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -288,6 +289,11 @@ def check_ratio_is_one(statistics: UpdateStatistics, config: PolicyLossConfig) -
     worst = float(statistics.log_ratio_max.max())
     if not worst <= 0.1 * config.clip_range:
         step = int(statistics.steps[int(statistics.log_ratio_max.argmax())])
+        if math.isnan(worst):
+            raise RatioCheckError(
+                f"the policy's prediction at sampler step {step} is not finite before any update; look at the weights "
+                "that were loaded, and at what the network is shown"
+            )
         raise RatioCheckError(
             f"before any update the ratio must be 1, but |log ratio| is {worst:.3g} at sampler step {step} (allowed: "
             "a tenth of the clip range "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mgrpo.data import MotionWindows
-from mgrpo.diffusion.loss import TrainingDraws, draw_training_noise
+from mgrpo.diffusion.loss import LossWeights, TrainingDraws, draw_training_noise
 from mgrpo.errors import InputError
 from mgrpo.grpo.health import reward_metrics
 from mgrpo.grpo.policy import Policy
@@ -79,7 +79,14 @@ class Baseline(ABC):
         processes: Processes,
         precision: NetworkPrecision,
     ) -> None:
-        """``config`` is the method's. Raises InputError when the processes can't share the conditions evenly."""
+        """``config`` is the method's. Raises InputError when the processes can't share the conditions evenly, and for a
+        weight of hands that the policy doesn't have."""
+        weights = getattr(config, "loss", None)
+        if not policy.config.include_hands and weights and weights.hand_rotmats != LossWeights().hand_rotmats:
+            raise InputError(
+                "--loss.hand-rotmats has no effect here: the prior has no hands; leave it out, or choose another "
+                "--prior"
+            )
         self.policy, self.task, self.config, self.processes, self.precision = policy, task, config, processes, precision
         checkpoint_blocks(policy, config.execution.checkpoint_blocks)
         self.prepared = self.prepare(policy)

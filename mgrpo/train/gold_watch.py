@@ -39,7 +39,9 @@ class GoldWatch:
     def see(self, gold: dict[str, float]) -> bool:
         """Take in an evaluation; whether it is the best so far. Raises InputError when it lacks the measure."""
         if self._name not in gold:
-            raise InputError(f"--gold {self._name} is not among the measures; there are {', '.join(sorted(gold))}")
+            raise InputError(
+                f"--gold {self._name} is not among the measures; there are {', '.join(sorted(gold)) or 'none'}"
+            )
         value = gold[self._name]
         self.latest = None if math.isnan(value) else value
         sign = 1.0 if self.better == "min" else -1.0

@@ -17,8 +17,7 @@ def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:
     with open_processes(config.device) as processes:
         precision = NetworkPrecision(config.execution.precision, processes.device, option="--execution.precision")
         policy, task = open_motion_task(config, processes.device)
-        with precision.matrix_products():
-            return post_train(policy, task, config, processes=processes, precision=precision, command=command)
+        return post_train(policy, task, config, processes=processes, precision=precision, command=command)
 
 
 __all__ = ["GRPO_PRESETS", "GrpoConfig", "train_grpo"]

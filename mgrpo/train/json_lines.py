@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -53,11 +54,11 @@ class JsonLines:
             self._descriptor = -1
 
 
-def read_rows(file: Path, what: str, advice: str) -> list[dict[str, Any]]:
+def read_rows(file: Path, what: str, advice: str, *, numbers: bool = False) -> list[dict[str, Any]]:
     """The rows of a file. A last line cut by a kill is left out.
 
     Raises `InputError`, which begins with `what`, when the file is missing (`advice` then says what to give instead) or
-    a line before the last is not JSON.
+    a line before the last is no row: a JSON object with a step, and with `numbers` nothing but numbers and null.
     """
     try:
         lines = file.read_bytes().split(b"\n")
@@ -65,11 +66,23 @@ def read_rows(file: Path, what: str, advice: str) -> list[dict[str, Any]]:
         raise InputError(f"{what} not found: {file}: {error.strerror}. {advice}") from None
     rows = []
     for number, line in enumerate(lines[:-1], start=1):  # after the last newline: nothing, or a cut line
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise InputError(f"{what} damaged: {file}, line {number} is not JSON. Delete that line.") from None
+        row: Any = None
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+        if not _is_row(row, numbers):
+            raise InputError(f"{what} damaged: {file}, line {number} is no row of it. Delete that line.")
+        rows.append(row)
     return rows
+
+
+def _is_row(row: Any, numbers: bool) -> bool:
+    if not isinstance(row, dict) or not _is_number(row.get("step")):
+        return False
+    return not numbers or all(value is None or _is_number(value) for value in row.values())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def cut_rows(path: Path, *, step: int, length: int | None = None) -> None:

@@ -254,7 +254,9 @@ class LoopFrame:
         measured: float | None = None
         # Not when stopping: an extra measurement could make another checkpoint the best than without the stop.
         if config.validate_every and (done % config.validate_every == 0 or finished):
-            gold = processes.from_main(lambda: self.task.gold(self.best))
+            gold = processes.from_main(
+                lambda: {name: float(value) for name, value in self.task.gold(self.best).items()}
+            )
             metrics = metrics | {f"validation/{name}": value for name, value in gold.items()}
             improved = self.watch.see(gold)
             enough, measured = self.watch.exhausted, self.watch.latest

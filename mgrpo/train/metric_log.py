@@ -85,10 +85,10 @@ def _number(name: str, value: Any) -> float | int:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read metrics.jsonl (or the run folder that holds it). A last line cut by a kill is left out.
 
-    Raises `InputError` when the file is missing or a line before the last is not JSON.
+    Raises `InputError` when the file is missing or a line before the last is not a row of numbers.
     """
     file = path / "metrics.jsonl" if path.is_dir() else path
-    return read_rows(file, "metrics", "Give a run folder that training has written.")
+    return read_rows(file, "metrics", "Give a run folder that training has written.", numbers=True)
 
 
 __all__ = ["MetricLog", "StorageError", "read_metrics"]

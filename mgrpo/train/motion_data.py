@@ -187,7 +187,10 @@ def split_motion(clips: list[MotionClip], config: MotionDataConfig) -> ClipSplit
     return split_by_fraction(clips)
 
 
-_HDF5_OPTIONS = ("split", "validation_split", "held_out_split", "slices", "short_share", "file_list")
+_HDF5_OPTIONS = (
+    "split", "validation_split", "held_out_split", "slices", "short_share", "file_list", "cache_mb", "prefetch",
+    "fixed_windows", "check_body",
+)  # fmt: skip
 
 
 def _refuse_hdf5_options(config: MotionDataConfig) -> None:

@@ -20,10 +20,18 @@ from torch import Tensor, nn
 
 from mgrpo.diffusion.transition import Transitions, step_weights
 from mgrpo.errors import InputError
+from mgrpo.grpo.contract import (
+    check_samples_are_apart,
+    require_conditions,
+    require_measures,
+    require_policy,
+    require_rewards,
+    require_weights,
+)
 from mgrpo.grpo.health import advantage_metrics, reward_metrics, update_metrics
 from mgrpo.grpo.policy import at_level, call
 from mgrpo.grpo.rollout import Rollout, roll_out_groups
-from mgrpo.grpo.task import Batch, Scored, Task
+from mgrpo.grpo.task import Batch, Scored, Task, look
 from mgrpo.grpo.update import (
     UpdateStatistics,
     accumulate_gradients,
@@ -92,13 +100,21 @@ class PostTraining:
         processes: Processes,
         precision: NetworkPrecision,
     ) -> None:
-        """Raises InputError for options that don't fit the task or the number of processes."""
+        """The policy is put into evaluation mode. Raises InputError for a policy or task that can't be trained, and for
+        options that don't fit the task or the number of processes."""
+        require_policy(policy)
+        require_weights(task.reward_weights)
+        if precision.name != config.execution.precision:
+            raise InputError(
+                f"post-training: the precision given is {precision.name}, but config.execution.precision is "
+                f"{config.execution.precision}; make it with NetworkPrecision(config.execution.precision, device)"
+            )
+        # What dropout leaves out, and what batch norm averages over, would be no part of the policy.
+        policy.eval()
         self.policy, self.task, self.config, self.processes = policy, task, config, processes
         self.precision = precision
         self.prepared = PreparedPolicy(policy, precision, compile=config.execution.compile)
         self.trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        if not self.trained:
-            raise InputError("post-training: no parameter of the policy requires a gradient")
         self.reference: PreparedPolicy | None = None
         if config.loss.kl_coef:
             frozen = copy.deepcopy(policy).requires_grad_(False)
@@ -137,8 +153,10 @@ class PostTraining:
             return
         first, size = self.sharing.own[0]
         members, plan = self.sharing.members, self.plan(0)
-        batch = self.task.draw(0, first, 1).to(processes.device)
-        seen = self.task.seen(batch, iteration=0, first=first, members=members)
+        batch = self.task.draw(0, first, 1)
+        require_conditions(batch, 1)
+        batch = batch.to(processes.device)
+        seen = look(self.task, batch, iteration=0, first=first, members=members)
         rows = len(members) if self.task.per_member else 1
         x_t = torch.zeros(rows, len(members) // rows, *self.task.state_shape(batch), device=processes.device)
         t = at_level(plan.transitions.scalars[plan.steps[0][0]][0], rows, processes.device)
@@ -174,7 +192,10 @@ class PostTraining:
 
     def draw(self, iteration: int) -> list[Batch]:
         """This process's conditions for every optimiser step of an iteration, on the CPU."""
-        return [self.task.draw(iteration, first, size) for first, size in self.sharing.own]
+        parts = [self.task.draw(iteration, first, size) for first, size in self.sharing.own]
+        for part, (_, size) in zip(parts, self.sharing.own, strict=True):
+            require_conditions(part, size)
+        return parts
 
     def sample(self, plan: Plan, parts: Sequence[Batch]) -> list[Sampled]:
         """Roll out the groups of every optimiser step."""
@@ -206,7 +227,11 @@ class PostTraining:
     def judge(self, sampled: Sequence[Sampled]) -> Trial:
         """Rewards and advantages of all processes' samples."""
         scored: list[Scored] = [self.task.score(part.x0, part.batch) for part in sampled]
-        rewards = self.sharing.gather(self.processes, [part.rewards for part in scored])
+        own = [
+            require_rewards(one, conditions=len(part.x0), members=part.x0.shape[1], names=self.names)
+            for part, one in zip(sampled, scored, strict=True)
+        ]
+        rewards = self.sharing.gather(self.processes, own)
         # The fields of AdvantageConfig are keywords of group_advantages.
         result = group_advantages(rewards, weights=self.reward_weights, **asdict(self.config.advantage))
         measures: dict[str, list[Tensor]] = {}
@@ -217,13 +242,15 @@ class PostTraining:
                 whole = judged.outcome
                 if self.sharing.by == "members":
                     whole = torch.cat(self.processes.gather(whole), dim=1)
-                for name, values in self.task.measures(whole, part.batch).items():
+                found = require_measures(self.task.measures(whole, part.batch), len(whole))
+                for name, values in found.items():
                     measures.setdefault(name, []).append(values)
         return Trial(result, rewards, {name: torch.cat(values) for name, values in measures.items()})
 
-    def check(self, sampled: Sampled) -> None:
-        """Make sure that the network, called again as the update would, predicts exactly what the rollout used. Leaves
-        no gradients behind. Raises RatioCheckError."""
+    def check(self, plan: Plan, sampled: Sampled) -> None:
+        """Make sure that the network, called again as the update would, predicts exactly what the rollout used, and
+        what it would predict of a sample alone. ``sampled`` is that of the first optimiser step. Leaves no gradients
+        behind. Raises RatioCheckError, InputError."""
         rollout = sampled.rollouts[0]
         forgotten = {k: replace(step, prediction=None) for k, step in rollout.steps.items()}
         advantages = torch.zeros(rollout.x0.shape[:2], device=rollout.x0.device)
@@ -236,6 +263,12 @@ class PostTraining:
         for parameter in self.trained:
             parameter.grad = None
         check_ratio_is_one(statistics, self.config.loss)
+        check_samples_are_apart(
+            # never compiled, as it is called at other shapes than training does
+            PreparedPolicy(self.policy, self.precision, compile=False), self.task, sampled.batch, rollout,
+            iteration=plan.iteration, first=self.sharing.own[0][0], members=self.sharing.members,
+            dtype=torch.bfloat16 if self.precision.name == "tf32" else self.precision.dtype,
+        )  # fmt: skip
 
     def differentiate(self, step: int, sampled: Sampled, trial: Trial, plan: Plan) -> UpdateStatistics:
         """Put the gradient of one optimiser step into the parameters, summed over all processes."""
@@ -305,8 +338,9 @@ def post_train(
     Under torchrun or accelerate launch all processes train one policy, and process 0 writes.
 
     Args:
-        policy: a module that is a :class:`mgrpo.grpo.policy.Policy`, on the processes' device, in evaluation mode. What
-            of it requires no gradient stays as it is. Its ``config``, if it has one, is saved beside its weights.
+        policy: a module that is a :class:`mgrpo.grpo.policy.Policy`, on the processes' device; it is put into
+            evaluation mode. What of it requires no gradient stays as it is. Its ``config``, if it has one, is saved
+            beside its weights.
         task: conditions and rewards.
         config: all options.
         processes: from :func:`mgrpo.train.distributed.open_processes`.
@@ -327,7 +361,7 @@ def post_train(
     )  # fmt: skip
     phases = frame.phases
     compiling = partial(compile_errors, "--execution.compile") if config.execution.compile else nullcontext
-    with frame.iterations(training.draw, ahead=config.execution.prefetch) as drawn:
+    with precision.matrix_products(), frame.iterations(training.draw, ahead=config.execution.prefetch) as drawn:
         with compiling():
             training.plan_memory(frame.kept.get("memory"))
         frame.kept["memory"] = training.memory.state()
@@ -340,7 +374,7 @@ def post_train(
                     plan = training.plan(iteration)
                     sampled = training.sample(plan, parts)
                 if iteration == frame.start:
-                    training.check(sampled[0])
+                    training.check(plan, sampled[0])
                 with phases.phase("reward"):
                     trial = training.judge(sampled)
                 for step, part in enumerate(sampled):

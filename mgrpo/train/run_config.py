@@ -127,7 +127,7 @@ class RunConfig:
     learning_rate: float = 1e-5
     """AdamW learning rate after the warm-up."""
     warmup: int = 0
-    """Optimiser steps over which the learning rate rises from zero (paper: 0)."""
+    """Iterations over which the learning rate rises from zero (paper: 0)."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after the warm-up: constant (paper), or a cosine down to zero at the last iteration."""
     weight_decay: float = 1e-4

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -492,7 +493,11 @@ def _require_same_settings(stored: Path, config: Any, may_change: tuple[str, ...
             f"run folder {stored.parent}: can't resume, it holds a run of another kind ({kind} in its "
             f"config.resolved.yaml, {ours} now). Choose the folder of the run, or another folder for a new one."
         )
-    found = differences(with_defaults(old, config), plain, may_change=may_change)
+    found = [
+        one
+        for one in differences(with_defaults(old, config), plain, may_change=may_change)
+        if not _is_same_place(config, old.get("output"), *one)
+    ]
     if found:
         listed = "\n".join(f"  {name}: {before} in the folder, {after} now" for name, before, after in found)
         counted = "1 setting differs" if len(found) == 1 else f"{len(found)} settings differ"
@@ -500,6 +505,18 @@ def _require_same_settings(stored: Path, config: Any, may_change: tuple[str, ...
             f"run folder {stored.parent}: can't resume, {counted}:\n"
             f"{listed}\nResume with the settings of the folder, or choose another folder for a new run."
         )
+
+
+def _is_same_place(config: Any, old_output: Any, name: str, before: Any, now: Any) -> bool:
+    """Whether the setting ``name`` is a path that leads from the run folder to where it led before: written in another
+    way, or moved together with the run."""
+    value, output = config, getattr(config, "output", None)
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    texts = isinstance(before, str) and isinstance(old_output, str)
+    if not (texts and isinstance(value, Path) and isinstance(output, Path)):
+        return False
+    return os.path.relpath(before, old_output) == os.path.relpath(now, output)
 
 
 def _note_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

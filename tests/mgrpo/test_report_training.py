@@ -174,7 +174,11 @@ def test_a_report_replaces_the_one_before(run):
         (lambda run: (run / "metrics.jsonl").unlink(), "metrics not found"),
         (lambda run: (run / "metrics.jsonl").write_text(""), "no iteration has been logged yet"),
         (lambda run: (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1}\n'), "is no post-training"),
-        (lambda run: (run / "metrics.jsonl").write_text("{\n{}\n"), "line 1 is not JSON"),
+        (lambda run: (run / "metrics.jsonl").write_text("{\n{}\n"), "line 1 is no row of it"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"step": 1}\n[1, 2]\n'), "line 2 is no row of it"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"reward": 1}\n'), "line 1 is no row of it"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"step": 1, "reward": "high"}\n'), "line 1 is no row of it"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"step": "one"}\n'), "line 1 is no row of it"),
         (lambda run: (run / "alarms.jsonl").write_text("x\ny\n"), "alarms damaged"),
     ],
 )

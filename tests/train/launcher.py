@@ -32,7 +32,7 @@ class Launcher:
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MGRPO_PROGRESS": "plain"},
         )
 
-    def start(self, output: Path, *words: str, world: int = 2, masked: bool = False) -> list[int]:
+    def start(self, output: Path, *words: str, world: int = 2, masked: bool = False, keep: bool = False) -> list[int]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -49,6 +49,7 @@ class Launcher:
                 "words": ["train", self.training, *given, *words],
                 "log": log,
                 "masked": masked,
+                "keep": keep,
             }
         )
         return self._reply()["pids"]
@@ -57,8 +58,8 @@ class Launcher:
         self._send({})
         return self._reply()["codes"]
 
-    def run(self, output: Path, *words: str, world: int = 2, masked: bool = False) -> list[int]:
-        self.start(output, *words, world=world, masked=masked)
+    def run(self, output: Path, *words: str, world: int = 2, masked: bool = False, keep: bool = False) -> list[int]:
+        self.start(output, *words, world=world, masked=masked, keep=keep)
         return self.wait()
 
     def close(self) -> None:
@@ -76,6 +77,11 @@ class Launcher:
         line = self.process.stdout.readline()
         assert line, "the launching process ended"
         return json.loads(line)
+
+
+def rollouts_of(folder: Path, world: int) -> list[Path]:
+    """Files with the first rollouts of a run's processes, where they were kept."""
+    return [Path(f"{folder}.log.{rank}.pt") for rank in range(world)]
 
 
 def log_of(folder: Path, rank: int) -> str:

@@ -1,8 +1,9 @@
 """Starts the processes of a training as a launcher would; run as a script by test_distributed.py.
 
 It imports everything once, then forks, so that a group of processes starts in milliseconds. Requests, one JSON object
-a line: {"world", "port", "words", "log", "masked"} starts `mgrpo <words>` in `world` processes, their output in
-`<log>.<rank>`; the reply is {"pids"}. After another line: {"codes"}, the exit codes.
+a line: {"world", "port", "words", "log", "masked", "keep"} starts `mgrpo <words>` in `world` processes, their output in
+`<log>.<rank>` and, with `keep`, their first rollouts in `<log>.<rank>.pt`; the reply is {"pids"}. After another line:
+{"codes"}, the exit codes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -21,9 +23,15 @@ from mgrpo.cli import main
 from mgrpo.models import denoiser
 from mgrpo.train import prior  # noqa: F401  (imported once, here)
 
-_spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
-files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(files)
+
+def _beside(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+files, rollouts = _beside("motion_files"), _beside("rollout_files")
 
 
 def child(rank: int, request: dict[str, object]) -> int:
@@ -39,6 +47,8 @@ def child(rank: int, request: dict[str, object]) -> int:
     }
     if request["masked"]:
         files.mask_batches()
+    if request["keep"]:
+        rollouts.keep_rollouts(Path(f"{request['log']}.{rank}.pt"))
     # A test that fails must not leave processes behind.
     threading.Thread(target=lambda: (time.sleep(120), os._exit(99)), daemon=True).start()
     return main(request["words"])

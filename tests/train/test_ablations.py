@@ -8,6 +8,10 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
+import shutil
+import signal
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +41,7 @@ from mgrpo.models.denoiser import DENOISER_PRESETS
 from mgrpo.train.grpo_config import GRPO_PRESETS
 from mgrpo.train.interrupt import TrainingInterrupted
 from mgrpo.train.motion_data import MotionDataConfig
+from mgrpo.train.progress import Progress
 
 _spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
 files = importlib.util.module_from_spec(_spec)
@@ -309,12 +314,81 @@ def test_every_ablation_has_a_plan(name, clips, tmp_path, capsys):
         ({"summarise": True}, "nothing to summarise"),
         ({"data_test": "nowhere.npz"}, "nowhere.npz"),
         ({"devices": ()}, "--devices needs"),
+        ({"devices": ("cpu:1",)}, r"--devices must be auto, cpu, cuda or cuda:N, got 'cpu:1'"),
+        ({"devices": ("cpu", "cpu")}, r"--devices names 2 devices, but --jobs 1 uses no more than 1: give --jobs 2"),
     ],
 )
 def test_bad_options(options, text, clips, tmp_path):
     with pytest.raises(InputError, match=text):
         run_ablation("table2", replace(tiny(Table2Config, clips, tmp_path / "out"), **options))
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_are_told_apart_by_their_names(clips, tmp_path):
+    config = tiny(SamplerAblationConfig, clips, tmp_path / "out", etas=(0.4, 0.40000001))
+    with pytest.raises(InputError, match=r"two rows of sampler would be called egoallo-0\.4\.prior"):
+        run_ablation("sampler", config)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("table2/seed0/vanilla", '{"state": "fin'),
+        ("table2/seed0/vanilla", "[]"),
+        ("table2/seed0/vanilla", '{"stage": "x"}'),
+        ("table2/seed0/vanilla", '{"state": "finished", "seconds": 1}'),
+        ("table2/seed0/vanilla.evaluation", '{"state": "finished", "seconds": 1, "result": {"windows": []}}'),
+        ("table2/seed0/vanilla", '{"state": "failed", "seconds": 1}'),
+    ],
+)
+def test_a_damaged_record_can_be_deleted(name, text, clips, tmp_path, finished):
+    """It is named, nothing starts, and without it the stage is done again to the same end."""
+    shutil.copytree(finished.output, tmp_path / "out")
+    config = replace(finished, output=tmp_path / "out")
+    path = stages.record_path(config.output, name)
+    path.write_text(text)
+    for options in ({}, {"summarise": True}, {"dry_run": True}):
+        with pytest.raises(InputError, match=rf"record of stage {name} is damaged: {path} .*Delete it"):
+            run_ablation("table2", replace(config, **options))
+    path.unlink()
+    assert run_ablation("table2", config) == 0
+    assert result_of(config)["tables"] == result_of(finished)["tables"]
+
+
+@pytest.mark.parametrize("where", ["in a training", "between two"])
+def test_a_signal_during_the_estimate_leaves_nothing_behind(where, clips, tmp_path, monkeypatch):
+    """And tells how to go on with the ablation, not with what was timed."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "temporary").mkdir()
+    train, update = stages._TRAININGS["prior"], Progress.update
+
+    def signalled(self, *args, **values):
+        if where == "in a training" and self.label == "prior":
+            os.kill(os.getpid(), signal.SIGTERM)
+        update(self, *args, **values)
+
+    def train_and_signal(config):
+        train(config)
+        if where == "between two":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "update", signalled)
+    monkeypatch.setitem(stages._TRAININGS, "prior", train_and_signal)
+    config = tiny(Table2Config, clips, tmp_path / "out", seeds=(0,), rows=("vanilla",), estimate=True)
+    with pytest.raises(TrainingInterrupted, match=r"stopped by SIGTERM; continue with: mgrpo ablate table2"):
+        run_ablation("table2", config, command=["mgrpo", "ablate", "table2"])
+    assert not list((tmp_path / "temporary").glob("mgrpo-estimate-*"))
+
+
+def test_no_figure_of_another_table_stays(finished):
+    """A row alone has no differences to draw."""
+    figure = finished.output / "table2" / "figure.png"
+    assert figure.exists()
+    run_ablation("table2", replace(finished, rows=("prior",), summarise=True))
+    assert not figure.exists()
+    run_ablation("table2", replace(finished, summarise=True))
+    assert figure.exists()
 
 
 def test_intervals_over_trainings_and_recordings():

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.diffusion.loss import LossWeights, count_frames, denoising_loss
-from mgrpo.errors import MgrpoError
+from mgrpo.errors import InputError, MgrpoError
 from mgrpo.grpo.perturbation import PerlinConfig
 from mgrpo.grpo.task import Scored
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
@@ -101,6 +101,13 @@ def options(folder: Path, tmp_path: Path) -> dict[str, Any]:
 def case(name: str, options: dict[str, Any], **changes: Any) -> BaselineConfig:
     config_class, own = CASES[name]
     return config_class(**{**options, **own, **changes})
+
+
+@pytest.mark.parametrize("name", ["denoise", "dpo"])
+def test_a_weight_of_hands_needs_hands(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"--loss.hand-rotmats has no effect here: the prior has no hands"):
+        run(case(name, options, loss=LossWeights(hand_rotmats=0.3)))
+    assert not options["output"].exists()
 
 
 def run(config: BaselineConfig) -> dict[str, Tensor]:

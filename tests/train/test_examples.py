@@ -23,6 +23,8 @@ def test_a_policy_of_another_kind_is_post_trained(tmp_path: Path, monkeypatch: p
     rows = read_metrics(tmp_path / "run")
     assert len(rows) == 2 and {"rewards/wrists/mean", "rewards/smooth/mean", "diversity/joint_std_mm"} <= rows[0].keys()
     assert rows[1]["validation/distance_mm"] > 0 and rows[0]["ratio/first_log_max"] == 0
+    example.main(["--output", str(tmp_path / "run"), "--pretraining", "3", "--iterations", "3", "--resume"])
+    assert read_metrics(tmp_path / "run")[:2] == rows and len(read_metrics(tmp_path / "run")) == 3
     saved = read_checkpoint(find_checkpoint(tmp_path / "run"))
     task = example.WristsHigh()
     assert saved.config["config"]["actions"] == len(task.actions.unique()) > 10

@@ -178,6 +178,10 @@ def test_options_that_hdf5_files_refuse(change: dict, message: str, config: Moti
         ("slices", "deterministic"),
         ("short_share", 0.5),
         ("file_list", "x.txt"),
+        ("cache_mb", 3.0),
+        ("prefetch", "on"),
+        ("fixed_windows", 8),
+        ("check_body", False),
     ],
 )
 def test_options_for_hdf5_files_are_refused_elsewhere(option: str, value: object) -> None:

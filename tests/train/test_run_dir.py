@@ -473,6 +473,33 @@ def test_resume_with_other_settings_lists_them(tmp_path: Path) -> None:
         assert yaml.safe_load((run.path / "config.resolved.yaml").read_text())["iterations"] == 20
 
 
+@dataclass(frozen=True)
+class StartedConfig:
+    """A run that starts from another one."""
+
+    output: Path
+    prior: Path
+    iterations: int = 10
+
+
+def test_a_path_may_be_written_in_another_way_or_move_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    old = StartedConfig(Path("runs/grpo"), Path("runs/prior/last"))
+    RunDir.create(old.output, old).close()
+    whole = StartedConfig(tmp_path / "runs/grpo", tmp_path / "runs/prior/last")
+    RunDir.create(whole.output, whole, resume=True).close()
+    for prior in (Path("prior/last"), tmp_path / "runs/prior"):
+        with pytest.raises(InputError, match=r"1 setting differs:\n  prior: .*runs/prior/last in the folder"):
+            RunDir.create(old.output, replace(whole, prior=prior), resume=True)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    moved = StartedConfig(tmp_path / "moved/grpo", tmp_path / "moved/prior/last")
+    with pytest.raises(InputError, match=r"1 setting differs:\n  prior"):
+        RunDir.create(moved.output, replace(moved, prior=tmp_path / "prior/last"), resume=True)
+    RunDir.create(moved.output, moved, resume=True).close()
+
+
 def test_resume_under_other_conditions_is_noted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     with create(tmp_path / "run") as run:
