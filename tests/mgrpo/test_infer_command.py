@@ -148,7 +148,8 @@ def test_wrists_are_checked(prior: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["--axes", "openxr", "--seed", "-1"], "--seed must be a whole number"),
         (["--axes", "openxr", "--body", "nobody"], "unknown body 'nobody'"),
         (["--axes", "openxr", "--hamer", "none.npz", "--check-wrists"], "none.npz: no such file"),
-        (["--axes", "openxr", "--wrists", "none.csv"], "none.csv: can't be read"),
+        (["--axes", "openxr", "--wrists", "none.csv"], "none.csv: no such file"),
+        (["--axes", "openxr", "--time-unit", "ms"], "if it is longer in truth, its times have another unit"),
     ],
 )
 def test_what_is_refused_before_the_work(
