@@ -92,9 +92,9 @@ def prepare(
     """
     found, notes = choose_floor(trajectory, floor, eye_height_m)
     motions, gaps = resample(trajectory, max_gap_s=max_gap_s, start_s=start_s, end_s=end_s)
-    warnings = check_motion(trajectory, motions, gaps, found)
+    warnings = check_motion(trajectory, motions, gaps, found, cut_jumps=cut_jumps)
     if cut_jumps:
-        jumps = find_jumps(motions)
+        jumps = find_jumps(trajectory, motions)
         if len(jumps):
             motions, gaps = resample(
                 trajectory, max_gap_s=max_gap_s, start_s=start_s, end_s=end_s, breaks_ns=jumps
