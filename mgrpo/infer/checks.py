@@ -42,8 +42,8 @@ _POSES = 100_000  # at a time: there are millions in an hour of Aria
 def find_jumps(trajectory: HeadTrajectory, motions: Sequence[HeadMotion]) -> np.ndarray:
     """Times ``(K,)`` int64 after which a head jumps: moves or turns further within a frame than heads do.
 
-    Where it jumps from one pose of ``trajectory`` to the next, that is the former's time, whatever part of the jump falls
-    into which frame; where it takes several poses, the time of the frame of ``motions`` before.
+    Where it jumps from one pose of ``trajectory`` to the next, that is the former's time, whatever part of the jump
+    falls into which frame; where it takes several poses, the time of the frame of ``motions`` before.
     """
     found = []
     for motion in motions:
