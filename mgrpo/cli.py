@@ -17,6 +17,7 @@ import errno
 import functools
 import importlib
 import inspect
+import io
 import os
 import re
 import sys
@@ -151,7 +152,37 @@ def _parse(command: Command, module: Any, words: list[str]) -> Any:
             default["default"] = presets[named]
     description = inspect.cleandoc(config_class.__doc__ or command.summary) + note
     _join_lines_of_help()
-    return tyro.cli(config_class, args=words, prog=f"mgrpo {name}", description=description, **default)
+    held = _Held(sys.stderr)
+    try:
+        with contextlib.redirect_stderr(held):
+            return tyro.cli(config_class, args=words, prog=f"mgrpo {name}", description=description, **default)
+    except SystemExit as stop:
+        cause: BaseException | None = stop
+        while cause is not None:
+            if isinstance(cause, InputError):  # tyro would frame it, with the name of the class of the options
+                held.truncate(0)
+                raise cause from None
+            cause = cause.__context__
+        raise
+    finally:
+        sys.stderr.write(held.getvalue())
+
+
+class _Held(io.StringIO):
+    """Text for a stream that waits until it is known what to say; to who writes it, it looks like the stream."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str | None:  # type: ignore[override]
+        """The stream's."""
+        return getattr(self._stream, "encoding", None)
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return bool(self._stream.isatty())
 
 
 def _join_lines_of_help() -> None:

@@ -90,15 +90,21 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
         if np.asarray(arrays[key]).dtype.hasobject:
             raise InputError(f"{path}: '{key}' holds Python objects; only numeric and text arrays are written")
     try:
-        # as numpy.savez_compressed does it, but for one array after the other
-        with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for key in arrays:
-                with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.asanyarray(arrays[key]), allow_pickle=False)
+        with replacing(path) as temporary:
+            pack_npz(temporary, arrays)
     except OSError as error:
         raise InputError(
             f"{path}: can't be written ({error.strerror or error}); choose another place or free some space"
         ) from error
+
+
+def pack_npz(temporary: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a compressed npz file at a place that :mod:`mgrpo.storage` gave for it. An `OSError` is passed on."""
+    # as numpy.savez_compressed does it, but for one array after the other
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key in arrays:
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(arrays[key]), allow_pickle=False)
 
 
 def _check_archive(path: Path, what: str) -> None:

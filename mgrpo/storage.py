@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -145,14 +145,34 @@ def replacing(path: Path, *, grow_in: Path | None = None) -> Iterator[Path]:
     whose owner then clears what a killed process left. When the block ends, that file is pushed to the disk and
     renamed; when it raises, `path` stays as it was and nothing is left behind. An `OSError` is passed on.
     """
-    temporary = _temporary_name(path, grow_in)
+    with replacing_together() as place:
+        yield place(path, grow_in)
+
+
+@contextlib.contextmanager
+def replacing_together() -> Iterator[Callable[..., Path]]:
+    """Replace files that belong together: none of them before all are whole and on the disk.
+
+    Yields a function that takes the path of a file (and optionally `grow_in`) and gives the place to write it, as
+    `replacing` does. The file that was asked for first gets its name last: who sees it sees the others. When the block
+    raises, all files stay as they were and nothing is left behind. An `OSError` is passed on.
+    """
+    temporaries: dict[Path, Path] = {}
+
+    def place(path: Path, grow_in: Path | None = None) -> Path:
+        return temporaries.setdefault(path, _temporary_name(path, grow_in))
+
     try:
-        yield temporary
-        _sync_file(temporary)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        yield place
+        for temporary in temporaries.values():
+            _sync_file(temporary)
+        for path in reversed(temporaries):
+            os.replace(temporaries[path], path)
+        for folder in {path.parent for path in temporaries}:
+            sync_folder(folder)
     except BaseException:
-        _remove_quietly(temporary)
+        for temporary in temporaries.values():
+            _remove_quietly(temporary)
         raise
 
 

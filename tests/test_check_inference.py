@@ -60,4 +60,5 @@ def test_what_is_measured_samples_the_same() -> None:
         states = one.prepare(inputs)()["states"]
         assert states.shape == exact["states"].shape == (1, 1, 12, 226)
         apart = float((states - exact["states"]).norm() / exact["states"].norm())
-        assert apart < (0.03 if one.name == "mgrpo auto" else 1e-4)
+        # of an untrained network little depends on the noise: 1 % more of it moves samples by 8e-6, none at all by 8e-4
+        assert apart < (6e-4 if one.name == "mgrpo auto" else 3e-6), one.name

@@ -195,7 +195,7 @@ def _body(config: ExportConfig) -> BodyModel | None:
 
 
 def _args_file(file: Path) -> Path:
-    return file.with_name(f"{file.stem}{_ARGS_SUFFIX}")
+    return file.parent / f"{file.stem}{_ARGS_SUFFIX}"
 
 
 def recorded_body(file: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,9 +26,9 @@ from mgrpo.infer.store import fingerprint
 from mgrpo.infer.wrist_check import wrist_errors, wrist_lines
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.inference import InferencePrecision, choose_precision
-from mgrpo.npz import write_npz
+from mgrpo.npz import pack_npz
 from mgrpo.options import MOST_MEMBERS, option, require
-from mgrpo.storage import atomic_write, atomic_write_json, file_stem, folder_for_results
+from mgrpo.storage import file_stem, folder_for_results, json_text
 from mgrpo.train.checkpoints import Checkpoint, load_model
 from mgrpo.train.device import resolve_device
 from mgrpo.train.progress import Progress, notice
@@ -160,10 +160,9 @@ def run_infer(config: InferConfig, command: list[str] | None = None) -> int:
         )
     with folder_for_results(out.parent):
         tell(prepared)
-        written: list[Path] = [out]
 
-        def finish(arrays: Mapping[str, np.ndarray]) -> None:
-            _write_beside(config, prepared, arrays, body, out, written, checkpoint, denoiser, command)
+        def finish(arrays: Mapping[str, np.ndarray], place: Callable[[Path], Path]) -> None:
+            _write_beside(config, prepared, arrays, body, out, place, checkpoint, denoiser, command)
 
         infer_to_file(
             denoiser.to(device),
@@ -176,7 +175,7 @@ def run_infer(config: InferConfig, command: list[str] | None = None) -> int:
             identity=[to_plain(config.guidance), config.hide_wrists],
             then=finish,
         )
-    for path in written:
+    for path in (out, *files_beside(config, out, prepared.frame_nums)):
         print(path)
     return 0
 
@@ -210,18 +209,38 @@ def output_file(config: InferConfig, prepared: Prepared) -> Path:
     """The npz that the result goes to. Raises InputError where it exists already, or can't be there."""
     out = config.out.expanduser()
     if out.suffix.lower() != ".npz":
-        if out.is_file() or out.suffix:
-            raise InputError(f"--out {out}: expected an .npz file or a folder")
+        if out.is_file() or (out.suffix and not out.is_dir()):
+            raise InputError(f"--out {out}: expected an .npz file or a folder (one whose name has a dot must exist)")
         numbers = prepared.frame_nums
         out = out / f"{file_stem(prepared.trajectory.name, unique=False)}_{numbers[0]}-{numbers[-1]}.npz"
-    elif out.is_dir():
-        raise InputError(f"--out {out}: is a folder; give another name for the file")
     refuse_run_folder(out.parent, "--out")
-    if config.input.resolve() == out.resolve():
-        raise InputError(f"--out {out}: that is the recording itself; give another file")
-    if out.exists() and not config.overwrite:
-        raise InputError(f"--out {out}: exists already; give another file, or --overwrite")
+    sources = [path.resolve() for path in (config.input, config.source.wrists, config.source.hamer) if path is not None]
+    for path in (out, *files_beside(config, out, prepared.frame_nums)):
+        if path.is_dir():
+            raise InputError(f"--out {out}: {path} is a folder; give another name for the file")
+        if path.resolve() in sources:
+            raise InputError(f"--out {out}: {path} is the recording itself, or a file of its hands; give another file")
+        if path.exists() and not config.overwrite:
+            raise InputError(f"--out {out}: {path} exists already; give another file, or --overwrite")
     return out
+
+
+def amass_files(config: InferConfig, out: Path, frame_nums: np.ndarray) -> dict[Path, tuple[int, slice]]:
+    """The AMASS files of a result in ``out``, with the sample and the frames that each holds."""
+    parts = stretches_of(frame_nums)
+    files = {}
+    for sample in range(config.samples if config.amass else 0):
+        for index, part in enumerate(parts):
+            name = f"_sample{sample}" if config.samples > 1 else ""
+            name += f"_part{index}" if len(parts) > 1 else ""
+            files[out.with_name(f"{out.stem}{name}_amass.npz")] = (sample, part)
+    return files
+
+
+def files_beside(config: InferConfig, out: Path, frame_nums: np.ndarray) -> list[Path]:
+    """Everything that is written besides ``out``: AMASS files, the check of the wrists, and last the options."""
+    wrists = [out.with_name(f"{out.stem}_wrists.json")] if config.check_wrists else []
+    return [*amass_files(config, out, frame_nums), *wrists, out.with_name(f"{out.stem}_args.yaml")]
 
 
 def tell(prepared: Prepared) -> None:
@@ -243,33 +262,24 @@ def _write_beside(
     arrays: Mapping[str, np.ndarray],
     body: BodyModel,
     out: Path,
-    written: list[Path],
+    place: Callable[[Path], Path],
     checkpoint: Checkpoint,
     denoiser: Denoiser,
     command: list[str] | None,
 ) -> None:
-    """Everything but the npz itself, which is written last: who sees it sees the rest."""
+    """Write :func:`files_beside` at their places."""
     lift = prepared.floor.height if config.world == "recording" else 0.0
-    if config.amass:
-        if not has_smpl_shape(body):
-            notice(
-                f"AMASS files are written with the mean shape: the shape numbers of the body '{body.name}' mean "
-                "nothing to SMPL-H"
-            )
-        parts = stretches_of(arrays["frame_nums"])
-        for sample in range(config.samples):
-            for index, part in enumerate(parts):
-                name = f"_sample{sample}" if config.samples > 1 else ""
-                name += f"_part{index}" if len(parts) > 1 else ""
-                path = out.with_name(f"{out.stem}{name}_amass.npz")
-                write_npz(path, amass_arrays(arrays, sample, part, body, lift))
-                written.append(path)
+    if config.amass and not has_smpl_shape(body):
+        notice(
+            f"AMASS files are written with the mean shape: the shape numbers of the body '{body.name}' mean nothing to "
+            "SMPL-H"
+        )
+    for path, (sample, part) in amass_files(config, out, prepared.frame_nums).items():
+        pack_npz(place(path), amass_arrays(arrays, sample, part, body, lift))
     errors: dict[str, Any] | None = None
     if config.check_wrists:
         errors = measure_wrists(prepared, arrays, body, lift, config.hide_wrists)
-        path = out.with_name(f"{out.stem}_wrists.json")
-        atomic_write_json(path, errors)
-        written.append(path)
+        place(out.with_name(f"{out.stem}_wrists.json")).write_text(json_text(errors), encoding="utf-8")
         for line in wrist_lines(errors):
             print(line)
     record = {
@@ -283,9 +293,7 @@ def _write_beside(
         "wrists": errors,
         "provenance": provenance(command, resumed_from_step=None)[0],
     }
-    path = out.with_name(f"{out.stem}_args.yaml")
-    atomic_write(path, to_yaml(record))
-    written.append(path)
+    place(out.with_name(f"{out.stem}_args.yaml")).write_text(to_yaml(record), encoding="utf-8")
 
 
 def seen_wrists(prepared: Prepared) -> np.ndarray:

@@ -143,6 +143,8 @@ def run_live(config: LiveConfig) -> int:
     notice(
         f"{frames} frames ({frames / TARGET_FPS:.1f} s) in {seconds:.1f} s of computing; the longest window took "
         f"{most:.2f} s, one is due every {hop_s:.2f} s"
+        + (f"; {live.late} poses passed over, which came late" if live.late else "")
+        + (f"; {live.gaps} gaps" if live.gaps else "")
     )
     return 0
 
@@ -151,12 +153,24 @@ def _final_frames(
     live: LiveInference, config: LiveConfig, frame: DeviceFrame, T_device_cpf: np.ndarray | None
 ) -> Iterator[LiveFrames]:
     """Frames as they become final, until standard input ends."""
-    for number, (time_ns, quat, place) in enumerate(_poses(sys.stdin.buffer, config), 1):
+    late = gaps = 0
+    for number, time_ns, quat, place in _poses(sys.stdin.buffer, config):
         pose = frame.to_world(quat[None], place[None], UNITS[config.unit], T_device_cpf)[0]
         try:
             yield from live.push(time_ns, pose)
         except InputError as error:
             raise InputError(f"line {number}: {error}") from error
+        if live.late == 1 and not late:
+            notice(
+                f"WARNING: line {number}: its time is before that of an earlier line; it is passed over, and so are "
+                "all that are not later than the latest one. If a clock was set, begin anew"
+            )
+        if live.gaps == 1 and not gaps:
+            notice(
+                f"WARNING: line {number}: more than {config.max_gap:g} s (--max-gap) after the pose before; motion "
+                "begins anew. If poses are nearer in truth, their times have another unit: give --time-unit"
+            )
+        late, gaps = live.late, live.gaps
     yield from live.flush()
 
 
@@ -170,16 +184,18 @@ def _time_of_a_window(live: LiveInference, window: int) -> float:
     return seconds
 
 
-def _poses(stream: IO[bytes], config: LiveConfig) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Time in nanoseconds, quaternion wxyz and position of each line that is not empty."""
-    number = 0
+def _poses(stream: IO[bytes], config: LiveConfig) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+    """Number, time in nanoseconds, quaternion wxyz and position of each line that is not empty, nor a header."""
+    number, first = 0, True
+    header = ["t", *(f"q{axis}" for axis in config.quaternion), *"xyz"]
     while raw := stream.readline(LONGEST_LINE + 1):
         number += 1
         if len(raw) > LONGEST_LINE:
             raise InputError(f"line {number}: longer than {LONGEST_LINE} bytes; expected t, qw, qx, qy, qz, x, y, z")
         cells = raw.decode("utf-8", "replace").replace(",", " ").split()
-        if not cells:
+        if not cells or (first and [cell.lower() for cell in cells] == header):
             continue
+        first = False
         try:
             if len(cells) != 8:
                 raise ValueError(f"{len(cells)} values")
@@ -193,7 +209,7 @@ def _poses(stream: IO[bytes], config: LiveConfig) -> Iterator[tuple[int, np.ndar
         if abs(np.linalg.norm(numbers[:4]) - 1) > 1e-2:
             raise InputError(f"line {number}: the quaternion has length {np.linalg.norm(numbers[:4]):.4f}, not 1")
         quat = numbers[:4] if config.quaternion == "wxyz" else numbers[[3, 0, 1, 2]]
-        yield int(nanoseconds(stamp, config.time_unit, f"line {number}")[0]), quat, numbers[4:]
+        yield number, int(nanoseconds(stamp, config.time_unit, f"line {number}")[0]), quat, numbers[4:]
 
 
 def _write(part: LiveFrames) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -36,7 +36,7 @@ class MetricsConfig:
     Nothing in a file is run.
     """
 
-    files: tyro.conf.Positional[tuple[Path, ...]]
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PRED [PRED ...] GT")]
     """One or more predictions, then the truth: files or folders. With several predictions each gets a column, and its
     paired difference to the first."""
     name: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 import yaml
@@ -31,7 +31,7 @@ class ReportConfig:
     and in which settings the runs differ. A run may still be going on: what it has logged so far is shown.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Run folders of train grpo."""
     name: tuple[str, ...] = ()
     """Names of the runs in the charts, in the same order; default: those of their folders."""

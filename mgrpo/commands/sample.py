@@ -25,9 +25,9 @@ from mgrpo.guidance import Optimisation, SamplingGuidance, optimisation
 from mgrpo.infer.output import egoallo_arrays
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import PredictedMotion, decode_motion
-from mgrpo.npz import write_npz
+from mgrpo.npz import pack_npz
 from mgrpo.options import MOST_MEMBERS, MOST_NUMBER, require
-from mgrpo.storage import atomic_write, file_stem, folder_for_results
+from mgrpo.storage import file_stem, folder_for_results, replacing_together, storage_error
 from mgrpo.train.checkpoints import load_model
 from mgrpo.train.device import resolve_device
 from mgrpo.train.progress import Progress, notice
@@ -107,18 +107,22 @@ def run_sample(config: SampleConfig) -> int:
     first, last = config.start, config.start + windows.length - 1
     stem = f"{file_stem(clip.name)}_{first}-{last}_seed{config.seed}"
     written = [config.out / f"{stem}.npz", config.out / f"{stem}_args.yaml"]
-    with Progress("write", 3 if config.picture else 2, "files") as progress:
-        numbers = np.arange(first, last + 1)
-        times = np.rint(numbers / clip.fps * 1e9).astype(np.int64)
-        write_npz(written[0], egoallo_arrays(motion, windows.T_world_cpf[0], numbers, times))
-        progress.update()
-        atomic_write(written[1], to_yaml(config))
-        progress.update()
-        if config.picture:
-            written.append(config.out / f"{stem}.png")
-            post_trained = checkpoint.record.get("training") == "GrpoConfig"
-            atomic_write(written[2], picture_bytes(clip, windows, motion, post_trained=post_trained))
+    numbers = np.arange(first, last + 1)
+    times = np.rint(numbers / clip.fps * 1e9).astype(np.int64)
+    try:
+        # in one go: options beside the motion of an earlier call would tell what isn't so
+        with Progress("write", 3 if config.picture else 2, "files") as progress, replacing_together() as place:
+            pack_npz(place(written[0]), egoallo_arrays(motion, windows.T_world_cpf[0], numbers, times))
             progress.update()
+            place(written[1]).write_text(to_yaml(config), encoding="utf-8")
+            progress.update()
+            if config.picture:
+                written.append(config.out / f"{stem}.png")
+                post_trained = checkpoint.record.get("training") == "GrpoConfig"
+                place(written[2]).write_bytes(picture_bytes(clip, windows, motion, post_trained=post_trained))
+                progress.update()
+    except OSError as error:
+        raise storage_error("write", written[0], error) from error
     for path in written:
         print(path)
     return 0

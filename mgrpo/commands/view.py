@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -40,7 +41,7 @@ class ViewConfig:
     npz with joints (T, 22, 3); `demo` is the motion that ships with the package. Nothing in a file is run.
     """
 
-    files: tyro.conf.Positional[tuple[str, ...]]
+    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE [FILE ...]")]
     """Motions to show. One sample of each is solid, its others are pale."""
     truth: str = ""
     """File of the recorded motion: shown first, and errors are measured against it."""

@@ -46,6 +46,8 @@ class Source:
     """Number of its colour, see :func:`mgrpo.viz.stage.color_of`; 0 is the truth."""
     which: tuple[int, ...]
     """Numbers of the samples to show, the solid one first."""
+    motions: int = 1
+    """Motions in the file, of which this is one."""
 
     def __post_init__(self) -> None:
         for label, numbers in (("frame numbers", self.motion.frame_nums), ("times", self.motion.times)):
@@ -104,7 +106,7 @@ def read_source(
         chosen = found
         if not clip:
             say(f"{path} has {len(motions)} motions and '{chosen.name}' is shown; --clip chooses: {names}")
-    return Source(path, name, chosen, color, chosen_samples(path, chosen.samples, sample, samples))
+    return Source(path, name, chosen, color, chosen_samples(path, chosen.samples, sample, samples), len(motions))
 
 
 def time_axes(sources: Sequence[Source]) -> tuple[list[np.ndarray], str]:
@@ -381,6 +383,8 @@ def read_stage(
         read_source(file, name, color, options, clip=clip, samples=samples, say=say, sample=sample)
         for file, name, color in zip(files, names, colors_for(names))
     ]
+    if clip and all(source.motions == 1 and not fnmatchcase(source.motion.name, clip) for source in sources):
+        raise InputError(f"--clip {clip}: no file shown holds several motions, or one of that name; leave it out")
     if sample and all(source.motion.samples == 1 for source in sources):
         raise InputError(f"--sample {sample}: no file shown holds several samples; leave it out")
     return build_stage(sources, start=start, seconds=seconds, progress=progress)

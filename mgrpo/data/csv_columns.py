@@ -35,6 +35,8 @@ def csv_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
             number = 0
             while raw := stream.readline(MAX_LINE + 1):
                 number += 1
+                if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+                    raise InputError(f"{path}: the text is UTF-16; save the {what} as UTF-8")
                 if len(raw) > MAX_LINE or b"\0" in raw:
                     raise InputError(f"{path}, line {number}: not a line of a {what}; is the file damaged?")
                 if number > MAX_ROWS:
@@ -42,6 +44,8 @@ def csv_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8", "replace").strip()
                 if line:
                     yield number, line
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; expected a {what}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: can't be read ({error}); expected a {what}. Download it again") from error
 

@@ -93,6 +93,9 @@ class GuidanceConfig:
         mode = f"with {option(self, 'mode')} {self.mode}"
         if self.mode == "off":
             return {one.name: mode for one in fields(self) if one.name != "mode"}
+        if not self.enabled:
+            nothing = f"with {option(self, 'no_post')} and without {option(self, 'inner')}, which corrects nothing"
+            return {one.name: nothing for one in fields(self) if one.name not in ("inner", "post")}
         unused: dict[str, str] = {}
         if not self.inner:
             unused["inner_iterations"] = f"without {option(self, 'inner')}"
@@ -101,6 +104,14 @@ class GuidanceConfig:
         if self.terms.wrists != "hamer":
             why = f"{mode}, which doesn't take HaMeR's wrists"
             unused |= {"hamer_wrist_position": why, "hamer_wrist_orientation": why}
+        for costs, has in (
+            (("wrist_position", "wrist_orientation"), self.terms.wrists == "tracks"),
+            (("hand_prior", "hand_smoothness"), self.terms.hands),
+            (("hand_rotations",), self.terms.fingers),
+            (("keypoints",), self.terms.reprojection and self.post),
+        ):
+            if not has:
+                unused |= {f"weights.{name}": f"{mode}, which has no such cost" for name in costs}
         return unused
 
     def iterations(self, phase: Phase) -> int:

@@ -64,7 +64,7 @@ def find_aria(folder: Path) -> AriaFiles:
             hint = "; the open-loop trajectory drifts and is not used" if opened else ""
             raise InputError(
                 f"{folder}: no closed_loop_trajectory.csv below it{hint}. Give the folder with the recording's MPS "
-                "output (mps_..._vrs/slam)"
+                "output (mps_..._vrs/slam), or of another device the file of head poses itself"
             )
         trajectory = _only(folder, found, "trajectories")
     points = next((beside for name in POINTS if (beside := trajectory.parent / name).is_file()), None)
@@ -174,7 +174,8 @@ def read_aria(files: AriaFiles, T_device_cpf: np.ndarray | None = None) -> HeadT
 def recording_name(path: Path) -> str:
     """A name for the recording at ``path``."""
     resolved = path.resolve()
-    return (resolved.stem if resolved.is_file() else resolved.name) or "recording"
+    name = resolved.with_suffix("") if resolved.suffix == ".gz" else resolved  # a.csv.gz is a
+    return (name.stem if resolved.is_file() else resolved.name) or "recording"
 
 
 def _gravity(rows: np.ndarray, where: str) -> np.ndarray:

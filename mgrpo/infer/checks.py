@@ -36,16 +36,31 @@ _HEADING_SPEED, _HEADING_S, _BACKWARD = 0.4, 2.0, -0.3
 _FIXED_M_PER_RADIAN = 0.005
 _SLOW_HZ = 15.0
 _LISTED = 4
+_POSES = 100_000  # at a time: there are millions in an hour of Aria
 
 
-def find_jumps(motions: Sequence[HeadMotion]) -> np.ndarray:
-    """Times ``(K,)`` int64 of the poses after which a head jumps: moves or turns further within a frame than heads
-    do."""
+def find_jumps(trajectory: HeadTrajectory, motions: Sequence[HeadMotion]) -> np.ndarray:
+    """Times ``(K,)`` int64 after which a head jumps: moves or turns further within a frame than heads do.
+
+    Where it jumps from one pose of ``trajectory`` to the next, that is the former's time, whatever part of the jump
+    falls into which frame; where it takes several poses, the time of the frame of ``motions`` before.
+    """
     found = []
     for motion in motions:
+        frames = np.concatenate((motion.times_ns[:1] - round(FRAME_NS), motion.times_ns))
+        low = max(int(np.searchsorted(trajectory.times_ns, frames[0], side="right")) - 1, 0)
+        high = int(np.searchsorted(trajectory.times_ns, frames[-1])) + 1
+        times, sharp = trajectory.times_ns[low:high], []
+        for begin in range(0, len(times) - 1, _POSES):
+            step, turn = _steps(trajectory.T_world_cpf[low:high][begin : begin + _POSES + 1])
+            longer = np.maximum(np.diff(times[begin : begin + _POSES + 1]) / FRAME_NS, 1.0)
+            sharp.append(begin + np.flatnonzero((step > JUMP_M * longer) | (turn > JUMP_RADIANS * longer)))
+        before = np.concatenate(sharp) if sharp else np.zeros(0, np.int64)
         step, turn = _steps(motion.T_world_cpf_all)
-        before = motion.times_ns - round(FRAME_NS)
-        found.append(before[(step > JUMP_M) | (turn > JUMP_RADIANS)])
+        far = np.flatnonzero((step > JUMP_M) | (turn > JUMP_RADIANS))
+        begun = np.searchsorted(times[before], frames[far + 1])  # sharp ones that begin before the frame's end
+        ended = np.searchsorted(times[before + 1], frames[far], side="right")  # and those that end before it begins
+        found.append(np.sort(np.concatenate((times[before], frames[far[begun <= ended]]))))
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
@@ -58,11 +73,17 @@ def _steps(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_motion(
-    trajectory: HeadTrajectory, motions: Sequence[HeadMotion], gaps: Sequence[Gap], floor: Floor
+    trajectory: HeadTrajectory,
+    motions: Sequence[HeadMotion],
+    gaps: Sequence[Gap],
+    floor: Floor,
+    *,
+    cut_jumps: bool = False,
 ) -> tuple[str, ...]:
     """Warnings about a trajectory and its stretches at 30 Hz, in words for a person.
 
-    Heights are taken from ``floor`` in the trajectory's world.
+    Heights are taken from ``floor`` in the trajectory's world. ``cut_jumps``: whether the stretches will be cut where
+    the head jumps.
     """
     poses = np.concatenate([motion.T_world_cpf for motion in motions])
     findings = [
@@ -71,7 +92,7 @@ def check_motion(
         *_heading(motions),
         *_speed(motions),
         *_gaps(gaps),
-        *_jumps(trajectory, motions),
+        *_jumps(trajectory, motions, cut_jumps),
         *_rate(trajectory),
     ]
     swapped = swapped_hands(trajectory)
@@ -160,15 +181,16 @@ def _gaps(gaps: Sequence[Gap]) -> list[str]:
     ]
 
 
-def _jumps(trajectory: HeadTrajectory, motions: Sequence[HeadMotion]) -> list[str]:
-    jumps = find_jumps(motions)
+def _jumps(trajectory: HeadTrajectory, motions: Sequence[HeadMotion], cut: bool) -> list[str]:
+    jumps = find_jumps(trajectory, motions)
     if not len(jumps):
         return []
     listed = ", ".join(f"{(time - trajectory.times_ns[0]) / 1e9:.2f} s" for time in jumps[:_LISTED])
+    advice = "The motion is cut there" if cut else "--cut-jumps guesses each side on its own"
     return [
         f"the head jumps {len(jumps)} time(s) (over {JUMP_M} m or {np.degrees(JUMP_RADIANS):.0f} degrees within a "
         f"frame) at {listed}{' ...' if len(jumps) > _LISTED else ''}: tracking was lost or the origin was set anew. "
-        "--cut-jumps guesses each side on its own; --start and --end take a part"
+        f"{advice}; --start and --end take a part"
     ]
 
 

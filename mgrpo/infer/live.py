@@ -106,6 +106,10 @@ class LiveInference:
         self._begin: int | None = None
         self._last: tuple[int, np.ndarray] | None = None
         self._runs = 0
+        self.late = 0
+        """Poses that were passed over, because one with a later time had come before."""
+        self.gaps = 0
+        """Times that motion began anew, because poses were further apart than is interpolated."""
         self._reset(0)
 
     @property
@@ -144,10 +148,12 @@ class LiveInference:
             return
         before_ns, before = self._last
         if time_ns <= before_ns:
+            self.late += time_ns < before_ns  # recorders write one twice
             return
         self._last = (time_ns, pose)
         frame = int(np.floor((time_ns - self._begin) / FRAME_NS + 1e-6))
         if time_ns - before_ns > self._gap_ns:
+            self.gaps += 1
             yield from self.flush()
             self._reset(int(np.ceil((time_ns - self._begin) / FRAME_NS - 1e-6)))
             if abs((time_ns - self._begin) / FRAME_NS - self._first) < 1e-6:

@@ -24,12 +24,17 @@ from mgrpo.infer.store import PartialResult, fingerprint
 from mgrpo.infer.trajectory import Floor, HeadTrajectory
 from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.motion import decode_motion
-from mgrpo.npz import write_npz
+from mgrpo.npz import pack_npz
+from mgrpo.storage import replacing_together, storage_error
 from mgrpo.train.progress import Progress, notice
 
 GuideMaker = Callable[[HeadMotion, Tensor, slice], SamplingGuidance]
 """Makes the guidance of some frames of a stretch: called with the stretch, its head poses there ``(1, T, 7)`` with the
 floor at zero, and the frames."""
+
+WriteOthers = Callable[[Mapping[str, np.ndarray], Callable[[Path], Path]], None]
+"""Writes what else is made of the arrays of a result: called with them, and with a function from a file's path to the
+place to write it (:func:`mgrpo.storage.replacing_together`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +92,9 @@ def prepare(
     """
     found, notes = choose_floor(trajectory, floor, eye_height_m)
     motions, gaps = resample(trajectory, max_gap_s=max_gap_s, start_s=start_s, end_s=end_s)
-    warnings = check_motion(trajectory, motions, gaps, found)
+    warnings = check_motion(trajectory, motions, gaps, found, cut_jumps=cut_jumps)
     if cut_jumps:
-        jumps = find_jumps(motions)
+        jumps = find_jumps(trajectory, motions)
         if len(jumps):
             motions, gaps = resample(
                 trajectory, max_gap_s=max_gap_s, start_s=start_s, end_s=end_s, breaks_ns=jumps
@@ -122,7 +127,7 @@ def infer_to_file(
     keep_world: bool = False,
     guide_maker: GuideMaker | None = None,
     identity: Sequence[Any] = (),
-    then: Callable[[Mapping[str, np.ndarray]], None] | None = None,
+    then: WriteOthers | None = None,
 ) -> None:
     """Sample all stretches and write ``out`` in EgoAllo's format, in one step at the end.
 
@@ -137,7 +142,7 @@ def infer_to_file(
         keep_world: leave the result in the recording's world (z up) instead of putting the floor at z = 0.
         guide_maker: guidance, if any.
         identity: further plain values that determine the result, such as guidance's options.
-        then: called with the arrays of the file before they go, to write what else is made of them.
+        then: called with the arrays of the file, to write what else is made of them; all appear together.
     Raises:
         InputError: another process is writing the same file.
         StorageError: the disk refuses.
@@ -164,26 +169,39 @@ def infer_to_file(
             notice(f"continuing: {len(store.chunks)} chunk(s) of an earlier, interrupted call are taken")
         try:
             _sample_all(denoiser, body, prepared, stretches, settings, store, keep_world, guide_maker)
-        except KeyboardInterrupt:
+            with Progress("write"):
+                _write(out, prepared, store.arrays, keep_world, then)
+        except BaseException:
             if store.chunks:
-                notice(f"{len(store.chunks)} chunk(s) are kept beside {out}; the same command continues there")
+                notice(
+                    f"{len(store.chunks)} chunk(s) are kept beside {out}, in {store.folder.name}; the same command "
+                    "continues there"
+                )
             raise
-        poses = np.concatenate([motion.T_world_cpf for motion in prepared.motions])
-        if not keep_world:
-            poses[:, 6] -= prepared.floor.height
-        whole = ChainMap(
-            {
-                "Ts_world_cpf": poses.astype(np.float32),
-                "frame_nums": prepared.frame_nums,
-                "timestamps_ns": prepared.times_ns,
-            },
-            store.arrays,  # type: ignore[arg-type]
-        )
-        with Progress("write"):
-            if then is not None:
-                then(whole)
-            write_npz(out, whole)
         store.drop()
+
+
+def _write(
+    out: Path, prepared: Prepared, sampled: Mapping[str, np.ndarray], keep_world: bool, then: WriteOthers | None
+) -> None:
+    poses = np.concatenate([motion.T_world_cpf for motion in prepared.motions])
+    if not keep_world:
+        poses[:, 6] -= prepared.floor.height
+    whole = ChainMap(
+        {
+            "Ts_world_cpf": poses.astype(np.float32),
+            "frame_nums": prepared.frame_nums,
+            "timestamps_ns": prepared.times_ns,
+        },
+        sampled,  # type: ignore[arg-type]
+    )
+    try:
+        with replacing_together() as place:
+            pack_npz(place(out), whole)
+            if then is not None:
+                then(whole, place)
+    except OSError as error:
+        raise storage_error("write", out, error) from error
 
 
 def _hands_seen(prepared: Prepared) -> list[Any]:

@@ -40,6 +40,9 @@ QUAT_NAMES = {"wxyz": "wxyz", "quat_wxyz": "wxyz", "xyzw": "xyzw", "quat_xyzw": 
 
 POSITION_NAMES = ("xyz", "position", "positions", "translation", "translations", "pos")
 
+WRIST_NAMES = tuple(f"{side}_{name}" for side in SIDES for name in ("wrist", "hand"))
+CONTROLLER_NAMES = tuple(f"{side}_controller" for side in SIDES)
+
 _QUAT_COLUMN = re.compile(r"(?:q|r|quat|quaternion|rot|rotation|orientation)([wxyz])(?:worlddevice|worldcpf|world)?")
 _PLACE_COLUMN = re.compile(r"(?:t|p|pos|position|translation|)([xyz])(?:worlddevice|worldcpf|world)?")
 _WRIST_COLUMN = re.compile(r"(left|right)(?:wrist|hand)([xyz])")
@@ -51,7 +54,7 @@ class PlainPoses(NamedTuple):
     times: np.ndarray
     """``(N,)``."""
     time_unit: str
-    """Unit of the times by their name: s, ms, us, ns."""
+    """Unit of the times by their name: s, ms, us, ns; "" for seconds made from a rate, which has no other."""
     quats: np.ndarray
     """``(N, 4)`` in the file's order, or wxyz where ``quat_order`` says so."""
     quat_order: str
@@ -61,9 +64,12 @@ class PlainPoses(NamedTuple):
     wrists: tuple[np.ndarray | None, np.ndarray | None]
     """Left and right wrist ``(N, 3)``, NaN where not seen."""
     controllers: tuple[np.ndarray | None, np.ndarray | None]
-    """Left and right controller ``(N, 7)``, quaternion wxyz and position."""
+    """Left and right controller ``(N, 7)``, quaternion (in its order of ``controller_orders``) and position, NaN where
+    not seen."""
     is_cpf: bool
     """Whether the file says that these are central pupil frames with z up."""
+    controller_orders: tuple[str, str] = ("", "")
+    """As ``quat_order``."""
 
 
 def read_poses(path: Path) -> PlainPoses:
@@ -89,8 +95,7 @@ def read_poses(path: Path) -> PlainPoses:
 
 def known_names(keys: tuple[str, ...]) -> list[str]:
     """Those of ``keys`` that mean something here."""
-    hands = [name for side in SIDES for name in (*_wrist_names(side), f"{side}_controller")]
-    names = {*TIME_NAMES, *POSE_NAMES, *QUAT_NAMES, *POSITION_NAMES, *hands, "fps"}
+    names = {*TIME_NAMES, *POSE_NAMES, *QUAT_NAMES, *POSITION_NAMES, *WRIST_NAMES, *CONTROLLER_NAMES, "fps"}
     return [key for key in keys if key in names]
 
 
@@ -106,9 +111,15 @@ def _from_table(path: Path) -> PlainPoses:
         raise InputError(f"{path}: the file is empty; expected a {what}")
     if all(_is_number(cell) for cell in header):
         return _from_rows(path, numbers_of(path, _chain(number, first, lines), range(len(header)), len(header), header))
-    names = [re.sub(r"[^a-z0-9_]", "", cell.lower()) for cell in header]
+    names = _column_names(header)
     flat = [name.replace("_", "") for name in names]
     times = [(place, TIME_NAMES[name]) for place, name in enumerate(names) if name in TIME_NAMES]
+    if len(header) == 1:
+        raise InputError(
+            f"{path}: the first line has no commas: {first[:100]!r}. Expected a table of head poses whose first line "
+            "has the names of the columns (or the first row of numbers) and whose cells are separated by commas; "
+            "semicolons, tabs and blanks are not read as such"
+        )
     if not times:
         raise InputError(
             f"{path}: no column is a time: expected one called t (seconds), timestamp_ns, timestamp_us or the like; "
@@ -146,8 +157,13 @@ def _from_table(path: Path) -> PlainPoses:
         values[:, 5:8],
         (found[0], found[1]),
         (None, None),
-        "cpf" in "".join(flat),
+        all(flat[place].endswith("worldcpf") for place in (*quats, *positions)),
     )
+
+
+def _column_names(header: list[str]) -> list[str]:
+    """Names of columns without their spelling: ``Time [ms]`` is ``time_ms``."""
+    return [re.sub(r"[^a-z0-9]+", "_", cell.lower()).strip("_") for cell in header]
 
 
 def _chain(number: int, first: str, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
@@ -190,7 +206,7 @@ def _from_npy(path: Path) -> PlainPoses:
         raise InputError(
             f"{path}: not an array of numbers ({error}); expected (N, 8): t, qw, qx, qy, qz, x, y, z"
         ) from error
-    if not np.issubdtype(values.dtype, np.number):
+    if not _is_real(values):
         raise InputError(f"{path}: expected numbers (N, 8): t, qw, qx, qy, qz, x, y, z; got {values.dtype}")
     return _from_rows(path, values.astype(np.float64))
 
@@ -198,11 +214,15 @@ def _from_npy(path: Path) -> PlainPoses:
 # --- arrays
 
 
+def _is_real(array: np.ndarray) -> bool:
+    return np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)
+
+
 def poses_from_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> PlainPoses:
     """Poses from arrays by name. Raises InputError for those that don't fit, or where a time or a pose is missing."""
     there = f"it has: {', '.join(sorted(arrays)) or 'none of the known names'}"
     for name, array in arrays.items():
-        if not np.issubdtype(array.dtype, np.number):
+        if not _is_real(array):
             raise InputError(f"{path}: {name} must hold numbers, got {array.dtype}")
     whole = next((name for name in POSE_NAMES if name in arrays), None)
     if whole is not None:
@@ -222,7 +242,7 @@ def poses_from_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> PlainPose
         next((_numbers(path, name, arrays[name], 3, len(quats)) for name in _wrist_names(side) if name in arrays), None)
         for side in SIDES
     ]
-    controllers = [_controller(path, arrays, f"{side}_controller", len(quats)) for side in SIDES]
+    held = [_controller(path, arrays, name, len(quats)) for name in CONTROLLER_NAMES]
     return PlainPoses(
         times,
         unit,
@@ -230,22 +250,23 @@ def poses_from_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> PlainPose
         order,
         positions,
         (wrists[0], wrists[1]),
-        (controllers[0], controllers[1]),
+        (held[0][0], held[1][0]),
         whole in ("T_world_cpf", "Ts_world_cpf"),
+        (held[0][1], held[1][1]),
     )
 
 
-def _wrist_names(side: str) -> tuple[str, str]:
-    return f"{side}_wrist", f"{side}_hand"
+def _wrist_names(side: str) -> list[str]:
+    return [name for name in WRIST_NAMES if name.startswith(side)]
 
 
-def _controller(path: Path, arrays: Mapping[str, np.ndarray], name: str, count: int) -> np.ndarray | None:
+def _controller(path: Path, arrays: Mapping[str, np.ndarray], name: str, count: int) -> tuple[np.ndarray | None, str]:
     if name not in arrays:
-        return None
+        return None, ""
     if len(arrays[name]) != count:
         raise InputError(f"{path}: {name} has {len(arrays[name])} poses, the head has {count}")
-    quats, positions, _ = _split_poses(path, name, arrays[name])
-    return np.concatenate((quats, positions), axis=1)
+    quats, positions, order = _split_poses(path, name, arrays[name])
+    return np.concatenate((quats, positions), axis=1), order
 
 
 def _numbers(path: Path, name: str, array: np.ndarray, width: int, rows: int | None = None) -> np.ndarray:
@@ -278,7 +299,7 @@ def _times(path: Path, arrays: Mapping[str, np.ndarray], count: int, there: str)
         fps = float(arrays["fps"].reshape(-1)[0]) if arrays["fps"].size == 1 else float("nan")
         if not 1 <= fps <= 10_000:
             raise InputError(f"{path}: fps must be one number from 1 to 10000, got {arrays['fps']}")
-        return np.arange(count) / fps, "s"
+        return np.arange(count) / fps, ""
     raise InputError(f"{path}: no times: expected t (seconds), timestamps_ns, or fps; {there}")
 
 
@@ -297,16 +318,15 @@ def read_wrist_file(path: Path) -> tuple[np.ndarray, str, tuple[np.ndarray | Non
     else:
         lines = csv_lines(path, what)
         header = csv_cells(next(lines, (0, ""))[1])
-        names = [re.sub(r"[^a-z0-9_]", "", cell.lower()) for cell in header]
+        names = _column_names(header)
         columns = [_wrist_columns([name.replace("_", "") for name in names], side) for side in SIDES]
         stamped = [(place, TIME_NAMES[name]) for place, name in enumerate(names) if name in TIME_NAMES]
         places = [place for found in columns if found for place in found]
         if not stamped:
             raise InputError(f"{path}: no column is a time (t, timestamp_ns ...); the header has: {', '.join(header)}")
-        finite = [True] + [False] * len(places)
-        values = numbers_of(
-            path, lines, [stamped[0][0], *places], len(header), [header[p] for p in [0, *places]], finite
-        )
+        places = [stamped[0][0], *places]
+        finite = [True] + [False] * (len(places) - 1)
+        values = numbers_of(path, lines, places, len(header), [header[place] for place in places], finite)
         times, unit = values[:, 0], stamped[0][1]
         rest = iter(values.T[1:])
         wrists = [np.stack([next(rest) for _ in range(3)], axis=1) if found else None for found in columns]

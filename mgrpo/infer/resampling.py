@@ -119,6 +119,8 @@ def resample(
         advice = "take another part (--start, --end), or bridge longer gaps (--max-gap)"
         if usual > max_gap_s:
             advice = f"its poses are {usual:.3g} s apart. If they are not, times have another unit: give --time-unit"
+        elif trajectory.seconds < 3 * FRAME_NS / 1e9:
+            advice = "if it is longer in truth, its times have another unit: give --time-unit"
         raise InputError(
             f"{trajectory.name}: no stretch of three poses at {TARGET_FPS:g} Hz is left of {trajectory.seconds:.3f} s; "
             f"{advice}"

@@ -19,7 +19,7 @@ from mgrpo.infer.floor import EYE_HEIGHT_M
 from mgrpo.infer.hamer import read_hamer
 from mgrpo.infer.poses import PlainPoses, read_poses, read_wrist_file
 from mgrpo.infer.poses_json import load_json, poses_from_json
-from mgrpo.infer.trajectory import Floor, HeadTrajectory, WristTrack
+from mgrpo.infer.trajectory import SIDES, Floor, HeadTrajectory, WristTrack
 from mgrpo.infer.webxr import RecordedThing, is_webxr, webxr_from_json
 from mgrpo.infer.wrists import controller_offset, controller_track, seen_track
 from mgrpo.options import option, require
@@ -66,6 +66,12 @@ class SourceConfig:
         require(self, "cpf_pitch", at_least=-1.6, at_most=1.6, unit="radians")
         require(self, "eye_height", at_least=0.5, at_most=2.5, unit="metres")
         controller_offset(self.controller_offset, option(self, "controller_offset"))
+
+    def unused_options(self) -> Mapping[str, str]:
+        """See :class:`mgrpo.options.HasUnusedOptions`."""
+        if self.floor in ("auto", "standing"):
+            return {}
+        return {"eye_height": f"with {option(self, 'floor')} {self.floor}, which says where the floor is"}
 
 
 def load_trajectory(source: Path, config: SourceConfig) -> HeadTrajectory:
@@ -151,9 +157,11 @@ def _plain(source: Path, poses: PlainPoses, config: SourceConfig) -> HeadTraject
             "it out"
         )
     order = poses.quat_order or ("wxyz" if config.quaternion == "auto" else config.quaternion)
-    unit = poses.time_unit if config.time_unit == "auto" else config.time_unit
+    if not poses.time_unit:
+        _refuse(config, {"time_unit": "auto"}, f"{source} has frames per second and no times")
+    unit = (poses.time_unit or "s") if config.time_unit == "auto" else config.time_unit
     times = nanoseconds(poses.times, unit, str(source))
-    quats = poses.quats if order == "wxyz" else poses.quats[:, [3, 0, 1, 2]]
+    quats = _as_wxyz(poses.quats, order)
     clean = clean_poses(times, quats, poses.positions, str(source))
     notes = list(clean.notes)
     advice = other_readings(
@@ -166,7 +174,10 @@ def _plain(source: Path, poses: PlainPoses, config: SourceConfig) -> HeadTraject
         notes.append(advice)
     scale = UNITS[config.unit]
     offset = device_cpf_option(config.device_cpf, frame)
-    controllers = [None if pose is None else pose[clean.kept] for pose in poses.controllers]
+    controllers = [
+        None if pose is None else _as_wxyz(pose[clean.kept], told or config.quaternion)
+        for pose, told in zip(poses.controllers, poses.controller_orders)
+    ]
     if all(one is None for one in controllers):
         _refuse(config, {"controller_offset": "wand"}, f"{source} has no controllers")
     wrists: list[WristTrack | None] = []
@@ -191,6 +202,11 @@ def _plain(source: Path, poses: PlainPoses, config: SourceConfig) -> HeadTraject
     )
 
 
+def _as_wxyz(quats: np.ndarray, order: str) -> np.ndarray:
+    """Quaternions ``(N, 4)``, or poses that begin with one ``(N, 7)``, with w first."""
+    return np.concatenate((quats[:, [3, 0, 1, 2]], quats[:, 4:]), axis=1) if order == "xyzw" else quats
+
+
 def _facts(what: str, source: Path, frame: DeviceFrame, T_device_cpf: np.ndarray | None) -> dict[str, object]:
     pose = frame.T_device_cpf if T_device_cpf is None else T_device_cpf
     return {
@@ -212,9 +228,18 @@ def _held(
 ) -> WristTrack | None:
     """The wrist behind a controller: times, quaternions and positions as the file has them."""
     times, quats, positions = thing
-    offset = controller_offset(config.controller_offset) * np.array([-1.0 if side == 0 else 1.0, 1.0, 1.0])
+    turned = ~(np.abs(np.linalg.norm(quats, axis=1) - 1) > 1e-2)
+    broken = int((~turned & (np.linalg.norm(positions, axis=1) > 1e-9)).sum())
+    if broken:
+        notes.append(
+            f"WARNING: {where}, {SIDES[side]} controller: {broken} of {len(quats)} rows were left out, whose "
+            "quaternion is not of length 1; was it tracked there, and is the order right (--quaternion)?"
+        )
+    times, quats, positions = times[turned], quats[turned], positions[turned]
+    left = (side == 0) != config.swap_hands  # the hand that holds it
+    offset = controller_offset(config.controller_offset) * np.array([-1.0 if left else 1.0, 1.0, 1.0])
     poses = frame.device_to_world(quats, positions, scale)
-    track, more = controller_track(times, poses, offset, f"{where}, {('left', 'right')[side]} controller")
+    track, more = controller_track(times, poses, offset, f"{where}, {SIDES[side]} controller")
     notes += more
     return track
 
@@ -226,6 +251,8 @@ def _webxr(source: Path, content: Mapping[str, object], config: SourceConfig) ->
         raise InputError(f"--axes {config.axes}: {source} is a WebXR recording; leave it out")
     frame = DEVICES["webxr"]
     recording = webxr_from_json(source, content)
+    if recording.left is None and recording.right is None:
+        _refuse(config, {"controller_offset": "wand"}, f"{source} has no controllers")
     offset = device_cpf_option(config.device_cpf, frame)
     head = recording.head
     clean = clean_poses(nanoseconds(head.times_ms, "ms", str(source)), head.quats, head.positions, str(source))

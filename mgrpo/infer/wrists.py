@@ -43,7 +43,8 @@ def controller_track(
     Args:
         times_ns: ``(M,)`` int64.
         T_world_device: poses of the controller ``(M, 7)`` in the trajectory's world. Rows that stand exactly at the
-            world's origin, as recorders write them for a controller that is off, are left out.
+            world's origin, as recorders write them for a controller that is off, are left out; so are those that are
+            NaN.
         offset: wrist in the controller's axes ``(3,)``, metres.
         where: the source, for messages.
     """
@@ -79,5 +80,6 @@ def swapped_hands(trajectory: HeadTrajectory) -> str | None:
         return None
     return (
         f"WARNING: the {SIDES[0]} wrist is mostly {-sides[0]:.2f} m to the right of the head and the {SIDES[1]} one "
-        f"{sides[1]:.2f} m to its left; if the controllers changed hands, give --swap-hands"
+        f"{sides[1]:.2f} m to its left; if the controllers changed hands, give --swap-hands (or leave it out, where it "
+        "was given)"
     )

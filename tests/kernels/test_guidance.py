@@ -196,7 +196,7 @@ def test_the_cost_never_rises(backend: str, damping: str) -> None:
     assert (done >= 1).all() and (done <= 12).all()
 
 
-@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend == "cpp"])
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend in ("cpp", "reference")])
 def test_the_search_ends_by_itself(backend: str) -> None:
     """Where a step gains too little; in float64, where rounding doesn't decide, as the reference does."""
     _, (_, costs, done) = run("body", backend, F64, iterations=30)

@@ -340,6 +340,30 @@ def test_bad_input_is_explained(
     assert not list(tmp_path.glob("runs/*/checkpoints/step_*")) and not (tmp_path / "samples").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("infer X --model X -o X --samples 0", "error: --samples must be at least 1, got 0\n"),
+        (
+            "infer X --model X -o X --guidance.post-iterations 0",
+            "error: --guidance.post-iterations must be at least 1, got 0\n",
+        ),
+        ("infer X --model X -o X --eye-height 9", "error: --eye-height must be at most 2.5 metres, got 9.0\n"),
+        ("view", "error: mgrpo view: give a file to show, or `demo`\n"),
+    ],
+)
+def test_values_are_refused_in_one_form(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever an option is declared: in one line, without the frame of what can't be parsed at all."""
+    assert main(words.split()) == 2
+    assert capsys.readouterr().err == said
+
+
+def test_words_that_cannot_be_parsed_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["infer", "X", "--model", "X", "-o", "X", "--samples", "two"]) == 2
+    shown = capsys.readouterr().err
+    assert "--samples" in shown and "'two'" in shown and "mgrpo infer --help" in shown
+
+
 def test_evaluate_prints_and_writes(prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "evaluate",

@@ -473,6 +473,11 @@ def test_bad_input_is_told(content: bytes | None, message: str, run, tmp_path: P
     assert not (tmp_path / "exports").exists()
 
 
+def test_a_folder_is_no_file(run, tmp_path: Path) -> None:
+    for name in (".", str(tmp_path)):
+        assert "expected a motion file, got a folder" in run(name, "--to", "csv", code=2)
+
+
 def test_joints_alone_are_refused(run, tmp_path: Path) -> None:
     np.savez(tmp_path / "in.npz", joints=make_motion(4).placed().joints[:, :22].numpy(), fps=30.0, up="z")
     assert "holds joint positions alone (joints npz)" in run("in.npz", "--to", "bvh", code=2)

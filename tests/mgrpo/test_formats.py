@@ -114,6 +114,12 @@ def test_the_contents_decide_not_the_suffix(tmp_path: Path) -> None:
         assert found.format == WRITERS[name][1]
 
 
+def test_a_recording_of_motion_capture_has_a_command_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a.bvh").write_text("HIERARCHY\nROOT a\n")
+    with pytest.raises(InputError, match=r"a.bvh: not a motion file .* mgrpo data mocap makes a pack of it$"):
+        read_tracks(tmp_path / "a.bvh", ReadOptions())
+
+
 def test_packs_are_fitted_to_the_body(tmp_path: Path) -> None:
     pack = Path(__file__).parents[2] / "mgrpo" / "assets" / "deepmimic.npz"
     tracks = {one.name: one for one in read_tracks(pack, WITH_BODY)}

@@ -203,7 +203,7 @@ def test_jumps_are_told_and_can_be_cut() -> None:
     whole = prepare(recorded, floor="zero")
     assert len(whole.motions) == 1 and len(whole.notes) == 1
     assert "jumps 1 time(s)" in whole.notes[0] and "13.30 s" in whole.notes[0] and "--cut-jumps" in whole.notes[0]
-    assert find_jumps(whole.motions).tolist() == [pytest.approx(399 / 30 * SECONDS, abs=2)]
+    assert find_jumps(recorded, whole.motions).tolist() == [pytest.approx(399 / 30 * SECONDS, abs=2)]
     cut = prepare(recorded, floor="zero", cut_jumps=True)
     assert [len(motion) for motion in cut.motions] == [399, 499]
     assert [gap.why for gap in cut.gaps] == ["jump"]
@@ -214,6 +214,40 @@ def test_jumps_are_told_and_can_be_cut() -> None:
         g.yaw_rotation(torch.tensor(2.0, dtype=torch.float64)), torch.from_numpy(spun[500:, :4])
     ).numpy()
     assert any("jumps 1 time(s)" in told for told in prepare(trajectory(TIMES, spun), floor="zero").notes)
+
+
+@pytest.mark.parametrize("pose", range(100, 106))
+def test_a_jump_is_found_whatever_part_of_it_falls_into_which_frame(pose: int) -> None:
+    """Of 72 poses a second, every fifth frame lies in the middle of two; neither half of 0.45 m is a jump by itself."""
+    times = np.arange(216) / 72
+    poses = head(times)
+    poses[pose:, 4] += 0.45
+    recorded = trajectory(times, poses)
+    whole = prepare(recorded, floor="zero")
+    assert find_jumps(recorded, whole.motions).tolist() == [recorded.times_ns[pose - 1]]
+    assert "jumps 1 time(s)" in whole.notes[0] and "--cut-jumps" in whole.notes[0]
+    cut = prepare(recorded, floor="zero", cut_jumps=True)
+    assert len(cut.motions) == 2 and "The motion is cut there" in cut.notes[0] and "--cut-jumps" not in cut.notes[0]
+    for motion, moved in zip(cut.motions, (0.0, 0.45)):
+        seconds = np.concatenate((motion.times_ns[:1] / SECONDS - 1 / 30, motion.times_ns / SECONDS))
+        assert np.abs(motion.T_world_cpf_all[:, 4] - head(seconds)[:, 4] - moved).max() < 0.01
+
+
+def test_a_jump_may_take_several_poses() -> None:
+    times = np.arange(3000) / 1000
+    poses = head(times)
+    poses[:, 4] += np.clip((times - 1.505) / 0.01, 0.0, 1.0) * 0.6
+    recorded = trajectory(times, poses)
+    whole = prepare(recorded, floor="zero")
+    assert find_jumps(recorded, whole.motions).tolist() == [pytest.approx(1.5 * SECONDS, abs=2)]
+
+
+def test_a_gap_is_no_jump() -> None:
+    times = np.delete(np.arange(600) / 60, slice(200, 260))
+    poses = head(times)
+    poses[200:, 4] += 30.0
+    recorded = trajectory(times, poses)
+    assert not len(find_jumps(recorded, prepare(recorded, floor="zero").motions))
 
 
 def test_few_poses_per_second() -> None:

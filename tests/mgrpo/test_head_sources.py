@@ -14,6 +14,7 @@ import torch
 
 from mgrpo import geometry as g
 from mgrpo.errors import InputError
+from mgrpo.geometry import quat_to_rotmat
 from mgrpo.infer.aria import find_aria, vrs_device_cpf
 from mgrpo.infer.checks import other_readings
 from mgrpo.infer.cleaning import clean_poses, nanoseconds
@@ -21,6 +22,7 @@ from mgrpo.infer.devices import DEVICES, Y_UP, nod
 from mgrpo.infer.poses import read_poses
 from mgrpo.infer.source import SourceConfig, load_trajectory
 from mgrpo.infer.trajectory import HeadTrajectory, WristTrack
+from mgrpo.infer.wrists import controller_offset
 
 _spec = importlib.util.spec_from_file_location("head_files", Path(__file__).with_name("head_files.py"))
 assert _spec is not None and _spec.loader is not None
@@ -129,12 +131,17 @@ def tables(folder: Path) -> dict[str, Path]:
     (folder / "l.json").write_text(json.dumps(records))
     lists = [{"timestamp_ns": int(n), "xyzw": [*a[1:], a[0]], "xyz": b} for n, a, b in zip(ns, q.tolist(), p.tolist())]
     (folder / "m.json").write_text(json.dumps({"device": "x", "poses": lists}))
-    return made | {name: next(folder.glob(f"{name}.*")) for name in "ghijklm"}
+    whole = [{"t": t, "T_world_head": [*a, *b]} for t, a, b in zip(TIMES.tolist(), q.tolist(), p.tolist())]
+    (folder / "n.json").write_text(json.dumps(whole))
+    matrices = [{"t": t, "poses": m} for t, m in zip(TIMES.tolist(), as_matrices(poses).tolist())]
+    (folder / "o.json").write_text(json.dumps({"frames": matrices}))
+    units = write_csv(folder / "p.csv", "Time (ms),q.w,q.x,q.y,q.z,Pos X,Pos Y,Pos Z", TIMES * 1000, q, p)
+    return made | {"units": units} | {name: next(folder.glob(f"{name}.*")) for name in "ghijklmno"}
 
 
 def test_every_container(tmp_path: Path) -> None:
     read = {name: load(path, axes="cpf") for name, path in tables(tmp_path).items()}
-    assert len(read) == 13
+    assert len(read) == 16
     for name, found in read.items():
         assert np.abs(found.times_ns - TIMES * 1e9).max() < 10, name
         same_poses(found.T_world_cpf, head())
@@ -146,6 +153,25 @@ def test_files_that_say_that_they_hold_cpf(tmp_path: Path) -> None:
     same_poses(load(tmp_path / "a.npz").T_world_cpf, head())
     np.savez(tmp_path / "b.npz", Ts_world_cpf=head(), timestamps_ns=np.rint(TIMES * 1e9).astype(np.int64))
     same_poses(load(tmp_path / "b.npz").T_world_cpf, head())
+
+
+def test_records_that_say_that_they_hold_cpf(tmp_path: Path) -> None:
+    records = [{"t": t, "T_world_cpf": pose} for t, pose in zip(TIMES.tolist(), head().tolist())]
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    same_poses(load(tmp_path / "a.json").T_world_cpf, head())
+    (tmp_path / "b.json").write_text(json.dumps([*records[:5], {"t": 9.0}]))
+    with pytest.raises(InputError, match="record 5: no T_world_cpf, which record 0 has"):
+        load(tmp_path / "b.json")
+
+
+def test_a_column_says_cpf_by_its_whole_name(tmp_path: Path) -> None:
+    names = "t,qw,qx,qy,qz,x,y,z"
+    poses = head()
+    cpf = ",".join(f"{name}_world_cpf" for name in ("qw", "qx", "qy", "qz", "tx", "ty", "tz"))
+    same_poses(load(write_csv(tmp_path / "a.csv", f"t,{cpf}", TIMES, poses[:, :4], poses[:, 4:])).T_world_cpf, poses)
+    write_csv(tmp_path / "b.csv", f"{names},near_cpf", TIMES, poses[:, :4], poses[:, 4:], 0 * TIMES)
+    with pytest.raises(InputError, match="whose axes"):
+        load(tmp_path / "b.csv")
 
 
 def test_axes_are_never_guessed(tmp_path: Path) -> None:
@@ -277,8 +303,20 @@ def test_wrists_in_the_same_file_and_in_another(tmp_path: Path) -> None:
     write_csv(tmp_path / "w.csv", "t_ms,right_wrist_x,right_wrist_y,right_wrist_z", TIMES * 1000, wrist)
     text = (tmp_path / "w.csv").read_text().replace("nan", "")
     (tmp_path / "w.csv").write_text(text)
+    rows = zip(TIMES.tolist(), quats.tolist(), t.tolist(), wrist.tolist())
+    records = [{"t": a, "wxyz": b, "xyz": c, "right_hand": dict(zip("xyz", d))} for a, b, c, d in rows]
+    records[7]["right_hand"] = None
+    (tmp_path / "d.json").write_text(json.dumps(records))
+    del records[7]["right_hand"]
+    (tmp_path / "e.json").write_text(json.dumps(records))
+    seen = [None if np.isnan(row).any() else row for row in wrist.tolist()]
+    arrays = {"t": TIMES.tolist(), "wxyz": quats.tolist(), "xyz": t.tolist(), "left_wrist": seen}
+    (tmp_path / "f.json").write_text(json.dumps(arrays))
     for name, side, options in (
         ("a.npz", 0, {}),
+        ("d.json", 1, {}),
+        ("e.json", 1, {}),
+        ("f.json", 0, {}),
         ("b.csv", 1, {}),
         ("c.csv", 0, {"wrists": tmp_path / "w.npz"}),
         ("c.csv", 1, {"wrists": tmp_path / "w.csv"}),
@@ -298,6 +336,49 @@ def test_wrists_in_the_same_file_and_in_another(tmp_path: Path) -> None:
         load(tmp_path / "c.csv", axes="openxr", wrists=tmp_path / "y.csv")
 
 
+def test_controllers_among_plain_poses(tmp_path: Path) -> None:
+    """In arrays and records, in both orders of quaternions; rows that hold none are left out and told."""
+    quats, t = y_up_viewer(head())
+    turned, held = quats[::-1], t - [0.3, 0.5, 0.2]
+    wanted = controller_offset("grip") * [-1, 1, 1]
+    places = held @ Y_UP.T + quat_to_rotmat(torch.from_numpy(turned.copy())).numpy() @ wanted @ Y_UP.T
+    xyzw = [1, 2, 3, 0]
+    whole = np.concatenate((turned, held), axis=1)
+    np.savez(tmp_path / "a.npz", t=TIMES, wxyz=quats, xyz=t, left_controller=whole)
+    other = np.concatenate((turned[:, xyzw], held), axis=1)
+    np.savez(tmp_path / "b.npz", t=TIMES, quaternion=quats[:, xyzw], xyz=t, left_controller=other)
+    np.savez(tmp_path / "c.npz", t=TIMES, xyzw=quats[:, xyzw], xyz=t, left_controller=as_matrices(whole))
+    rows = zip(TIMES.tolist(), quats.tolist(), t.tolist(), whole.tolist())
+    records = [{"t": a, "wxyz": b, "xyz": c, "left_controller": d} for a, b, c, d in rows]
+    (tmp_path / "d.json").write_text(json.dumps(records))
+    for name, options in (("a.npz", {}), ("b.npz", {"quaternion": "xyzw"}), ("c.npz", {}), ("d.json", {})):
+        found = load(tmp_path / name, axes="openxr", controller_offset="grip", **options)
+        assert found.wrists[0] is not None and found.wrists[1] is None and not found.notes, name
+        assert np.abs(found.wrists[0].positions - places).max() < 1e-6, name
+    whole[4, :4] = 0
+    del records[9]["left_controller"]
+    (tmp_path / "e.json").write_text(json.dumps(records))
+    np.savez(tmp_path / "f.npz", t=TIMES, wxyz=quats, xyz=t, left_controller=whole)
+    for name, row, said in (("e.json", 9, ""), ("f.npz", 4, "left controller: 1 of 120 rows were left out")):
+        found = load(tmp_path / name, axes="openxr", controller_offset="grip")
+        assert said in " ".join(found.notes) and bool(said) == bool(found.notes)
+        assert found.wrists[0] is not None
+        assert np.abs(found.wrists[0].positions - np.delete(places, row, axis=0)).max() < 1e-6
+
+
+def test_a_controller_offset_is_for_the_hand_that_holds_it(tmp_path: Path) -> None:
+    """With --swap-hands what the file calls left is the right hand's, and its offset is not mirrored."""
+    quats, t = y_up_viewer(head())
+    whole = np.concatenate((quats, t - [0.0, 0.5, 0.2]), axis=1)
+    np.savez(tmp_path / "a.npz", t=TIMES, wxyz=quats, xyz=t, left_controller=whole)
+    np.savez(tmp_path / "b.npz", t=TIMES, wxyz=quats, xyz=t, right_controller=whole)
+    options = {"axes": "openxr", "controller_offset": "0.1,0,0"}
+    swapped = load(tmp_path / "a.npz", swap_hands=True, **options).wrists[1]
+    right = load(tmp_path / "b.npz", **options).wrists[1]
+    assert swapped is not None and right is not None
+    assert np.array_equal(swapped.positions, right.positions)
+
+
 # --- bad input
 
 
@@ -313,7 +394,10 @@ def test_wrists_in_the_same_file_and_in_another(tmp_path: Path) -> None:
         ("a.csv", "t,qw,qx,qy,qz,x,y,z\n0,1,0,0,0,0,0,1\n", r"1 head pose\(s\); at least 2"),
         ("a.csv", "0,1,0,0,0,0,0\n1,1,0,0,0,0,0\n", "rows without a header must have 8 numbers"),
         ("a.csv", "t,qw,qx,qy,qz,x,y,z\n0,1,0,0,0,0,0,1\n1,0,0,0,0,0,0,1\n", "quaternion of row 2 has length 0.0000"),
+        ("a.csv", "t;qw;qx;qy;qz;x;y;z\n0;1;0;0;0;0;0;1\n", "no commas: 't;qw;.* separated by commas; semicolons"),
+        ("a.csv", "0\t1\t0\t0\t0\t0\t0\t1\n", "cells are separated by commas"),
         ("a.json", "{", "not valid JSON"),
+        ("a.json", '{"t": 0}\n{"t": 1}\n', "is it one record a line. Put them into one list"),
         ("a.json", "[]", "expected arrays by name"),
         ("a.json", "7", "expected arrays by name"),
         ("a.json", '{"a": 1}', "no head poses: expected wxyz"),
@@ -368,6 +452,32 @@ def test_lost_tracking_is_told_with_its_row(tmp_path: Path) -> None:
         load(tmp_path / "a.npz", axes="cpf")
 
 
+def test_text_in_utf_16_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("t,qw,qx,qy,qz,x,y,z\n".encode("utf-16"))
+    with pytest.raises(InputError, match=r"a.csv: the text is UTF-16; save the table of head poses as UTF-8"):
+        load(tmp_path / "a.csv", axes="cpf")
+
+
+def test_numbers_are_real(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.concatenate((TIMES[:, None], head()), axis=1).astype(complex))
+    np.savez(tmp_path / "b.npz", t=TIMES, poses=head().astype(complex))
+    for name in ("a.npy", "b.npz"):
+        with pytest.raises(InputError, match=r"numbers.* got complex128"):
+            load(tmp_path / name, axes="cpf")
+
+
+def test_a_file_of_wrists_names_its_own_columns(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", t=TIMES, poses=head())
+    (tmp_path / "w.csv").write_text("left_wrist_x,left_wrist_y,left_wrist_z,t\n0,0,0,nan\n")
+    with pytest.raises(InputError, match="column t is not finite"):
+        load(tmp_path / "a.npz", axes="cpf", wrists=tmp_path / "w.csv")
+
+
+def test_the_name_of_a_packed_table(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "walk.csv.gz", "t,qw,qx,qy,qz,x,y,z", TIMES, head()[:, :4], head()[:, 4:])
+    assert load(path, axes="cpf").name == "walk"
+
+
 def test_pickles_are_not_opened(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array({"a": 1}, dtype=object), allow_pickle=True)
     np.savez(tmp_path / "b.npz", t=np.array([{"a": 1}], dtype=object), poses=head())
@@ -420,6 +530,12 @@ def test_options_that_mean_nothing_to_a_source(tmp_path: Path) -> None:
     for name, value in (("unit", "mm"), ("time_unit", "s"), ("quaternion", "xyzw"), ("axes", "openxr")):
         with pytest.raises(InputError, match=f"--{name.replace('_', '-')} {value}: "):
             load(tmp_path / "a.json", **{name: value})
+    (tmp_path / "b.json").write_text(json.dumps({"camera": content["camera"]}))
+    with pytest.raises(InputError, match=r"--controller-offset grip: .* has no controllers"):
+        load(tmp_path / "b.json", controller_offset="grip")
+    np.savez(tmp_path / "a.npz", fps=60, poses=head())
+    with pytest.raises(InputError, match=r"--time-unit ms: .* has frames per second and no times"):
+        load(tmp_path / "a.npz", axes="cpf", time_unit="ms")
 
 
 def test_tracks_are_checked() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -147,7 +148,8 @@ def test_wrists_are_checked(prior: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["--axes", "openxr", "--seed", "-1"], "--seed must be a whole number"),
         (["--axes", "openxr", "--body", "nobody"], "unknown body 'nobody'"),
         (["--axes", "openxr", "--hamer", "none.npz", "--check-wrists"], "none.npz: no such file"),
-        (["--axes", "openxr", "--wrists", "none.csv"], "none.csv: can't be read"),
+        (["--axes", "openxr", "--wrists", "none.csv"], "none.csv: no such file"),
+        (["--axes", "openxr", "--time-unit", "ms"], "if it is longer in truth, its times have another unit"),
     ],
 )
 def test_what_is_refused_before_the_work(
@@ -163,7 +165,7 @@ def test_what_is_refused_before_the_work(
     ("out", "said"),
     [
         ("out.mp4", "expected an .npz file or a folder"),
-        ("walk.npz", "that is the recording itself"),
+        ("walk.npz", "is the recording itself"),
         ("prior/x.npz", "folder of a training run"),
     ],
 )
@@ -177,6 +179,62 @@ def test_places_that_cannot_be_written_to(
     assert infer(tmp_path / "walk.npz", prior, place, "--overwrite") == 2
     assert said in capsys.readouterr().err
     assert (tmp_path / "walk.npz").read_bytes() == before
+
+
+def test_what_stands_beside_a_result_is_not_replaced_unasked(
+    recording: Path, prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options, AMASS files and the check of the wrists belong to --overwrite as the result itself does."""
+    for name in ("o_args.yaml", "o_amass.npz"):
+        (tmp_path / name).write_text("mine")
+        assert infer(recording, prior, tmp_path / "o.npz", "--axes", "openxr", "--amass") == 2
+        assert f"{name} exists already; give another file, or --overwrite" in capsys.readouterr().err
+        assert (tmp_path / name).read_text() == "mine" and not (tmp_path / "o.npz").exists()
+        (tmp_path / name).unlink()
+    (tmp_path / "o_amass.npz").mkdir()
+    assert infer(recording, prior, tmp_path / "o.npz", "--axes", "openxr", "--amass", "--overwrite") == 2
+    assert "o_amass.npz is a folder" in capsys.readouterr().err
+    assert infer(recording, prior, tmp_path / "o.npz", "--axes", "openxr") == 0, "without --amass it is in nobody's way"
+    recording.rename(tmp_path / "p_amass.npz")
+    np.savez(tmp_path / "p_amass.npz", t=np.arange(60) / 30, T_world_cpf=files.head(np.arange(60) / 30))
+    assert infer(tmp_path / "p_amass.npz", prior, tmp_path / "p.npz", "--amass", "--overwrite") == 2
+    assert "p_amass.npz is the recording itself" in capsys.readouterr().err
+
+
+def test_a_folder_may_have_a_dot_in_its_name(recording: Path, prior: Path, tmp_path: Path) -> None:
+    (tmp_path / "results.v2").mkdir()
+    assert infer(recording, prior, tmp_path / "results.v2", "--axes", "openxr") == 0
+    assert len(list((tmp_path / "results.v2").iterdir())) == 2
+
+
+def test_files_of_a_result_appear_together_or_not_at_all(
+    recording: Path, prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that is full after the first of them leaves the files of the call before, all of them; the chunks stay."""
+    from mgrpo.commands import infer as command
+
+    out = tmp_path / "results" / "o.npz"
+    assert infer(recording, prior, out, "--axes", "openxr", "--amass") == 0
+    before = {path.name: path.read_bytes() for path in out.parent.iterdir()}
+    capsys.readouterr()
+
+    def full(place: Path, arrays: Any) -> None:
+        place.write_bytes(b"a part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    words = ["--axes", "openxr", "--amass", "--seed", "7", "--overwrite"]
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "pack_npz", full)
+        assert infer(recording, prior, out, *words) == 2
+    error = capsys.readouterr().err
+    assert "the disk is full" in error
+    assert "1 chunk(s) are kept beside" in error and ".o.npz.partial; the same command continues there" in error
+    kept = {path.name: path.read_bytes() for path in out.parent.iterdir() if path.is_file()}
+    assert kept == before
+    assert infer(recording, prior, out, *words) == 0
+    assert "continuing: 1 chunk(s)" in capsys.readouterr().err
+    assert not list(out.parent.glob(".*"))
+    assert yaml.safe_load((out.parent / "o_args.yaml").read_text())["options"]["seed"] == 7
 
 
 def test_sources_that_are_not_there(prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -241,6 +241,37 @@ def test_lines_in_and_lines_out(prior: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert "the longest window took 0." in captured.err and "one is due every 0.13 s" in captured.err
 
 
+def test_a_header_is_no_pose(prior: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    row = "1 0 0 0 0 1.6 0"
+    text = "T, qw, qx, qy, qz, x, y, z\n\n" + "".join(f"{frame / 30} {row}\n" for frame in range(9)) + "bad\n"
+    assert command(prior, text, monkeypatch, "--axes", "openxr") == 2
+    captured = capsys.readouterr()
+    assert captured.out and "error: line 12: 1 values" in captured.err
+    assert command(prior, text, monkeypatch, "--axes", "openxr", "--quaternion", "xyzw") == 2
+    assert "line 1: could not convert string to float: 'qw'" in capsys.readouterr().err
+
+
+def test_times_that_cannot_be_used_are_told(prior: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A clock that was set back, or a wrong unit, would else give no motion without a word."""
+    row = "1 0 0 0 0 1.6 0"
+    text = "\n".join(f"{100 - line if line in (4, 6) else line / 30} {row}" for line in range(9))
+    assert command(prior, f"\n{text}", monkeypatch, "--axes", "openxr") == 0
+    told = capsys.readouterr().err
+    assert "WARNING: line 7: its time is before that of an earlier line; it is passed over" in told
+    assert told.count("it is passed over") == 1, "the first one"
+    assert "4 poses passed over, which came late" in told
+    text = "\n".join(f"{16.7 * line} {row}" for line in range(5))
+    assert command(prior, text, monkeypatch, "--axes", "openxr") == 0
+    told = capsys.readouterr().err
+    assert "line 2: more than 0.2 s (--max-gap) after the pose before; motion begins anew." in told
+    assert told.count("WARNING") == 1 and "give --time-unit" in told
+    assert "; 4 gaps" in told and "passed over" not in told
+    text = "\n".join(f"{line // 2 / 30} {row}" for line in range(20))
+    assert command(prior, text, monkeypatch, "--axes", "openxr") == 0
+    told = capsys.readouterr().err
+    assert "WARNING" not in told and "gaps" not in told and "passed over" not in told, "a pose that is written twice"
+
+
 def test_guidance_is_on_unless_it_is_not_wanted(prior: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     times = np.arange(20) / 30
     text = "\n".join(" ".join(map(str, (t, *pose))) for t, pose in zip(times, files.head(times)))

@@ -159,6 +159,24 @@ def test_on_the_command_line(
             "--sampler.eta has no effect with --sampler.kernel",
         ),
         ("train perceptual --sampler.steps=1 --last-steps=1 --sampler.kernel=ddim", "--sampler.kernel has no effect"),
+        ("infer X --model X -o X --floor zero --eye-height 1.7", "--eye-height has no effect with --floor zero"),
+        ("infer X --model X -o X --floor=-1.2 --eye-height 1.7", "--eye-height has no effect with --floor -1.2"),
+        (
+            "infer X --model X -o X --guidance.no-post --guidance.damping egoallo",
+            "--guidance.damping has no effect with --guidance.no-post and without --guidance.inner",
+        ),
+        (
+            "infer X --model X -o X --guidance.weights.wrist-position 3",
+            "--guidance.weights.wrist-position has no effect with --guidance.mode no_hands, which has no such cost",
+        ),
+        (
+            "infer X --model X -o X --guidance.mode hamer_wrist --guidance.weights.wrist-orientation 3",
+            "--guidance.weights.wrist-orientation has no effect with --guidance.mode hamer_wrist",
+        ),
+        (
+            "infer X --model X -o X --guidance.mode hamer_wrist --guidance.weights.keypoints 3",
+            "--guidance.weights.keypoints has no effect with --guidance.mode hamer_wrist",
+        ),
         ("sample --checkpoint X --kernel ode --eta=0.5", "--eta has no effect with --kernel ode"),
         ("evaluate --checkpoint X --eta 0.8 --kernel ode", "--eta has no effect with --kernel ode"),
         ("train prior --resume-from best", "--resume-from has no effect without --resume"),

@@ -10,7 +10,7 @@ import pytest
 
 from mgrpo import storage
 from mgrpo.errors import InputError
-from mgrpo.storage import FileLock, atomic_create, atomic_write, remove_leftovers, replacing
+from mgrpo.storage import FileLock, atomic_create, atomic_write, remove_leftovers, replacing, replacing_together
 
 
 def test_a_replaced_file_is_old_until_it_is_new(tmp_path: Path) -> None:
@@ -32,6 +32,25 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), replacing(path):
         pass  # nothing was written
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_files_that_belong_together_get_their_names_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        (tmp_path / name).write_text("old")
+    named = []
+    real = os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (named.append(Path(new).name), real(old, new)))
+    with pytest.raises(OSError, match="full"), replacing_together() as place:
+        place(tmp_path / "a").write_text("new")
+        place(tmp_path / "b").write_text("half")
+        raise OSError("full")
+    assert not named and {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", "b": "old"}
+    with replacing_together() as place:
+        for name in "ab":
+            place(tmp_path / name).write_text("new")
+        assert place(tmp_path / "a") == place(tmp_path / "a")
+    assert named == ["b", "a"], "who sees the first sees the others"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new", "b": "new"}
 
 
 def test_a_file_may_grow_in_another_folder(tmp_path: Path) -> None:

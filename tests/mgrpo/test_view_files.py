@@ -38,8 +38,9 @@ BODY = motion.BODY
 
 def stage_of(*files: Path | str, truth: Path | str = "", **changes: Any) -> Stage:
     options = {
-        "names": (), "body": BODY, "options": ReadOptions(), "truth_options": ReadOptions(side="truth"), "clip": "walk",
-        "samples": 8, "start": 0.0, "seconds": 0.0, "say": lambda note: None,
+        "names": (), "body": BODY, "options": ReadOptions(), "truth_options": ReadOptions(side="truth"),
+        "clip": "walk" if "demo" in (*files, truth) else "", "samples": 8, "start": 0.0,
+        "seconds": 0.0, "say": lambda note: None,
     }  # fmt: skip
     return read_stage([str(file) for file in files], truth=str(truth), **(options | changes))
 
@@ -315,6 +316,13 @@ def test_any_sample_can_be_the_solid_one(tmp_path: Path) -> None:
         stage_of(several, one, sample=4)
     with pytest.raises(InputError, match="--sample 1: no file shown holds several samples"):
         stage_of(one, truth="demo", sample=1)
+
+
+def test_a_clip_that_nothing_can_be_chosen_by_is_refused(tmp_path: Path) -> None:
+    one = motion.write_prediction(tmp_path / "one.npz")
+    with pytest.raises(InputError, match="--clip kick: no file shown holds several motions, or one of that name"):
+        stage_of(one, clip="kick")
+    assert stage_of(one, truth="demo", clip="kick").title == "kick", "the truth holds several"
 
 
 def test_the_shape_is_that_of_the_chosen_sample(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def read_motions(path: str | Path, options: ReadOptions | None = None) -> list[M
         raise InputError(
             f"{path}: not a motion file of a known format. {there}Known: "
             + "; ".join(f"{entry.name} ({entry.summary})" for entry in FORMATS)
+            + (". mgrpo data mocap makes a pack of it" if path.suffix.lower() in (".bvh", ".amc") else "")
         )
     with in_file(path):
         motions = found.read(file, options)

@@ -86,7 +86,7 @@ class RotationMotion:
         """The body it is posed on, with 21 joints, float64; InputError where none was given."""
         if self.options.body is None:
             raise InputError(
-                f"it holds rotations ({self.format}), so joints need a body: --body smplh (found on this machine), "
+                f"it holds rotations ({self.format}), so joints need a body: --body smplh (searched for), "
                 "--body PATH of an SMPL-H model.npz, or --body default for motion made with this package's own body"
             )
         return self.options.body.body_only().to(dtype=torch.float64)
