@@ -101,8 +101,13 @@ def check_like(function: str, name: str, value: Tensor, other_name: str, other: 
             f"{function}(): {name} must have the dtype of {other_name} ({str(other.dtype).removeprefix('torch.')}), "
             f"got {str(value.dtype).removeprefix('torch.')}"
         )
-    if value.device != other.device:
-        raise ValueError(f"{function}(): {name} must be on {other.device} like {other_name}, got {value.device}")
+    check_device(function, name, value, other_name, other.device)
+
+
+def check_device(function: str, name: str, value: Tensor, other_name: str, device: torch.device) -> None:
+    """Check that ``value`` is on ``device``, where the argument ``other_name`` is."""
+    if value.device != device:
+        raise ValueError(f"{function}(): {name} must be on {device} like {other_name}, got {value.device}")
 
 
 def check_broadcastable(function: str, name: str, got: Sequence[int], batch: Sequence[int], other_name: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._checks import check_integer, check_tensor
+from ._checks import check_device, check_integer, check_tensor
 
 STREAM_STEP = 0
 """Stream of the noise of sampler steps."""
@@ -109,8 +109,8 @@ def _check_words(
     function: str, name: str, value: object, bits: int, rows: dict[str, int], device: torch.device | None = None
 ) -> None:
     check_tensor(function, name, value, ("N",), dtypes=(torch.int64,), sizes=rows)
-    if device is not None and value.device != device:
-        raise ValueError(f"{function}(): {name} must be on {device} like condition, got {value.device}")
+    if device is not None:
+        check_device(function, name, value, "condition", device)
     if value.numel() == 0 or not _checks.readable(value):
         return
     smallest, largest = torch.aminmax(value)

@@ -73,14 +73,24 @@ def _unavailable() -> str | None:
 def triton_call(package: str, function: str) -> Callable[..., Any]:
     """``function`` of ``package``'s ``triton_impl.py``, which is imported when it is first called.
 
+    Tensors reach it as their storage has them, which is all that kernels read. Torch's dispatcher sees to that, but
+    :func:`mgrpo.kernels._library.call_op` may go past it.
+
     Raises BackendError, in the call, where triton cannot be imported or was imported under another
     ``TRITON_INTERPRET``.
     """
 
     def call(*arguments: Any) -> Any:
-        return getattr(_load(package), function)(*arguments)
+        return getattr(_load(package), function)(*map(_as_stored, arguments))
 
     return call
+
+
+def _as_stored(argument: Any) -> Any:
+    """Views that negate other numbers, and zeros without storage, as the numbers that they stand for."""
+    if not isinstance(argument, Tensor):
+        return argument
+    return argument.clone() if argument._is_zerotensor() else argument.resolve_neg()
 
 
 @cache

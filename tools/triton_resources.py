@@ -78,11 +78,17 @@ def ops_with_kernels() -> list[str]:
     return sorted(path.parent.name for path in (ROOT / "kernels").glob("*/triton_impl.py"))
 
 
+def sources(op: str) -> list[Path]:
+    """The operator's files with Triton in them: ``triton_impl.py``, and others where it is cut by subject."""
+    return sorted((ROOT / "kernels" / op).glob("triton_*.py"))
+
+
 def digest(op: str) -> str:
     """What the table says an operator's kernels were, when their numbers were found."""
-    source = ROOT / "kernels" / op / "triton_impl.py"
-    beside = re.findall(r"^from \.(\w+) import", source.read_text(), re.MULTILINE)
-    files = [source, *(source.with_name(f"{name}.py") for name in beside)]
+    files = set(sources(op))
+    for source in sources(op):
+        beside = re.findall(r"^from \.(\w+) import", source.read_text(), re.MULTILINE)
+        files |= {source.with_name(f"{name}.py") for name in beside}
     return source_digests.digest([*files, *(ROOT / "kernels").glob("_triton*.py")])
 
 

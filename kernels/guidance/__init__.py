@@ -14,6 +14,7 @@ from .._checks import (
     broadcast_batch,
     check_broadcastable,
     check_choice,
+    check_device,
     check_integer,
     check_like,
     check_number,
@@ -186,8 +187,7 @@ def _counts(name: str, value: Tensor | None, default: int, batch: tuple[int, ...
     if value is None:
         return torch.full((rows,), default, dtype=torch.int64, device=rotmats.device)
     check_tensor(_NAME, name, value, ("*#batch",), dtypes=(torch.int64,))
-    if value.device != rotmats.device:
-        raise ValueError(f"{_NAME}(): {name} must be on {rotmats.device} like rotmats, got {value.device}")
+    check_device(_NAME, name, value, "rotmats", rotmats.device)
     check_broadcastable(_NAME, name, value.shape, batch, "rotmats and the others")
     return value.expand(batch).reshape(rows)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import broadcast_batch, check_integer, check_like, check_number, check_tensor
+from .._checks import broadcast_batch, check_device, check_integer, check_like, check_number, check_tensor
 from .._dispatch import resolve
 from .._library import call_op
 from . import op as _op  # noqa: F401  (registers the operator)
@@ -122,8 +122,7 @@ def motion_metrics(
             continue
         if argument == "mask":
             check_tensor(name, argument, value, shape, dtypes=(torch.bool,), sizes=sizes)
-            if value.device != pred_joints.device:
-                raise ValueError(f"{name}(): mask must be on {pred_joints.device} like pred_joints, got {value.device}")
+            check_device(name, argument, value, "pred_joints", pred_joints.device)
             continue
         check_tensor(name, argument, value, shape, sizes=sizes)
         check_like(name, argument, value, "pred_joints", pred_joints)

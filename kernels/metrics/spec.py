@@ -85,6 +85,7 @@ SPECS = (
             Case("all_frames", {"batch": (5,), "frames": 16}),
             Case("published", {"batch": (4,), "frames": 20, "head": False}, {"with_scale": False, "short_way": False}),
             Case("two_feet", {"batch": (2,), "frames": 9}, {"feet": (7, 8), "foot_heights": (0.05, 0.1), "fps": 60.0}),
+            Case("one_masked", {"batch": (1,), "frames": 11, "masked": True}),
             Case("one_frame", {"batch": (), "frames": 1}),
             Case("empty", {"batch": (0, 2), "frames": 5}),
         ),

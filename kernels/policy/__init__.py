@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._checks import STATE_DTYPES, check_choice, check_integer, check_number, check_tensor
+from .._checks import STATE_DTYPES, check_choice, check_device, check_integer, check_number, check_tensor
 from .._dispatch import resolve
 from .._library import call_op
 from . import op as _op  # noqa: F401  (registers the operators)
@@ -129,7 +129,7 @@ def group_advantages(
     batch, group, kinds = values.shape
     if valid is not None:
         check_tensor(function, "valid", valid, ("B", "G"), dtypes=(torch.bool,), sizes={"B": batch, "G": group})
-        _check_device(function, "valid", valid, "rewards", rewards)
+        check_device(function, "valid", valid, "rewards", rewards.device)
     reward_weights = _check_weights(function, weights, kinds, rewards)
     chosen = resolve(function, backend, values)
     if chosen == "reference":
@@ -211,18 +211,13 @@ def grpo_loss(
     return GrpoLoss(loss, *(value.detach() for value in statistics))
 
 
-def _check_device(function: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    if value.device != other.device:
-        raise ValueError(f"{function}(): {name} must be on {other.device} like {other_name}, got {value.device}")
-
-
 def _check_same(function: str, name: str, value: object, log_ratio: Tensor, dtypes: Sequence[torch.dtype]) -> None:
     check_tensor(function, name, value, dtypes=dtypes)
     if value.shape != log_ratio.shape:
         raise ValueError(
             f"{function}(): {name} must have the shape of log_ratio {tuple(log_ratio.shape)}, got {tuple(value.shape)}"
         )
-    _check_device(function, name, value, "log_ratio", log_ratio)
+    check_device(function, name, value, "log_ratio", log_ratio.device)
 
 
 def _check_weights(function: str, weights: Tensor | Sequence[float] | None, kinds: int, rewards: Tensor) -> Tensor:
@@ -233,7 +228,7 @@ def _check_weights(function: str, weights: Tensor | Sequence[float] | None, kind
         weights = torch.tensor(listed, dtype=torch.float64)
     else:
         check_tensor(function, "weights", weights, dtypes=STATE_DTYPES)
-        _check_device(function, "weights", weights, "rewards", rewards)
+        check_device(function, "weights", weights, "rewards", rewards.device)
         weights = weights.detach().double()
     if weights.shape != (kinds,):
         raise ValueError(f"{function}(): weights must have shape (K,) with K = {kinds}, got {tuple(weights.shape)}")
@@ -265,7 +260,7 @@ def _check_denominator(
         return 0.0, None
     if isinstance(denominator, Tensor):
         check_tensor(function, "denominator", denominator, (), dtypes=(*STATE_DTYPES, torch.int32, torch.int64))
-        _check_device(function, "denominator", denominator, "log_ratio", log_ratio)
+        check_device(function, "denominator", denominator, "log_ratio", log_ratio.device)
         return 0.0, denominator.detach().double()
     check_number(function, "denominator", denominator, minimum=0.0, exclusive_minimum=True)
     return float(denominator), None

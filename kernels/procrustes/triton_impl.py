@@ -26,8 +26,6 @@ from .._triton_math import (
     mat3_scale,
     mat3_select,
     matvec,
-    nearest_rotation,
-    nearest_rotation_grad,
     outer,
     program_rows,
     row_offset,
@@ -39,6 +37,7 @@ from .._triton_math import (
     vec3_select,
     vec3_sub,
 )
+from .._triton_polar import nearest_rotation, nearest_rotation_grad
 
 LARGEST_CHUNK = 128
 ELEMENTS = 128
@@ -112,6 +111,13 @@ def _smallest_normal(a):
 
 
 @triton.jit
+def _chunk(start, lanes, N, CHUNK: tl.constexpr):
+    """CHUNK points from ``start`` on, and where the block has them: in pairs that are there, below N."""
+    i = start + tl.arange(0, CHUNK)
+    return i, lanes[:, None] & (i[None, :] < N)
+
+
+@triton.jit
 def _load_points(ptr, offset, i, inside):
     """Coordinates of points i of every pair, zero outside."""
     p = ptr + offset[:, None] + 3 * i[None, :]
@@ -139,16 +145,14 @@ def _measure_weights(ptr, offset, lanes, like, N, GIVEN: tl.constexpr, CHUNK: tl
     if GIVEN:
         largest = _smallest_normal(like)
         for start in range(0, N, CHUNK):
-            i = start + tl.arange(0, CHUNK)
-            inside = lanes[:, None] & (i[None, :] < N)
+            i, inside = _chunk(start, lanes, N, CHUNK)
             w = as_float(tl.load(ptr + offset[:, None] + i[None, :], mask=inside, other=0.0))
             largest = tl.maximum(largest, tl.max(w, 1))
         inverse = 1 / largest
         total = tl.zeros_like(like)
         first = first + N
         for start in range(0, N, CHUNK):
-            i = start + tl.arange(0, CHUNK)
-            inside = lanes[:, None] & (i[None, :] < N)
+            i, inside = _chunk(start, lanes, N, CHUNK)
             w = inverse[:, None] * as_float(tl.load(ptr + offset[:, None] + i[None, :], mask=inside, other=0.0))
             total += tl.sum(w, 1)
             place = tl.where(w != 0, i[None, :].to(tl.int64), N)
@@ -179,8 +183,7 @@ def _survey(ptr, offset, weights_ptr, weights_offset, weights, lanes, N, GIVEN: 
     total = _zeros3(like)
     extent = tl.zeros_like(like)
     for start in range(0, N, CHUNK):
-        i = start + tl.arange(0, CHUNK)
-        inside = lanes[:, None] & (i[None, :] < N)
+        i, inside = _chunk(start, lanes, N, CHUNK)
         w = _load_weights(weights_ptr, weights_offset, inverse_weight, i, inside, GIVEN)
         offsets = vec3_sub(_load_points(ptr, offset, i, inside), _columns3(anchor))
         zero = tl.zeros_like(w)
@@ -217,8 +220,7 @@ def _fit(
     product = _zeros9(like)
     spread = tl.zeros_like(like)
     for start in range(0, N, CHUNK):
-        i = start + tl.arange(0, CHUNK)
-        inside = lanes[:, None] & (i[None, :] < N)
+        i, inside = _chunk(start, lanes, N, CHUNK)
         w = _load_weights(weights_ptr, weights_offset, weights[0], i, inside, GIVEN)
         zero = tl.zeros_like(w)
         x = _centred(_load_points(source_ptr, source_offset, i, inside), source)
@@ -381,8 +383,7 @@ def _procrustes_align_fwd_kernel(
     tl.store(out_scale_ptr + row, scale, mask=lanes)
     B = mat3_scale(factor, R)
     for start in range(0, N, CHUNK):
-        i = start + tl.arange(0, CHUNK)
-        inside = lanes[:, None] & (i[None, :] < N)
+        i, inside = _chunk(start, lanes, N, CHUNK)
         x = _centred(_load_points(source_ptr, source_offset, i, inside), source)
         aligned = vec3_add(matvec(_columns9(B), x), _columns3(target_mean))
         _store_points(out_aligned_ptr, 3 * N * row, i, inside, aligned)
@@ -403,8 +404,7 @@ def _procrustes_residual_fwd_kernel(
     miss = _misses(fit, target)
     total = tl.zeros_like(miss[0])
     for start in range(0, N, CHUNK):
-        i = start + tl.arange(0, CHUNK)
-        inside = lanes[:, None] & (i[None, :] < N)
+        i, inside = _chunk(start, lanes, N, CHUNK)
         w = _load_weights(weights_ptr, weights_offset, weights[0], i, inside, GIVEN)
         x = _centred(_load_points(source_ptr, source_offset, i, inside), source)
         y = _centred(_load_points(target_ptr, target_offset, i, inside), target)
@@ -433,8 +433,7 @@ def _procrustes_align_bwd_kernel(
     grad_B = _zeros9(fit[2])
     grad_sum = _zeros3(fit[2])
     for start in range(0, N, CHUNK):
-        i = start + tl.arange(0, CHUNK)
-        inside = lanes[:, None] & (i[None, :] < N)
+        i, inside = _chunk(start, lanes, N, CHUNK)
         x, _, w, ignored = _pair_points(
             source_ptr, source_offset, target_ptr, target_offset, weights_ptr, weights_offset, weights, source, target,
             i, inside, GIVEN,
@@ -449,8 +448,7 @@ def _procrustes_align_bwd_kernel(
     grad_scale = as_float(tl.load(grad_scale_ptr + row, mask=lanes, other=0.0))
     grad = _fit_grad(fit, source, target, grad_B, grad_sum, grad_R, grad_t, grad_scale, WITH_SCALE, FIX_DET)
     for start in range(0, N, CHUNK):
-        i = start + tl.arange(0, CHUNK)
-        inside = lanes[:, None] & (i[None, :] < N)
+        i, inside = _chunk(start, lanes, N, CHUNK)
         x, y, w, ignored = _pair_points(
             source_ptr, source_offset, target_ptr, target_offset, weights_ptr, weights_offset, weights, source, target,
             i, inside, GIVEN,
@@ -486,8 +484,7 @@ def _procrustes_residual_bwd_kernel(
     grad_sum = _zeros3(fit[2])
     total = tl.zeros_like(fit[2])
     for start in range(0, N, CHUNK):
-        i = start + tl.arange(0, CHUNK)
-        inside = lanes[:, None] & (i[None, :] < N)
+        i, inside = _chunk(start, lanes, N, CHUNK)
         x, y, w, _ = _pair_points(
             source_ptr, source_offset, target_ptr, target_offset, weights_ptr, weights_offset, weights, source, target,
             i, inside, GIVEN,
@@ -502,8 +499,7 @@ def _procrustes_residual_bwd_kernel(
         fit, source, target, grad_B, grad_sum, _zeros9(total), _zeros3(total), zero_scale, WITH_SCALE, FIX_DET
     )
     for start in range(0, N, CHUNK):
-        i = start + tl.arange(0, CHUNK)
-        inside = lanes[:, None] & (i[None, :] < N)
+        i, inside = _chunk(start, lanes, N, CHUNK)
         x, y, w, ignored = _pair_points(
             source_ptr, source_offset, target_ptr, target_offset, weights_ptr, weights_offset, weights, source, target,
             i, inside, GIVEN,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_integer, check_like, check_number, check_tensor
+from .._checks import check_choice, check_device, check_integer, check_like, check_number, check_tensor
 from .._dispatch import resolve
 from .._library import call_op
 from ..policy import group_advantages
@@ -422,8 +422,7 @@ def _check_mask(function: str, mask: Tensor | None, sizes: dict[str, int], like_
             f"{function}(): mask must have shape (B, T) or (B, G, T) with B = {B}, G = {G}, T = {T}, "
             f"got {tuple(mask.shape)}"
         )
-    if mask.device != like.device:
-        raise ValueError(f"{function}(): mask must be on {like.device} like {like_name}, got {mask.device}")
+    check_device(function, "mask", mask, like_name, like.device)
     return mask if mask.dim() == 3 else mask[:, None].expand(B, G, T)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,20 +22,22 @@ def _make_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int
     return tuple(torch.randint(0, limit, rows, generator=generator).to(device) for limit in limits)
 
 
-def _call(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
-    def call(
-        case: Case, condition: Tensor, member: Tensor, step: Tensor, *, backend: str | None = None
-    ) -> tuple[Tensor]:
-        key = {"seed": 2**40 + 11, "iteration": 3, "stream": 2, **case.options}
-        shape = case.sizes["shape"]
-        return (function(shape, condition=condition, member=member, step=step, backend=backend, **key),)
+def _call_normal(case: Case, *key: Tensor, backend: str | None = None) -> tuple[Tensor]:
+    return (philox_normal(case.sizes["shape"], **_fields(case, *key), backend=backend),)
 
-    return call
+
+def _call_uniform(case: Case, *key: Tensor, backend: str | None = None) -> tuple[Tensor]:
+    return (philox_uniform(case.sizes["shape"], **_fields(case, *key), backend=backend),)
+
+
+def _fields(case: Case, condition: Tensor, member: Tensor, step: Tensor) -> dict[str, Any]:
+    fields = {"condition": condition, "member": member, "step": step}
+    return {"seed": 2**40 + 11, "iteration": 3, "stream": 2, **fields, **case.options}
 
 
 SPECS = tuple(
     OpSpec(
-        name=function.__name__,
+        name=name,
         cases=(
             Case("frames", {"rows": 5, "shape": (7, 45)}),
             Case("beyond_a_block", {"rows": 3, "shape": (4099,)}, _LARGEST),
@@ -45,11 +47,11 @@ SPECS = tuple(
             Case("empty", {"rows": 0, "shape": (5,)}),
         ),
         make_inputs=_make_inputs,
-        call=_call(function),
+        call=call,
         tolerances={torch.float32: Tolerance(0.0, 0.0)},
         bytes_moved=lambda case, dtype: 4 * case.sizes["rows"] * math.prod(case.sizes["shape"]),
         differentiable=False,
         row_axes=(0, 0, 0),
     )
-    for function in (philox_normal, philox_uniform)
+    for name, call in (("philox_normal", _call_normal), ("philox_uniform", _call_uniform))
 )

@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .._triton import as_rows, block_lanes, compile_cases, launch
-from .._triton_math import load_mat3, nearest_rotation, nearest_rotation_grad, program_rows, row_offset, store_mat3
+from .._triton_math import load_mat3, program_rows, row_offset, store_mat3
+from .._triton_polar import nearest_rotation, nearest_rotation_grad
 
 
 @triton.jit

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import _checks
-from .._checks import STATE_DTYPES, check_choice, check_integer, check_tensor
+from .._checks import check_choice, check_integer
 from .._dispatch import resolve
 from .._library import call_op
-from .._noise_key import MAX_COUNT, NoiseKey
-from ..rng import philox_normal
+from .._noise_key import NoiseKey
 from . import reference
+from .arguments import (
+    as_double,
+    check_key_rows,
+    check_noisy_states,
+    check_scalar,
+    check_states,
+    check_std,
+    check_step_scalars,
+    check_weighting,
+    drawn_noise,
+    flattened,
+    log_std,
+    noise_arguments,
+    scalar_arguments,
+    spread,
+    tensors_among,
+    used_noise,
+)
 from .op import LogRatio, keeps_residual
 
 __all__ = [
@@ -90,24 +105,24 @@ def sde_step(
             asked of a step without noise. BackendError: ``backend`` cannot serve the call.
     """
     function = "sde_step"
-    given, noise, key, shape = _check_noisy_states(function, x_t, x0_pred, noise)
-    A, B, s = _check_step_scalars(function, x_t, A, B, s, exclusive=return_log_prob)
-    noise, key = _used_noise(function, noise, key, s)
+    given, noise, key, shape = check_noisy_states(function, x_t, x0_pred, noise)
+    A, B, s = check_step_scalars(function, x_t, A, B, s, exclusive=return_log_prob)
+    noise, key = used_noise(function, noise, key, s)
     weights = None
     if return_log_prob:
         check_choice(function, "reduction", reduction, REDUCTIONS)
-        mask, weights = _check_weighting(function, x_t, shape, mask, channel_weights)
+        mask, weights = check_weighting(function, x_t, shape, mask, channel_weights)
     elif mask is not None or channel_weights is not None:
         name = "mask" if mask is not None else "channel_weights"
         raise ValueError(f"{function}(): {name} must be None unless return_log_prob is True, got a value")
-    chosen = resolve(function, backend, *given, *_tensors(A, B, s))
+    chosen = resolve(function, backend, *given, *tensors_among(A, B, s))
     if chosen != "reference":
         x_prev, log_prob = call_op(
             "sde_step",
-            _rows(x_t, shape),
-            _rows(x0_pred, shape),
-            *_noise_arguments(noise, key, shape),
-            *_scalar_arguments(A, B, s),
+            flattened(x_t, shape),
+            flattened(x0_pred, shape),
+            *noise_arguments(noise, key, shape),
+            *scalar_arguments(A, B, s),
             mask,
             weights,
             reduction == "mean",
@@ -117,16 +132,16 @@ def sde_step(
         x_prev = x_prev.view(x_t.shape)
         return SdeStep(x_prev, log_prob) if return_log_prob else x_prev
     dtype = reference.compute_dtype(*given)
-    noise = _drawn(noise, key, shape)
-    states = [None if x is None else _rows(x, shape).to(dtype) for x in (x_t, x0_pred, noise)]
-    scalars = [_spread(value, dtype) for value in (A, B, s)]
+    noise = drawn_noise(noise, key, shape)
+    states = [None if x is None else flattened(x, shape).to(dtype) for x in (x_t, x0_pred, noise)]
+    scalars = [spread(value, dtype) for value in (A, B, s)]
     x_prev = reference.step(states[0], states[1], *scalars, states[2]).view(x_t.shape)
     if not return_log_prob:
         return x_prev
     weight = reference.total_weight(shape, mask, weights, x_t)
     scale = reference.row_scale(weight, reduction)
     with torch.no_grad():
-        log_prob = reference.noise_log_prob(states[2], _log(s, weight), scale, weight, mask, weights)
+        log_prob = reference.noise_log_prob(states[2], log_std(s, weight), scale, weight, mask, weights)
     return SdeStep(x_prev, log_prob)
 
 
@@ -165,35 +180,39 @@ def projected_sde_step(
             the call.
     """
     function = "projected_sde_step"
-    given, noise, key, shape = _check_noisy_states(function, x_t, x0_pred, noise)
-    A, B, s = _check_step_scalars(function, x_t, A, B, s)
-    noise, key = _used_noise(function, noise, key, s)
+    given, noise, key, shape = check_noisy_states(function, x_t, x0_pred, noise)
+    A, B, s = check_step_scalars(function, x_t, A, B, s)
+    noise, key = used_noise(function, noise, key, s)
     first_channel = check_integer(function, "first_channel", first_channel, minimum=0)
     matrices = check_integer(function, "matrices", matrices, minimum=1)
     if first_channel + 9 * matrices > shape[2]:
         raise ValueError(
             f"{function}(): first_channel + 9 matrices must be <= D = {shape[2]}, got {first_channel} + 9 x {matrices}"
         )
-    chosen = resolve(function, backend, *given, *_tensors(A, B, s))
+    chosen = resolve(function, backend, *given, *tensors_among(A, B, s))
     dtype = reference.compute_dtype(*given)
-    x0_pred = _rows(x0_pred, shape).to(dtype)
+    x0_pred = flattened(x0_pred, shape).to(dtype)
     if chosen != "reference":
         x_prev, projected = call_op(
             "projected_sde_step",
-            _rows(x_t, shape),
+            flattened(x_t, shape),
             x0_pred,
-            *_noise_arguments(noise, key, shape),
-            *_scalar_arguments(A, B, s),
+            *noise_arguments(noise, key, shape),
+            *scalar_arguments(A, B, s),
             first_channel,
             matrices,
             fix_det,
             chosen,
         )
     else:
-        noise = _drawn(noise, key, shape)
+        noise = drawn_noise(noise, key, shape)
         projected = reference.project_matrices(x0_pred, first_channel, matrices, fix_det)
-        states = [_rows(x_t, shape).to(dtype), projected, None if noise is None else _rows(noise, shape).to(dtype)]
-        scalars = [_spread(value, dtype) for value in (A, B, s)]
+        states = [
+            flattened(x_t, shape).to(dtype),
+            projected,
+            None if noise is None else flattened(noise, shape).to(dtype),
+        ]
+        scalars = [spread(value, dtype) for value in (A, B, s)]
         x_prev = reference.step(states[0], states[1], *scalars, states[2])
     return ProjectedStep(x_prev.view(x_t.shape), projected.view(x_t.shape))
 
@@ -236,18 +255,18 @@ def sde_log_prob(
     """
     function = "sde_log_prob"
     check_choice(function, "reduction", reduction, REDUCTIONS)
-    shape = _check_states(function, x_prev=x_prev, x_t=x_t, x0_pred=x0_pred)
-    A, B = (_check_scalar(function, name, value, x_t) for name, value in (("A", A), ("B", B)))
-    s = _check_std(function, s, x_t)
-    mask, weights = _check_weighting(function, x_t, shape, mask, channel_weights)
-    chosen = resolve(function, backend, x_prev, x_t, x0_pred, *_tensors(A, B, s))
+    shape = check_states(function, x_prev=x_prev, x_t=x_t, x0_pred=x0_pred)
+    A, B = (check_scalar(function, name, value, x_t) for name, value in (("A", A), ("B", B)))
+    s = check_std(function, s, x_t)
+    mask, weights = check_weighting(function, x_t, shape, mask, channel_weights)
+    chosen = resolve(function, backend, x_prev, x_t, x0_pred, *tensors_among(A, B, s))
     if chosen != "reference":
         log_prob, _ = call_op(
             "sde_log_prob",
-            _rows(x_prev, shape),
-            _rows(x_t, shape),
-            _rows(x0_pred, shape),
-            *_scalar_arguments(A, B, s),
+            flattened(x_prev, shape),
+            flattened(x_t, shape),
+            flattened(x0_pred, shape),
+            *scalar_arguments(A, B, s),
             mask,
             weights,
             reduction == "mean",
@@ -256,11 +275,11 @@ def sde_log_prob(
         )
         return log_prob
     dtype = reference.compute_dtype(x_prev, x_t, x0_pred)
-    states = [_rows(x, shape).to(dtype) for x in (x_prev, x_t, x0_pred)]
+    states = [flattened(x, shape).to(dtype) for x in (x_prev, x_t, x0_pred)]
     weight = reference.total_weight(shape, mask, weights, x_t)
     scale = reference.row_scale(weight, reduction)
-    scalars = [_spread(value, dtype) for value in (A, B, s)]
-    return reference.log_prob(*states, *scalars, _log(s, weight), scale, weight, mask, weights)
+    scalars = [spread(value, dtype) for value in (A, B, s)]
+    return reference.log_prob(*states, *scalars, log_std(s, weight), scale, weight, mask, weights)
 
 
 def sde_log_ratio(
@@ -301,9 +320,9 @@ def sde_log_ratio(
     function = "sde_log_ratio"
     key = noise if isinstance(noise, NoiseKey) else None
     states = {"x0_pred": x0_pred, "x0_pred_old": x0_pred_old}
-    shape = _check_states(function, **(states if key is not None else states | {"noise": noise}))
+    shape = check_states(function, **(states if key is not None else states | {"noise": noise}))
     if key is not None:
-        _check_key_rows(function, key, x0_pred)
+        check_key_rows(function, key, x0_pred)
         noise = None
     return _innovations(
         function,
@@ -349,7 +368,7 @@ def sde_kl(
     Raises:
         TypeError, ValueError: as :func:`sde_log_prob`.
     """
-    shape = _check_states("sde_kl", x0_pred=x0_pred, x0_pred_ref=x0_pred_ref)
+    shape = check_states("sde_kl", x0_pred=x0_pred, x0_pred_ref=x0_pred_ref)
     return _innovations(
         "sde_kl", x0_pred, x0_pred_ref, None, None, shape, B, s, reduction, channel_weights, mask, False, backend
     )
@@ -372,24 +391,24 @@ def _innovations(
 ) -> Tensor:
     """Log-ratio, or the divergence where there is neither noise nor a key."""
     check_choice(function, "reduction", reduction, REDUCTIONS)
-    B = _check_scalar(function, "B", B, x0_pred)
-    s = _check_std(function, s, x0_pred)
-    mask, weights = _check_weighting(function, x0_pred, shape, mask, channel_weights)
-    chosen = resolve(function, backend, x0_pred, other, *_tensors(noise))
-    gain = _double(B) / _double(s)
+    B = check_scalar(function, "B", B, x0_pred)
+    s = check_std(function, s, x0_pred)
+    mask, weights = check_weighting(function, x0_pred, shape, mask, channel_weights)
+    chosen = resolve(function, backend, x0_pred, other, *tensors_among(noise))
+    gain = as_double(B) / as_double(s)
     if isinstance(gain, Tensor):
         gain = gain.detach()
     if noise is not None:
-        noise = _rows(noise, shape).detach()
+        noise = flattened(noise, shape).detach()
     if chosen != "reference":
         if noise is not None and noise.dtype == torch.float64:
             noise = noise.to(reference.compute_dtype(x0_pred, other))
         return call_op(
             "sde_log_ratio",
-            _rows(x0_pred, shape),
-            _rows(other, shape).detach(),
-            *_noise_arguments(noise, key, shape),
-            *_scalar_arguments(gain),
+            flattened(x0_pred, shape),
+            flattened(other, shape).detach(),
+            *noise_arguments(noise, key, shape),
+            *scalar_arguments(gain),
             mask,
             weights,
             reduction == "mean",
@@ -398,9 +417,9 @@ def _innovations(
         )
     weight = reference.total_weight(shape, mask, weights, x0_pred)
     ratio = LogRatio.apply(
-        _rows(x0_pred, shape),
-        _rows(other, shape).detach(),
-        _drawn(noise, key, shape),
+        flattened(x0_pred, shape),
+        flattened(other, shape).detach(),
+        drawn_noise(noise, key, shape),
         torch.zeros_like(weight) + gain,
         reference.row_scale(weight, reduction),
         mask,
@@ -409,210 +428,3 @@ def _innovations(
     )
     # Without noise the log-ratio's mean is minus the divergence. 0 - x rather than -x, so that it never is -0.
     return 0.0 - ratio if noise is None and key is None else ratio
-
-
-def _check_states(function: str, **states: Tensor) -> tuple[int, int, int]:
-    """Check dtype, equal shape and device of all states, and return the shape (N, T, D) that they flatten to."""
-    first_name, first = next(iter(states.items()))
-    for name, state in states.items():
-        check_tensor(function, name, state, dtypes=STATE_DTYPES)
-        if state.dim() < 2 and state is first:
-            raise ValueError(f"{function}(): {name} must have shape (N, T, D) or (N, *), got {tuple(state.shape)}")
-        if state.shape != first.shape:
-            raise ValueError(
-                f"{function}(): {name} must have the shape of {first_name} {tuple(first.shape)}, "
-                f"got {tuple(state.shape)}"
-            )
-        if state.device != first.device:
-            raise ValueError(f"{function}(): {name} must be on {first.device} like {first_name}, got {state.device}")
-    return _flat_shape(first)
-
-
-def _check_noisy_states(
-    function: str, x_t: Tensor, x0_pred: Tensor, noise: Tensor | NoiseKey | None
-) -> tuple[tuple[Tensor, ...], Tensor | None, NoiseKey | None, tuple[int, int, int]]:
-    """The states as given, the noise as a tensor or as a key, and the shape (N, T, D)."""
-    if noise is None or isinstance(noise, NoiseKey):
-        shape = _check_states(function, x_t=x_t, x0_pred=x0_pred)
-        if noise is not None:
-            _check_key_rows(function, noise, x_t)
-        return (x_t, x0_pred), None, noise, shape
-    shape = _check_states(function, x_t=x_t, x0_pred=x0_pred, noise=noise)
-    return (x_t, x0_pred, noise), noise, None, shape
-
-
-def _check_key_rows(function: str, key: NoiseKey, state: Tensor) -> None:
-    condition = key.condition
-    if condition.shape != state.shape[:1]:
-        raise ValueError(
-            f"{function}(): noise must be a NoiseKey with N = {state.shape[0]} rows, got {condition.shape[0]}"
-        )
-    if condition.device != state.device:
-        raise ValueError(f"{function}(): noise must be on {state.device} like the states, got {condition.device}")
-    if math.prod(state.shape[1:]) > MAX_COUNT:
-        raise ValueError(
-            f"{function}(): noise must be a tensor for rows of more than 2^30 elements, got a NoiseKey for "
-            f"{math.prod(state.shape[1:])}"
-        )
-
-
-def _check_step_scalars(
-    function: str, like: Tensor, A: float | Tensor, B: float | Tensor, s: float | Tensor, exclusive: bool = False
-) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
-    return (
-        _check_scalar(function, "A", A, like),
-        _check_scalar(function, "B", B, like),
-        _check_scalar(function, "s", s, like, minimum=0.0, exclusive=exclusive),
-    )
-
-
-def _used_noise(
-    function: str, noise: Tensor | None, key: NoiseKey | None, s: float | Tensor
-) -> tuple[Tensor | None, NoiseKey | None]:
-    """Nothing where s is the number 0: then no noise is looked at."""
-    if not isinstance(s, Tensor) and s == 0.0:
-        return None, None
-    if noise is None and key is None:
-        raise ValueError(f"{function}(): noise must be a tensor or a NoiseKey unless s is the number 0, got None")
-    return noise, key
-
-
-def _drawn(noise: Tensor | None, key: NoiseKey | None, shape: tuple[int, int, int]) -> Tensor | None:
-    """The noise as numbers, for the reference."""
-    if key is None:
-        return noise
-    return philox_normal(
-        shape[1:],
-        seed=key.seed,
-        iteration=key.iteration,
-        condition=key.condition,
-        member=key.member,
-        step=key.step,
-        stream=key.stream,
-        backend="reference",
-    )
-
-
-def _noise_arguments(noise: Tensor | None, key: NoiseKey | None, shape: tuple[int, int, int]) -> tuple[object, ...]:
-    """(noise, step_member, condition, seed, iteration, stream) of the operators."""
-    if key is not None:
-        return None, *key.words
-    return None if noise is None else _rows(noise, shape), None, None, 0, 0, 0
-
-
-def _scalar_arguments(*values: float | Tensor) -> tuple[float | Tensor | None, ...]:
-    """All numbers (0 where there is one per row), then all (N,) float64 tensors (None where there is a number)."""
-    numbers = [0.0 if isinstance(value, Tensor) else value for value in values]
-    return *numbers, *(value.double() if isinstance(value, Tensor) else None for value in values)
-
-
-def _tensors(*values: object) -> tuple[Tensor, ...]:
-    return tuple(value for value in values if isinstance(value, Tensor))
-
-
-def _log(s: float | Tensor, like: Tensor) -> Tensor:
-    """(N,) float64 ln s."""
-    return s.double().log() if isinstance(s, Tensor) else torch.full_like(like, math.log(s))
-
-
-def _flat_shape(state: Tensor) -> tuple[int, int, int]:
-    return state.shape[0], math.prod(state.shape[1:-1]), state.shape[-1]
-
-
-def _rows(state: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    return state if state.dim() == 3 else state.reshape(shape)
-
-
-def _check_scalar(
-    function: str, name: str, value: float | Tensor, like: Tensor, minimum: float = -math.inf, exclusive: bool = False
-) -> float | Tensor:
-    """A finite float, or an (N,) tensor on the states' device."""
-    if isinstance(value, Tensor):
-        if value.dim() == 0:
-            value = value.expand(like.shape[0])
-        check_tensor(function, name, value, dtypes=STATE_DTYPES)
-        if value.shape != like.shape[:1]:
-            raise ValueError(
-                f"{function}(): {name} must be a number or have shape (N,) with N = {like.shape[0]}, "
-                f"got {tuple(value.shape)}"
-            )
-        if value.device != like.device:
-            raise ValueError(f"{function}(): {name} must be on {like.device} like the states, got {value.device}")
-        if minimum > -math.inf and _checks.readable(value):
-            wrong = value <= minimum if exclusive else value < minimum
-            if bool(wrong.any()):
-                row = int(wrong.nonzero()[0, 0])
-                raise ValueError(_limit(function, name, exclusive, minimum, f"{float(value[row])!r} in row {row}"))
-        return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{function}(): {name} must be a number or a torch.Tensor, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{function}(): {name} must be finite, got {value!r}")
-    if value < minimum or (exclusive and value == minimum):
-        raise ValueError(_limit(function, name, exclusive, minimum, repr(value)))
-    return float(value)
-
-
-def _check_std(function: str, s: float | Tensor, like: Tensor) -> float | Tensor:
-    return _check_scalar(function, "s", s, like, minimum=0.0, exclusive=True)
-
-
-def _limit(function: str, name: str, exclusive: bool, minimum: float, got: str) -> str:
-    note = " (a step without noise is not an action: leave it out)" if exclusive else ""
-    return f"{function}(): {name} must be {'>' if exclusive else '>='} {minimum:g}{note}, got {got}"
-
-
-def _check_weighting(
-    function: str,
-    state: Tensor,
-    shape: tuple[int, int, int],
-    mask: Tensor | None,
-    channel_weights: Tensor | Sequence[float] | None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The mask as (N, T) bool of the flattened shape, the weights as a (D,) tensor on the states' device."""
-    if mask is not None:
-        check_tensor(function, "mask", mask, dtypes=(torch.bool,))
-        if mask.shape != state.shape[:-1]:
-            raise ValueError(
-                f"{function}(): mask must have shape (N, T), the states' without the last axis "
-                f"{tuple(state.shape[:-1])}, got {tuple(mask.shape)}"
-            )
-        if mask.device != state.device:
-            raise ValueError(f"{function}(): mask must be on {state.device} like the states, got {mask.device}")
-        mask = mask.reshape(shape[:2])
-    if channel_weights is None:
-        return mask, None
-    given = not isinstance(channel_weights, Tensor)
-    if given:
-        channel_weights = torch.tensor([float(w) for w in channel_weights], dtype=torch.float64)
-    else:
-        check_tensor(function, "channel_weights", channel_weights, dtypes=STATE_DTYPES)
-    channel_weights = channel_weights.detach()
-    if channel_weights.shape != (shape[2],):
-        raise ValueError(
-            f"{function}(): channel_weights must have shape (D,) with D = {shape[2]}, "
-            f"got {tuple(channel_weights.shape)}"
-        )
-    if _checks.readable(channel_weights):
-        smallest, total = float(channel_weights.min()), float(channel_weights.double().sum())
-        if not (math.isfinite(total) and total > 0 and smallest >= 0):
-            raise ValueError(
-                f"{function}(): channel_weights must be finite, >= 0 and not all 0, got a minimum of {smallest:g} and "
-                f"a sum of {total:g}"
-            )
-    if given:
-        channel_weights = channel_weights.to(state.device)
-    elif channel_weights.device != state.device:
-        raise ValueError(
-            f"{function}(): channel_weights must be on {state.device} like the states, got {channel_weights.device}"
-        )
-    return mask, channel_weights.double()
-
-
-def _spread(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
-    """A per-row tensor as (N, 1, 1) of ``dtype``; a number as it is."""
-    return value.to(dtype)[:, None, None] if isinstance(value, Tensor) else value
-
-
-def _double(value: float | Tensor) -> float | Tensor:
-    return value.double() if isinstance(value, Tensor) else value

@@ -128,6 +128,14 @@ __global__ void features(float* out) {
   mine[15] = float(__clz(i)) + 100.0f * float(__ffs(i)) + 10000.0f * float(warp);
 }
 
+// Fills its dynamic shared memory and gives it out backwards.
+__global__ void reverses_shared_memory(float* out, int count) {
+  MGRPO_DYN_SMEM(float, tile);
+  for (int i = int(threadIdx.x); i < count; i += kThreads) tile[i] = float(i);
+  __syncthreads();
+  for (int i = int(threadIdx.x); i < count; i += kThreads) out[i] = tile[count - 1 - i];
+}
+
 __global__ void indices(int* out) {
   const int thread = int(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z));
   const int block = int(blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z));
@@ -178,8 +186,13 @@ const std::map<std::string, std::function<void(float*)>> kernels = {
     {"shared_not_asked_for", [](float* out) { run(does_nothing, out, 1, 49 << 10); }},
     {"shared_asked_for",
      [](float* out) {
-       mgrpo::allow_dynamic_shared(does_nothing, 50 << 10);
-       run(does_nothing, out, 1, 49 << 10);
+       mgrpo::allow_dynamic_shared(reverses_shared_memory, 50 << 10);
+       MGRPO_LAUNCH(reverses_shared_memory, 1, kThreads, 50 << 10, nullptr)(out, (50 << 10) / int(sizeof(float)));
+     }},
+    {"more_shared_than_asked_for",
+     [](float* out) {
+       mgrpo::allow_dynamic_shared(reverses_shared_memory, 50 << 10);
+       MGRPO_LAUNCH(reverses_shared_memory, 1, kThreads, 51 << 10, nullptr)(out, 1);
      }},
     {"out_of_bounds_output",
      [](float*) { MGRPO_LAUNCH(writes_past_the_output, 1, kThreads, 0, nullptr)(heap(kThreads - 1).data(), 1); }},

@@ -118,6 +118,7 @@ def test_threads_may_leave_early(run: Run, order: int) -> None:
         ("too_many_threads", ["invalid configuration"]),
         ("no_blocks", ["invalid configuration"]),
         ("shared_not_asked_for", ["too much dynamic shared memory"]),
+        ("more_shared_than_asked_for", ["too much dynamic shared memory"]),
     ],
 )
 def test_reports(run: Run, name: str, words: list[str]) -> None:
@@ -129,7 +130,9 @@ def test_reports(run: Run, name: str, words: list[str]) -> None:
 
 
 def test_shared_memory_that_was_asked_for(run: Run) -> None:
-    run("shared_asked_for")
+    count = (50 << 10) // 4  # numbers
+    for order in range(3):
+        assert torch.equal(run("shared_asked_for", order, count=count), torch.arange(count - 1.0, -1.0, -1.0))
 
 
 def test_what_nobody_wrote_is_nan(run: Run) -> None:

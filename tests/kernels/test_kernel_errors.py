@@ -476,40 +476,6 @@ def test_tensors_without_values_give_shapes(function: Callable[..., object], usu
         assert [part.shape for part in got] == expected and all(part.device == meta for part in got)
 
 
-UNUSUAL: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "a view that negates": lambda x: torch._neg_view(-x),
-    "zeros without storage": lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype),
-    "the real part of complex numbers": lambda x: torch.complex(x.clone(), torch.ones_like(x)).real,
-    "storage that begins at an odd place": lambda x: torch.cat((x.new_ones(1), x.flatten()))[1:].view(x.shape),
-    "a parameter": lambda x: torch.nn.Parameter(x.clone()),
-    "a subclass": lambda x: x.as_subclass(type("Own", (torch.Tensor,), {})),
-}
-
-
-@pytest.mark.parametrize("unusual", UNUSUAL)
-@pytest.mark.parametrize(
-    ("function", "usual"),
-    [(function, usual) for function, usual in calls_with_tensors() if function is not NoiseKey],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_unusual_tensors_are_read_as_what_they_are(
-    function: Callable[..., object], usual: dict[str, object], unusual: str
-) -> None:
-    generator = torch.Generator().manual_seed(6)
-    floating = {
-        name: torch.rand(value.shape, generator=generator) + value
-        for name, value in usual.items()
-        if isinstance(value, torch.Tensor) and value.is_floating_point()
-    }
-    for name, value in floating.items():
-        given = UNUSUAL[unusual](value)
-        plain = given.detach().clone().as_subclass(torch.Tensor).contiguous().resolve_neg() + 0.0
-        got = tensors_of(function(**{**usual, **floating, name: given}))
-        expected = tensors_of(function(**{**usual, **floating, name: plain}))
-        for a, b in zip(got, expected, strict=True):
-            torch.testing.assert_close(a.detach().as_subclass(torch.Tensor), b, rtol=0, atol=0, equal_nan=True)
-
-
 def tensors_of(result: object) -> list[torch.Tensor]:
     parts = result if isinstance(result, tuple) else (result,)
     return [part for part in parts if isinstance(part, torch.Tensor)]

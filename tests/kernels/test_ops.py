@@ -6,9 +6,11 @@ header, both on CPU tensors; a backend that this machine cannot run is skipped w
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,10 @@ from torch import Tensor
 
 from mgrpo import kernels
 from mgrpo.kernels._spec import Case, OpSpec, all_specs
+
+_spec = importlib.util.spec_from_file_location("unusual_tensors", Path(__file__).with_name("unusual_tensors.py"))
+unusual = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(unusual)
 
 F64 = torch.float64
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -133,9 +139,7 @@ def test_gradcheck(spec: OpSpec, backend: str) -> None:
         pytest.skip(f"{spec.name} has no gradient in float64")
     if backend in ("triton", "cuda") and DEVICE.type == "cpu":
         pytest.skip("too slow without a GPU; its gradients are compared with the reference's above")
-    small = [case for case in spec.cases if 0 < sum(x.numel() for x in spec.make_inputs(case, F64, DEVICE, 8)) <= 700]
-    assert small, f"the spec of {spec.name} needs a case with at most 700 numbers"
-    for case in small:
+    for case in small_cases(spec):
         leaves = leaves_of(spec, spec.make_inputs(case, F64, DEVICE, 8))
 
         def function(*x: Tensor, case: Case = case) -> tuple[Tensor, ...]:
@@ -203,25 +207,66 @@ def test_a_bad_row_touches_no_other(spec: OpSpec, backend: str) -> None:
             assert (a is None and b is None) or torch.equal(a[others], b[others])
 
 
-@pytest.mark.parametrize("spec", WITH_ROWS)
-def test_strided_inputs(spec: OpSpec, backend: str) -> None:
-    case, inputs = rows_of(spec)
-    serves(spec, backend, inputs)
-    expected, expected_grads = run(spec, case, inputs, backend)
+def small_cases(spec: OpSpec, most: int = 700) -> list[Case]:
+    """The cases of at most ``most`` numbers, and at least one."""
+    sizes = [(case, sum(x.numel() for x in spec.make_inputs(case, F64, DEVICE, 8))) for case in spec.cases]
+    return [case for case, size in sizes if 0 < size <= most] or [smallest_case(spec)]
 
-    def check(tensors: list[Tensor]) -> None:
-        leaves = [x.detach().requires_grad_(spec.differentiable and x.is_floating_point()) for x in tensors]
-        results = spec.call(case, *leaves, backend=backend)
-        back_propagate(results, [torch.stack([probe, probe], dim=-1)[..., 0] for probe in probes_for(results)])
-        for result, wanted in zip(results, expected, strict=True):
-            torch.testing.assert_close(result.detach(), wanted, rtol=1e-5, atol=1e-6)
-        for leaf, wanted in zip(leaves, expected_grads, strict=True):
-            if wanted is not None:
-                torch.testing.assert_close(leaf.grad, wanted, rtol=1e-4, atol=1e-5)
 
-    check([torch.stack([x, torch.ones_like(x)], dim=1)[:, 0] for x in inputs])  # every second row
-    check([torch.stack([x, torch.ones_like(x)], dim=-1)[..., 0] for x in inputs])  # gaps inside rows
-    check([x.transpose(0, -1).contiguous().transpose(0, -1) for x in inputs])
+def quick_cases(spec: OpSpec, backend: str) -> list[Case]:
+    """Small cases, of the interpreter, which is slow, the smallest one."""
+    return [smallest_case(spec)] if backend == "triton" and DEVICE.type == "cpu" else small_cases(spec, 7000)
+
+
+@pytest.mark.parametrize("change", unusual.CHANGES)
+@pytest.mark.parametrize("spec", BY_SPEC)
+def test_unusual_tensors(spec: OpSpec, backend: str, change: str) -> None:
+    """Strides, views of other numbers and tensors with tags are read as the values that they stand for."""
+
+    def usual(x: Tensor) -> Tensor:
+        return unusual.plain(unusual.CHANGES[change](x))
+
+    def outcome(change: Callable[[Tensor], Tensor], case: Case) -> list[Tensor | None] | str:
+        leaves = spec.make_inputs(case, torch.float32, DEVICE, 21)
+        with torch.no_grad():
+            try:
+                results = list(unusual.call_changed(spec, change, case, leaves, backend))
+            except ValueError as error:
+                return str(error)
+        if differentiable:
+            leaves = leaves_of(spec, leaves)
+            again = unusual.call_changed(spec, change, case, leaves, backend)
+            back_propagate(again, [change(probe) for probe in probes_for(again)])
+            results += [*(x.detach() for x in again), *(leaf.grad for leaf in leaves)]
+        return results
+
+    differentiable = change in unusual.DIFFERENTIABLE and spec.differentiable
+    for case in quick_cases(spec, backend):
+        serves(spec, backend, spec.make_inputs(case, torch.float32, DEVICE, 21))
+        got, expected = outcome(unusual.CHANGES[change], case), outcome(usual, case)
+        if isinstance(got, str) or isinstance(expected, str):
+            assert got == expected and change == "zeros without storage", (got, expected)
+            continue
+        for a, b in zip(got, expected, strict=True):
+            if a is None or b is None:
+                assert a is b
+            elif backend == "reference":
+                assert_close(a.as_subclass(Tensor), b, 1e-5)
+            else:
+                torch.testing.assert_close(a.as_subclass(Tensor), b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
+def test_tensors_on_two_devices_are_refused(spec: OpSpec, backend: str) -> None:
+    """Also where one tensor alone is elsewhere that the spec makes itself: a mask, a recording, a weight."""
+    for case in quick_cases(spec, backend):
+        inputs = spec.make_inputs(case, torch.float32, DEVICE, 21)
+        serves(spec, backend, inputs)
+        counter = unusual.OneElsewhere()
+        unusual.call_changed(spec, counter, case, inputs, backend)
+        for place in range(counter.count) if counter.count > 1 else ():
+            with pytest.raises(ValueError, match=r"\(\): [\w.]+ must be on (meta|cpu|cuda:0) like "):
+                unusual.call_changed(spec, unusual.OneElsewhere(place), case, inputs, backend)
 
 
 @pytest.mark.parametrize("spec", BY_SPEC)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mgrpo import kernels
 from mgrpo.kernels import (
@@ -34,6 +35,7 @@ from mgrpo.kernels import (
     sde_step,
     use_backend,
 )
+from mgrpo.kernels.transition.op import keeps_residual
 
 N, T, D = 5, 7, 6
 BACKENDS = kernels.available_backends("sde_step")
@@ -885,8 +887,10 @@ def test_one_array_is_kept_in_the_place_of_three_states(fused):
     half = [x.detach().bfloat16() for x in made]
     half[2].requires_grad_()
     assert {x.data_ptr() for x in saved_states(*half)[1]} == {x.data_ptr() for x in half}
+    assert keeps_residual(*made)
     with torch.no_grad():
-        assert not saved_states(*made)[1]
+        assert not keeps_residual(*made)
+    assert not keeps_residual(*(x.detach() for x in made))
     numbers = (0.7, 0.4, 0.3, None, None, None, None, None, True)
     detached = (made[0], made[1], leaf.detach())
     for keep, shape in ((True, (N, T, D)), (False, (0,))):
@@ -925,6 +929,41 @@ def test_states_may_be_overwritten_and_the_backward_pass_repeated(fused):
     first = torch.autograd.grad(value, leaf, retain_graph=True)[0]
     again = torch.autograd.grad(value, leaf)[0]
     assert torch.equal(first, expected) and torch.equal(again, expected)
+
+
+def test_the_backward_pass_makes_the_gradient_and_no_other_array(fused):
+    """Zeros in the place of a gradient of what was kept would be as large as a state."""
+    made = states(3, torch.float32)
+    leaf = made[2].requires_grad_()
+    value = sde_log_prob(*made, 0.7, 0.4, 0.3).sum()
+    results: list[str] = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            parts = found if isinstance(found, tuple) else (found,)
+            results.extend(str(function) for x in parts if isinstance(x, Tensor) and x.shape == leaf.shape)
+            return found
+
+    with Recorder():
+        torch.autograd.grad(value, leaf)
+    assert set(results) <= {"mgrpo.sde_log_prob_backward.default", "aten.detach.default"} and len(results) > 0
+
+
+def test_a_density_that_nothing_depends_on_has_no_gradient(fused):
+    class Unused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    x_prev, x_t, x0_pred = states(3)
+    leaf = x0_pred.requires_grad_()
+    value = Unused.apply(sde_log_prob(x_prev, x_t, leaf, 0.7, 0.4, 0.3)).sum()
+    assert torch.autograd.grad(value, leaf, allow_unused=True) == (None,)
 
 
 def test_vmap_over_predictions_of_the_density():

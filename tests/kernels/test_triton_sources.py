@@ -64,14 +64,15 @@ def all_rows(op: str, measured: list[Row]) -> list[Row]:
     return measured + [row for row in TOOL.read_table()[1] if row["op"] == op and not TOOL.keyed([row]).keys() & found]
 
 
-def source_of(op: str) -> ast.Module:
-    return ast.parse((ROOT / "kernels" / op / "triton_impl.py").read_text())
+def statements(op: str) -> list[ast.stmt]:
+    """Of all files with the operator's kernels."""
+    return [statement for source in TOOL.sources(op) for statement in ast.parse(source.read_text()).body]
 
 
 def jitted_functions(op: str) -> dict[str, ast.FunctionDef]:
     return {
         node.name: node
-        for node in source_of(op).body
+        for node in statements(op)
         if isinstance(node, ast.FunctionDef)
         and any(ast.unparse(decorator).startswith("triton.jit") for decorator in node.decorator_list)
     }
@@ -83,8 +84,8 @@ def kernel_names(op: str) -> set[str]:
 
 
 def drawing_kernels(op: str) -> set[str]:
-    """Kernels that draw random numbers, by themselves or through a function of the same file."""
-    sources = [node for node in source_of(op).body if isinstance(node, ast.ImportFrom)]
+    """Kernels that draw random numbers, by themselves or through a function of the operator's files."""
+    sources = [node for node in statements(op) if isinstance(node, ast.ImportFrom)]
     drawing = {alias.name for node in sources if node.module == "_triton_philox" for alias in node.names}
     functions = jitted_functions(op)
     for _ in functions:  # as often as a chain of calls can be long
@@ -96,6 +97,7 @@ def drawing_kernels(op: str) -> set[str]:
 
 def test_kernels_were_found() -> None:
     assert {"rng", "so3"} <= set(OPS)
+    assert kernel_names("rewards") >= {"rotations_fwd_kernel", "points_bwd_kernel"}  # of two files
     assert kernel_names("so3") == {"_project_so3_fwd_kernel", "_project_so3_bwd_kernel"}
     assert drawing_kernels("rng") == kernel_names("rng") == {"_philox_fwd_kernel"} and not drawing_kernels("so3")
 
