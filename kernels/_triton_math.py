@@ -130,6 +130,7 @@ def dot(a, b):
 
 @triton.jit
 def vec3_length(a):
+    """|a|"""
     return tl.sqrt(dot(a, a))
 
 

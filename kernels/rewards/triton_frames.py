@@ -30,6 +30,7 @@ TERMS = 9
 
 @triton.jit
 def sign(a):
+    """1, -1, or ``a`` itself where it is zero or NaN."""
     return tl.where(a > 0, 1.0, tl.where(a < 0, -1.0, a))
 
 
@@ -217,6 +218,7 @@ def errors_fwd_kernel(
     KINDS: tl.constexpr, SLOPES: tl.constexpr, FPS: tl.constexpr, FEET: tl.constexpr,
     BLOCK: tl.constexpr, SUMMED: tl.constexpr,
 ):  # fmt: skip
+    """Errors and rewards of a sequence from what its frames added: rows of the kinds."""
     sequence = program_rows(BLOCK)
     present = sequence < count
     offset = row_offset(sequence, mask_sizes, mask_strides)
@@ -275,6 +277,7 @@ def aligned_bwd_kernel(
     target_ptr, target_sizes, target_strides, mask_ptr, mask_sizes, mask_strides, aligned_ptr, strengths_ptr,
     grad_aligned_ptr, count, G, T, N, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Gradient of the aligned points, zero in frames that do not count."""
     frame = program_rows(BLOCK)
     lanes = frame < count
     sequence, t = frame // T, frame % T

@@ -65,17 +65,21 @@ class _Call:
 
     @property
     def frames(self) -> int:
+        """Frames of all sequences."""
         return self.mask.numel()
 
     @property
     def numbers(self) -> int:
+        """Numbers of a rotation."""
         return (9, 4, 6)[self.representation]
 
     @property
     def points(self) -> int:
+        """Points of a frame; 0 without any."""
         return 0 if self.joints is None else self.joints.shape[3]
 
     def wants(self, name: str) -> bool:
+        """Whether the reward ``name`` is asked for."""
         return JOINT_REWARDS.index(name) in self.kinds
 
 
@@ -282,6 +286,7 @@ class _Body:
         self.constants = (entries[..., :-1, :], T_world_cpf[:, None], entries[..., -1, :])
 
     def joints(self, rotmats: Tensor) -> Tensor:
+        """Joints in the world for rotations."""
         return torch.ops.mgrpo.forward_kinematics(rotmats, *self.constants, *self.options, "triton")[0]
 
     def gradients(self, grad_joints: Tensor, rotmats: Tensor, want_betas: bool) -> tuple[Tensor, Tensor]:

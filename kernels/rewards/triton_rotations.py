@@ -251,6 +251,7 @@ def rotations_bwd_kernel(
     REPRESENTATION: tl.constexpr, PROJECT: tl.constexpr, ROTATION_ERROR: tl.constexpr, IN: tl.constexpr,
     POSED: tl.constexpr, COMPARE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Gradient of the rotations as they came: through the pose and through their own error."""
     index = program_rows(BLOCK)
     frame, j = index // J, index % J
     sequence, t = frame // T, frame % T

@@ -8,30 +8,20 @@ a line: {"world", "port", "words", "log", "masked", "keep"} starts `mgrpo <words
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
 import threading
 import time
 from pathlib import Path
-from types import ModuleType
 
+import motion_files as files  # beside this script
+import rollout_files as rollouts
 import torch
 
 from mgrpo.cli import main
 from mgrpo.models import denoiser
 from mgrpo.train import prior  # noqa: F401  (imported once, here)
-
-
-def _beside(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-files, rollouts = _beside("motion_files"), _beside("rollout_files")
 
 
 def child(rank: int, request: dict[str, object]) -> int:
