@@ -17,6 +17,7 @@ import torch
 
 from mgrpo.data import MotionWindows
 from mgrpo.demo.config import DemoConfig
+from mgrpo.eval.cells import counted
 from mgrpo.eval.evaluate import EvaluationResult, compare
 from mgrpo.eval.metrics import METRICS
 from mgrpo.eval.statistics import over_windows_and_seeds
@@ -96,8 +97,8 @@ def demo_report(found: DemoResults) -> ReportData:
         evaluation_note=(
             f"{windows} windows of {config.data.length} frames from the clips "
             f"{', '.join(found.clip_names['held_out'])} (and their mirror images) "
-            f"that no stage has trained on; {_count(config.evaluation_seeds, 'noise seed')} with "
-            f"{_count(config.evaluation_samples, 'sample')} each; the same sampler "
+            f"that no stage has trained on; {counted(config.evaluation_seeds, 'noise seed')} with "
+            f"{counted(config.evaluation_samples, 'sample')} each; the same sampler "
             f"({config.grpo.sampler.kernel}, {config.grpo.sampler.steps} steps) and the same noise for both models."
         ),
         interval_note=_interval_note(prior, rows),
@@ -200,10 +201,6 @@ def _perceptual_panels(log: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
             reference_label="guessing",
         ),
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def health_panels(rows: Sequence[Mapping[str, Any]], config: DemoConfig) -> tuple[Panel, ...]:

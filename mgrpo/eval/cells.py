@@ -89,6 +89,11 @@ def plain_number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.9g}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, which takes an s unless there is one."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def csv_text(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     """CSV with a header, lines ended by a plain newline."""
     text = io.StringIO()

@@ -19,6 +19,7 @@ from mgrpo.errors import InputError
 
 from .alignment import ALIGNMENTS, Align
 from .alignment import align as aligned
+from .cells import counted
 from .evaluate import EvaluationResult
 from .formats import MotionTracks, ReadOptions
 from .frames import FrameErrors, frame_errors
@@ -69,7 +70,7 @@ class Comparison:
         if all(name not in result.group_values for name in _DIVERSITY for result in self.results):
             wanted = [name for name in wanted if name not in _DIVERSITY]
         first = self.results[0]
-        notes = [f"{_plural(first.windows, 'clip')}, {_plural(first.samples, 'sample')} each."]
+        notes = [f"{counted(first.windows, 'clip')}, {counted(first.samples, 'sample')} each."]
         if first.windows > 1:
             notes.append("± is the standard error over clips; differences are paired clip by clip.")
         means = self.means()
@@ -331,10 +332,6 @@ def _reasons(both: Pair, rows: tuple[int, ...]) -> dict[str, str]:
     if len(rows) < 3:
         found |= dict.fromkeys(_ALIGNED, "an alignment of fewer than three joints says nothing")
     return found
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _averaged(result: EvaluationResult) -> EvaluationResult:

@@ -24,6 +24,7 @@ from mgrpo.terminal import plain
 from .bootstrap import FEW_CLUSTERS, RESAMPLES
 from .cells import (
     Cell,
+    counted,
     csv_text,
     format_cell,
     latex_cell,
@@ -145,10 +146,6 @@ def _cells(found: dict[str, Statistic] | dict[str, PairedDifference], chosen: Se
     }
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def broken_notes(results: Sequence[EvaluationResult]) -> tuple[str, ...]:
     """A sentence for each model with samples that hold NaN or infinity: its means are over the others alone."""
     found = []
@@ -156,7 +153,7 @@ def broken_notes(results: Sequence[EvaluationResult]) -> tuple[str, ...]:
         broken = result.values["mpjpe_mm"].isnan() if "mpjpe_mm" in result.values else torch.zeros(0)
         if count := int(broken.sum()):
             found.append(
-                f"{result.name}: {count} of {_plural(broken.numel(), 'sample')} held NaN or infinity and could not be "
+                f"{result.name}: {count} of {counted(broken.numel(), 'sample')} held NaN or infinity and could not be "
                 "scored; its numbers are of the others alone."
             )
     return tuple(found)
@@ -168,7 +165,7 @@ def interval_note(result: EvaluationResult, subject: str = "[ , ]") -> str:
     clips = len({recording_of(name) for name in result.window_names})
     if clips < 2:
         return "With one clip there is no interval over clips."
-    note = f"{subject}: 95 % bootstrap interval (BCa) over {_plural(clips, 'clip')}, {RESAMPLES} draws of whole clips."
+    note = f"{subject}: 95 % bootstrap interval (BCa) over {counted(clips, 'clip')}, {RESAMPLES} draws of whole clips."
     return note + (" So few clips make it too narrow." if clips < FEW_CLUSTERS else "")
 
 
@@ -176,9 +173,9 @@ def _notes(result: EvaluationResult, columns: Sequence[MetricInfo], compared: bo
     settings = result.settings
     eta = "" if settings["kernel"] == "ode" else f", eta {settings['eta']:g}"
     drawn = (
-        f"{_plural(result.windows, 'window')} of {settings['frames']} frames, {_plural(len(result.seeds), 'seed')}, "
-        f"{_plural(result.samples, 'sample')} each; sampler {settings['kernel']}{eta}, "
-        f"{_plural(settings['steps'], 'step')}."
+        f"{counted(result.windows, 'window')} of {settings['frames']} frames, {counted(len(result.seeds), 'seed')}, "
+        f"{counted(result.samples, 'sample')} each; sampler {settings['kernel']}{eta}, "
+        f"{counted(settings['steps'], 'step')}."
     )
     if "guidance" in settings:
         drawn += f" ℵ: optimised ({settings['guidance']} sampling) against sliding feet and jitter."
