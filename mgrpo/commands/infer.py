@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -175,8 +176,12 @@ def run_infer(config: InferConfig, command: list[str] | None = None) -> int:
             identity=[to_plain(config.guidance), config.hide_wrists],
             then=finish,
         )
-    for path in (out, *files_beside(config, out, prepared.frame_nums)):
+    written = (out, *files_beside(config, out, prepared.frame_nums))
+    for path in written:
         print(path)
+    older = [path.name for path in _files_of_any_result(out) if path not in written and path != config.input]
+    if config.overwrite and older:
+        notice(f"of an earlier result and left as they were: {', '.join(older)}; delete them if they are not wanted")
     return 0
 
 
@@ -241,6 +246,12 @@ def files_beside(config: InferConfig, out: Path, frame_nums: np.ndarray) -> list
     """Everything that is written besides ``out``: AMASS files, the check of the wrists, and last the options."""
     wrists = [out.with_name(f"{out.stem}_wrists.json")] if config.check_wrists else []
     return [*amass_files(config, out, frame_nums), *wrists, out.with_name(f"{out.stem}_args.yaml")]
+
+
+def _files_of_any_result(out: Path) -> list[Path]:
+    """What some result in ``out`` may have written beside it: with other samples, other stretches, other options."""
+    beside = re.compile(re.escape(out.stem) + r"((_sample\d+)?(_part\d+)?_amass\.npz|_wrists\.json)")
+    return sorted(path for path in out.parent.iterdir() if beside.fullmatch(path.name))
 
 
 def tell(prepared: Prepared) -> None:

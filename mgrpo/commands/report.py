@@ -87,7 +87,7 @@ def read_training_run(folder: Path, name: str) -> TrainingRun:
         ),
         folder=str(folder),
         iterations=int(settings.get("iterations", rows[-1]["step"])),
-        alarms=read_rows(alarms, "alarms", "") if alarms.exists() else (),
+        alarms=read_rows(alarms, "alarms", "", texts=("name", "text")) if alarms.exists() else (),
         settings=flat,
         commands=[shlex.join(["mgrpo", *s["command"][1:]]) for s in _starts(folder) if s.get("command")],
         state=_state(start),

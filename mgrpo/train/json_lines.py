@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,14 @@ class JsonLines:
             self._descriptor = -1
 
 
-def read_rows(file: Path, what: str, advice: str, *, numbers: bool = False) -> list[dict[str, Any]]:
+def read_rows(
+    file: Path, what: str, advice: str, *, numbers: bool = False, texts: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """The rows of a file. A last line cut by a kill is left out.
 
     Raises `InputError`, which begins with `what`, when the file is missing (`advice` then says what to give instead) or
-    a line before the last is no row: a JSON object with a step, and with `numbers` nothing but numbers and null.
+    a line before the last is no row: a JSON object with a step and `texts`, and with `numbers` nothing but numbers and
+    null.
     """
     try:
         lines = file.read_bytes().split(b"\n")
@@ -69,14 +72,16 @@ def read_rows(file: Path, what: str, advice: str, *, numbers: bool = False) -> l
         row: Any = None
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-        if not _is_row(row, numbers):
+        if not _is_row(row, numbers, texts):
             raise InputError(f"{what} damaged: {file}, line {number} is no row of it. Delete that line.")
         rows.append(row)
     return rows
 
 
-def _is_row(row: Any, numbers: bool) -> bool:
+def _is_row(row: Any, numbers: bool, texts: Sequence[str]) -> bool:
     if not isinstance(row, dict) or not _is_number(row.get("step")):
+        return False
+    if not all(isinstance(row.get(name), str) for name in texts):
         return False
     return not numbers or all(value is None or _is_number(value) for value in row.values())
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from mgrpo.errors import InputError
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16-scaled"]
+RatioPrecision = Literal["fp32", "tf32", "bf16"]
+"""Those without a loss scale, for losses that compare log-probs of different times."""
 
 _OF_ACCELERATE = {"no": "fp32", "bf16": "bf16", "fp16": "fp16-scaled"}
 
@@ -36,7 +38,10 @@ class NetworkPrecision:
         if name == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
             raise InputError(f"{option} tf32 needs a CUDA GPU of compute capability 8.0 or more; use fp32 or bf16")
         if name == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-            raise InputError(f"{option} bf16 needs a GPU of compute capability 8.0 or more; use fp16-scaled or fp32")
+            raise InputError(
+                f"{option} bf16 needs a GPU of compute capability 8.0 or more; use fp32, "
+                "or fp16-scaled where it is offered"
+            )
         self.name = name
         self.device = device
         self._dtype = {"bf16": torch.bfloat16, "fp16-scaled": torch.float16}.get(name)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
@@ -16,7 +16,7 @@ from mgrpo.options import MOST_COUNT, MOST_MEMBERS, option, require
 from mgrpo.rewards import REWARDS, RewardScales
 
 from .motion_data import MotionDataConfig
-from .precision import Precision
+from .precision import RatioPrecision
 from .start import require_sound, unused_without_resume
 from .tracking import Track
 
@@ -92,9 +92,10 @@ class NetworkExecution:
 
     micro_conditions: int = 0
     """Conditions that pass through the network together; 0: all of a process, in GRPO as many as memory allows."""
-    precision: Precision = "fp32"
+    precision: RatioPrecision = "fp32"
     """Numbers that the network computes with: fp32; tf32, bf16 (faster on GPUs of compute capability 8 or more).
-    States, noise, log-probs and rewards stay float32."""
+    States, noise, log-probs and rewards stay float32. There is no fp16: its loss scale, which changes between
+    iterations, would have to enter the ratio."""
     checkpoint_blocks: bool = False
     """Forget what the network's blocks compute and compute it again for the gradient: a third more time for a fraction
     of the memory."""
@@ -105,10 +106,9 @@ class NetworkExecution:
 
     def __post_init__(self) -> None:
         require(self, "micro_conditions", "prefetch", at_least=0)
-        if self.precision == "fp16-scaled":
+        if self.precision not in get_args(RatioPrecision):
             raise InputError(
-                "--execution.precision fp16-scaled is not offered here: a loss scale that changes between iterations "
-                "would have to enter the ratio; use bf16"
+                f"{option(self, 'precision')} must be one of {', '.join(get_args(RatioPrecision))}, got {self.precision!r}"
             )
 
 

@@ -89,6 +89,20 @@ def test_from_a_file_of_poses_to_a_body(
     assert all(np.array_equal(again[name], arrays[name]) for name in arrays) and before
 
 
+def test_files_of_an_earlier_result_that_stay_are_named(
+    recording: Path, prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two samples, then one in the same place: the second sample's file is no part of the new result."""
+    words = ("--axes", "openxr", "--overwrite")
+    assert infer(recording, prior, tmp_path / "o.npz", *words, "--samples", "2", "--amass") == 0
+    (tmp_path / "o_sample1_mine_amass.npz").write_text("of another making")
+    assert "of an earlier result" not in capsys.readouterr().err
+    assert infer(recording, prior, tmp_path / "o.npz", *words, "--amass") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "of an earlier result and left as they were: o_sample0_amass.npz, o_sample1_amass.npz; delete them" in said
+    assert (tmp_path / "o_sample1_amass.npz").exists()
+
+
 def test_egoallos_checkpoint_is_taken(recording: Path, tmp_path: Path) -> None:
     """And gives what the same weights in a run folder give."""
     model = Denoiser(TINY, seed=1)

@@ -180,6 +180,7 @@ def test_a_report_replaces_the_one_before(run):
         (lambda run: (run / "metrics.jsonl").write_text('{"step": 1, "reward": "high"}\n'), "line 1 is no row of it"),
         (lambda run: (run / "metrics.jsonl").write_text('{"step": "one"}\n'), "line 1 is no row of it"),
         (lambda run: (run / "alarms.jsonl").write_text("x\ny\n"), "alarms damaged"),
+        (lambda run: (run / "alarms.jsonl").write_text('{"step": 1, "name": "dead_groups"}\n'), "alarms damaged"),
     ],
 )
 def test_folders_that_hold_no_run_are_refused(run, capsys, break_it, message):
