@@ -170,7 +170,9 @@ def _offsets_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) ->
 def _offsets_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     shapedirs, betas = ctx.saved_tensors
     for_template, for_shapedirs, for_betas, _ = ctx.needs_input_grad
-    flat_grad, flat_betas = grad.reshape(-1, shapedirs[..., 0].numel()), betas.reshape(-1, betas.shape[-1])
+    # contiguous: the order in which a matrix product adds, and so its rounding, may depend on strides
+    flat_grad = grad.reshape(-1, shapedirs[..., 0].numel()).contiguous()
+    flat_betas = betas.reshape(-1, betas.shape[-1]).contiguous()
     return (
         grad.sum_to_size(shapedirs.shape[:2]) if for_template else None,
         (flat_grad.mT @ flat_betas).reshape(shapedirs.shape) if for_shapedirs else None,

@@ -170,9 +170,13 @@ class BodyModel:
             raise InputError(
                 f"body '{self.name}' has {NUM_BETAS} shape numbers, got betas of shape {tuple(betas.shape)}"
             )
-        flat = shapedirs[..., :count].reshape(-1, count)
-        moved = (betas.to(flat.dtype) @ flat.mT).reshape(*betas.shape[:-1], *template.shape)
-        return template + moved
+        # Term by term: a matrix product adds in an order that depends on the number of rows, and the same shape would
+        # have other bones in another batch, by rounding and on some processors only.
+        betas = betas.to(shapedirs.dtype).reshape(*betas.shape, *(1,) * template.ndim)
+        moved = template.expand(*betas.shape[: -1 - template.ndim], *template.shape)
+        for index in range(count):
+            moved = moved + betas.select(-1 - template.ndim, index) * shapedirs[..., index]
+        return moved
 
     @cached_property
     def _body_only(self) -> BodyModel:

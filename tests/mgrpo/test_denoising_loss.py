@@ -125,7 +125,8 @@ def golden_case(path: Path, dtype: torch.dtype) -> GoldenCase:
     return GoldenCase(model.to(dtype), windows, arrays["t"], noise, arrays, order)
 
 
-PRECISIONS = [(torch.float32, "f32", 2e-6), (torch.float64, "f64model", 1e-9)]
+# The recorded float64 network keeps float32 tables of sines, whose last digit differs between processors.
+PRECISIONS = [(torch.float32, "f32", 2e-6), (torch.float64, "f64model", 2e-8)]
 
 
 @pytest.mark.golden

@@ -89,7 +89,9 @@ def test_one_chunk_is_what_sample_draws(denoiser: Denoiser) -> None:
     wanted = sample_stitched(
         denoiser, poses[None, 1:], relative_cpf(poses[None]), STEPS, keys, stitching=SETTINGS.stitching
     )
-    assert torch.equal(chunk.states, wanted.x0[0]) and chunk.carry is None
+    # alike but for rounding: a network prepared for inference multiplies other shapes
+    torch.testing.assert_close(chunk.states, wanted.x0[0], atol=1e-4, rtol=0)
+    assert chunk.carry is None
 
 
 def test_chunks_join_and_go_on_anywhere(denoiser: Denoiser) -> None:

@@ -127,7 +127,8 @@ def test_the_early_codes_stitched_runs(golden_dir: Path) -> None:
         )  # fmt: skip
         with np.load(path, allow_pickle=False) as expected:
             for name, x in (("x_step1", result.x_t[1]), ("x_final", result.x0)):
-                torch.testing.assert_close(x[0], torch.from_numpy(expected[name]), atol=2e-5, rtol=2e-6)
+                # that code multiplies some predictions, and their rounding, by up to 32
+                torch.testing.assert_close(x[0], torch.from_numpy(expected[name]), atol=2e-4, rtol=2e-6)
 
 
 # One batch

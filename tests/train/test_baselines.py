@@ -178,7 +178,7 @@ def test_how_it_is_carried_out_changes_rounding_only(name: str, options: dict[st
     )
     found = [part.differentiate(7, part.draw(7), Phases(CPU, wait=False)) for part in (one, two)]
     for a, b in zip(gradients(one), gradients(two), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5 * float(a.abs().max()) + 1e-9, rtol=1e-3)
+        torch.testing.assert_close(a, b, atol=1e-4 * float(a.abs().max()) + 1e-9, rtol=1e-3)
     assert float(found[0].metrics["loss"]) == pytest.approx(float(found[1].metrics["loss"]), rel=1e-4)
 
 
@@ -191,9 +191,10 @@ def test_groups_are_those_of_grpo(options: dict[str, Any]) -> None:
     trial = grpo.judge(sampled)
     dpo = method(case("dpo", options, train_windows=0))
     groups = dpo.draw_groups(dpo.prepared, 5, dpo.draw(5))
-    assert torch.equal(groups.x0[0], sampled[0].x0)
+    # alike but for rounding: the two pass their samples through the network in batches of other sizes
+    torch.testing.assert_close(groups.x0[0], sampled[0].x0, atol=1e-4, rtol=0)
     ranking, _, found = dpo.rank(groups, dpo.config.advantage)
-    assert torch.equal(found.rewards, trial.rewards)
+    torch.testing.assert_close(found.rewards, trial.rewards, atol=1e-5, rtol=1e-4)
     assert torch.equal(ranking.best, trial.result.advantages.argmax(1))
     assert torch.equal(ranking.worst, trial.result.advantages.argmin(1))
     reft = method(case("reft", options))
