@@ -1,8 +1,9 @@
 """Speed of sampling one sequence on the CPU, in the fastest precision that it computes in and in float32.
 
-In float32 both have the same matrix products to do, most of the plain loop's time: 1.6 times as fast is all that there
-is to win (docs/infer.md has the profile). Twice needs products in half precision: bfloat16 on CPUs with AMX,
-float16 on those with AVX512-FP16; elsewhere that figure is missed.
+In float32 both have the same matrix products to do, most of the plain loop's time: where MKL runs them at full speed
+1.6 times as fast is all that there is to win, on AMD's processors, where it does not, more (docs/infer.md has the
+profile). Twice wants products in half precision: float16 with AVX512-FP16, bfloat16 with AMX or AVX512-BF16; a CPU that
+has none of these misses that figure.
 """
 
 from __future__ import annotations

@@ -106,10 +106,9 @@ class NetworkExecution:
 
     def __post_init__(self) -> None:
         require(self, "micro_conditions", "prefetch", at_least=0)
-        if self.precision not in get_args(RatioPrecision):
-            raise InputError(
-                f"{option(self, 'precision')} must be one of {', '.join(get_args(RatioPrecision))}, got {self.precision!r}"
-            )
+        offered = get_args(RatioPrecision)
+        if self.precision not in offered:
+            raise InputError(f"{option(self, 'precision')} must be one of {', '.join(offered)}, got {self.precision!r}")
 
 
 @dataclass(frozen=True)

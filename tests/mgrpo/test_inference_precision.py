@@ -19,6 +19,7 @@ from mgrpo.models import inference
 from mgrpo.models.conditioning import make_cond, relative_cpf
 from mgrpo.models.denoiser import DENOISER_PRESETS, Denoiser
 from mgrpo.models.inference import InferenceDenoiser, InferencePrecision, choose_precision
+from mgrpo.models.onednn_linear import OneDnnLinear
 
 CPU = torch.device("cpu")
 PROBLEM = half_linear_problem()
@@ -71,6 +72,44 @@ def test_float32_is_the_plain_loop(denoiser: Denoiser, ahead: int) -> None:
     noise, poses = given(denoiser)
     plain = plain_sample(denoiser, poses, STEPS, 3, 0, noise)
     assert torch.allclose(sampled(InferenceDenoiser(denoiser), noise, poses, ahead), plain, atol=2e-4)
+
+
+def test_float32_by_onednn_is_the_plain_loop(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever processor this is: every layer that it replaces is used, and rounds as float32 does."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no oneDNN")
+    noise, poses = given(denoiser)
+    plain = plain_sample(denoiser, poses, STEPS, 3, 0, noise)
+    used: set[int] = set()
+    multiply = OneDnnLinear._multiply
+
+    def watched(self: OneDnnLinear, *arguments: object) -> Tensor:
+        used.add(id(self))
+        return multiply(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(OneDnnLinear, "_multiply", watched)
+    monkeypatch.setattr(inference, "onednn_is_faster", lambda: True)
+    policy = InferenceDenoiser(denoiser)
+    assert torch.allclose(sampled(policy, noise, poses, 24), plain, atol=2e-4)
+    layers = [one for one in policy._denoiser.modules() if isinstance(one, OneDnnLinear)]
+    assert used == {id(one) for one in layers} and len(layers) > 30
+    weights = {id(parameter) for parameter in denoiser.parameters()}
+    assert all(id(one._layer.weight) in weights for one in layers), "no copies"
+
+
+def test_activations_by_onednn_are_those_of_torch() -> None:
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no oneDNN")
+    x = torch.randn(7, 5, 40, generator=torch.Generator().manual_seed(0))
+    for bias in (True, False):
+        layer = torch.nn.Linear(40, 33, bias)
+        y = layer(x)
+        with torch.inference_mode():
+            for name, function in (("gelu", torch.nn.functional.gelu), ("relu", torch.relu)):
+                fused = OneDnnLinear(layer, name)  # type: ignore[arg-type]
+                torch.testing.assert_close(fused(x), y)
+                torch.testing.assert_close(fused.activated(x), function(y))
+                assert fused(x[:0]).shape == (0, 5, 33)
 
 
 @pytest.mark.parametrize("precision", HALF)
@@ -127,6 +166,9 @@ def test_auto_takes_what_is_fastest_and_says_why(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(inference, "_has_amx", lambda: False)
     assert choose_precision("auto", CPU)[0] == "fp16"
     monkeypatch.setattr(inference, "half_linear_problem", lambda: "no such instructions")
+    monkeypatch.setattr(inference, "_has_bf16", lambda: True)
+    assert choose_precision("auto", CPU) == ("bf16", "the CPU has AVX512-BF16")
+    monkeypatch.setattr(inference, "_has_bf16", lambda: False)
     chosen, why = choose_precision("auto", CPU)
     assert chosen == "fp32" and "no such instructions" in why
     assert choose_precision("auto", torch.device("mps"))[0] == "fp32"

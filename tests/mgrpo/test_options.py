@@ -122,7 +122,7 @@ def test_the_numbers_above_are_all_of_them() -> None:
         ("train finetune --loss.betas -1", "--loss.betas must be at least 0"),
         ("train finetune --variant best-of-group --perceptual None", "--perceptual: the visual reward has a weight"),
         ("train finetune --variant best-of-group --sampler.kernel ode", "the members of a group are all alike"),
-        ("train finetune --execution.precision fp16-scaled", "--execution.precision must be one of fp32, tf32, bf16"),
+        ("train finetune --execution.precision fp16-scaled", "invalid choice 'fp16-scaled'"),
         ("train dpo --beta 0", "--beta must be positive, got 0.0"),
         ("train dpo --mode online --refresh-every 0", "--refresh-every must be at least 1, got 0"),
         ("train dpo --sampler.eta 0", "the members of a group are all alike"),

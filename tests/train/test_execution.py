@@ -360,6 +360,11 @@ def test_a_compiler_that_fails_is_explained(
         train_grpo(replace(base, output=tmp_path / "run", execution=execution))
 
 
+def test_there_is_no_loss_scale_in_a_ratio() -> None:
+    with pytest.raises(InputError, match="precision must be one of fp32, tf32, bf16, got 'fp16-scaled'"):
+        NetworkExecution(precision="fp16-scaled")  # type: ignore[arg-type]
+
+
 def test_the_network_alone_is_in_bfloat16(base: GrpoConfig, tmp_path: Path) -> None:
     from mgrpo.train.prepared_policy import PreparedPolicy
 
