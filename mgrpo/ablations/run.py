@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mgrpo.errors import InputError
+from mgrpo.eval.cells import counted
 from mgrpo.eval.published import Dataset
 from mgrpo.storage import FileLock, atomic_write_json, make_folder
 from mgrpo.train.device import resolve_device
@@ -107,7 +108,8 @@ def summarise(plan: Plan, output: Path) -> None:
 def print_plan(plan: Plan, output: Path, console: Console | None = None) -> None:
     """The stages as a table: what each is, and how far it is."""
     shown = Table(
-        title=f"ablate {plan.ablation}: {len(plan.rows)} rows, {len(plan.seeds)} seeds, {len(plan.stages)} stages"
+        title=f"ablate {plan.ablation}: {counted(len(plan.rows), 'row')}, {counted(len(plan.seeds), 'seed')}, "
+        f"{counted(len(plan.stages), 'stage')}",
     )
     for heading in ("stage", "work", "iterations", "state"):
         shown.add_column(heading, overflow="fold")
@@ -116,7 +118,10 @@ def print_plan(plan: Plan, output: Path, console: Console | None = None) -> None
         if stage.equal_calls is not None:
             iterations = "for equal network calls"
         shown.add_row(stage.name, stage.kind, iterations, read_record(output, stage.name)["state"])
-    (console or Console()).print(shown)
+    console = console or Console()
+    if not console.is_terminal:  # a file has no width: names stay on one line, to be searched and copied
+        console.width = max(console.width, console.measure(shown, options=console.options.update(width=1000)).maximum)
+    console.print(shown)
 
 
 def tell_estimate(plan: Plan, output: Path, config: AblateConfig, again: str) -> None:

@@ -295,10 +295,13 @@ SIZES = (
 
 
 @pytest.mark.parametrize("name", sorted(ABLATIONS))
-def test_every_ablation_has_a_plan(name, clips, tmp_path, capsys):
+def test_every_ablation_has_a_plan(name, clips, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
     config = tiny(CLASSES[name], clips, tmp_path / "out", dry_run=True)
     assert run_ablation(name, config) == 0 and not (tmp_path / "out").exists()
     plan, before = make_plan(name, config), set()
+    printed = capsys.readouterr().out
+    assert all(f" {stage.name} " in printed for stage in plan.stages), "in a file no name is broken"
     for stage in plan.stages:
         assert set(stage.after) <= before
         before.add(stage.name)
