@@ -106,6 +106,8 @@ class PosedMotion:
                 object.__setattr__(self, field, self._normalised(field, value))
         if frames > 1 and not bool((self.times.diff() > 0).all()):
             raise InputError(f"motion '{self.name}': times must rise; sort its frames and drop repeated ones")
+        if frames > 1 and not bool((self.frame_nums.diff() > 0).all()):
+            raise InputError(f"motion '{self.name}': frame_nums must rise as times do; number its frames anew")
         object.__setattr__(self, "fps", require_fps(self.fps, f"motion '{self.name}': the frame rate"))
         if frames > MOST_FRAMES:
             raise InputError(f"motion '{self.name}': {frames} frames; at most {MOST_FRAMES} are written, cut it")

@@ -113,6 +113,7 @@ def test_one_shape_is_the_mean_and_tells_what_it_moves() -> None:
         ({"betas": torch.full((3, 16), torch.nan)}, "betas is not finite"),
         ({"contacts": torch.zeros(2, 21)}, r"contacts must have shape \(3, 21\)"),
         ({"times": torch.tensor([0.0, 0.2, 0.1])}, "times must rise"),
+        ({"frame_nums": torch.tensor([4, 5, 5])}, "frame_nums must rise as times do"),
         ({"fps": 0.0}, "frame rate must be 0.1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
