@@ -8,12 +8,14 @@
 //
 // The body stands in a namespace of its own per instruction set (MGRPO_NAMESPACE) and may use common/pack.h, scalar.h,
 // mat3.h and polar.h, which are there. It must not call standard-library templates: their code, compiled for a wide
-// instruction set, could replace the plain one at link time.
+// instruction set, could replace the plain one at link time. (Types alone, as those of <utility>, hold no code.)
 #pragma once
 
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -41,6 +41,7 @@ class Rows {
 
   int64_t count() const { return layout_.count; }
   int64_t row_size() const { return layout_.row_size; }
+  bool contiguous() const { return layout_.contiguous(); }
 
   template <class T>
   const T* at(int64_t row) const {

@@ -84,11 +84,13 @@ std::tuple<Tensor, Tensor, Tensor> sde_log_prob_backward_cpu(
   if (needs_x_prev) job.grad_x_prev = new_output(grad_x_prev);
   if (needs_x_t) job.grad_x_t = new_output(grad_x_t);
   if (needs_x0_pred) job.grad_x0_pred = new_output(grad_x0_pred);
+  // What the forward pass kept past the caches is in none of them.
+  const Order order = job.past_caches && !x_t.has_value() ? Order::kForward : Order::kBackward;
   with_compute_type(arguments.is_double, [&](auto zero) {
     using T = decltype(zero);
     const std::vector<T> weights = weights_as<T>(batch);
     const T* weights_data = batch.weights == nullptr ? nullptr : weights.data();
-    for_tasks(batch, Tasks(batch), Order::kBackward, [&](const Task& task, int64_t) {
+    for_tasks(batch, Tasks(batch), order, [&](const Task& task, int64_t) {
       MGRPO_ISA_CALL_OF(T, log_prob_gradient_task, job, task, weights_data);
     });
   });

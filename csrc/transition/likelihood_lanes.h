@@ -29,7 +29,7 @@ struct LogProbPieces {
   const T* weights;
   Pack<T> A, B, inverse_unit;
   Total<T> sum{};
-  T buffers[3][kPiece];
+  PieceBuffer<T> buffers[3];
 
   MGRPO_HD void operator()(int64_t offset, int64_t count, bool counted, int64_t channel) {
     const int64_t first = task.row * job.batch.row_size() + offset;
@@ -37,9 +37,9 @@ struct LogProbPieces {
       if (job.kept.data != nullptr) write_zeros(job.kept, first, count);
       return;
     }
-    LogProbBody<T, kWeights> body{read(job.x_prev, task.row, offset, count, buffers[0]),
-                                  read(job.x_t, task.row, offset, count, buffers[1]),
-                                  read(job.x0_pred, task.row, offset, count, buffers[2]),
+    LogProbBody<T, kWeights> body{read(job.x_prev, task.row, offset, count, buffers[0].numbers),
+                                  read(job.x_t, task.row, offset, count, buffers[1].numbers),
+                                  read(job.x0_pred, task.row, offset, count, buffers[2].numbers),
                                   weights_from<kWeights>(weights, channel),
                                   job.kept.data == nullptr ? nullptr : static_cast<T*>(job.kept.data) + first,
                                   A,
@@ -97,7 +97,7 @@ struct LogProbGradientPieces {
   Pack<T> A, B, inverse_unit;
   Pack<T> slope[3];
   bool all_zero;
-  T buffers[3][kPiece], out_buffers[3][kPiece];
+  PieceBuffer<T> buffers[3], out_buffers[3];
 
   MGRPO_HD void operator()(int64_t offset, int64_t count, bool counted, int64_t channel) {
     const Output* outputs[3] = {&job.grad_x_prev, &job.grad_x_t, &job.grad_x0_pred};
@@ -107,9 +107,10 @@ struct LogProbGradientPieces {
         if (outputs[k]->data != nullptr) write_zeros(*outputs[k], first, count);
       return;
     }
-    LogProbGradientBody<T, kWeights> body{read(job.forward.x_prev, task.row, offset, count, buffers[0]),
-                                          read_if_there(job.forward.x_t, task.row, offset, count, buffers[1]),
-                                          read_if_there(job.forward.x0_pred, task.row, offset, count, buffers[2]),
+    LogProbGradientBody<T, kWeights> body{read(job.forward.x_prev, task.row, offset, count, buffers[0].numbers),
+                                          read_if_there(job.forward.x_t, task.row, offset, count, buffers[1].numbers),
+                                          read_if_there(
+                                              job.forward.x0_pred, task.row, offset, count, buffers[2].numbers),
                                           weights_from<kWeights>(weights, channel),
                                           {},
                                           A,
@@ -117,12 +118,13 @@ struct LogProbGradientPieces {
                                           inverse_unit,
                                           {slope[0], slope[1], slope[2]}};
     for (int k = 0; k < 3; ++k)
-      body.out[k] = outputs[k]->data == nullptr ? nullptr : write_to<T>(*outputs[k], first, out_buffers[k]);
+      body.out[k] = outputs[k]->data == nullptr ? nullptr : write_to<T>(*outputs[k], first, out_buffers[k].numbers);
     bool past_caches = job.past_caches;
-    for (int k = 0; k < 3; ++k) past_caches &= body.out[k] == nullptr || (body.out[k] != out_buffers[k] && is_aligned(body.out[k]));
+    for (int k = 0; k < 3; ++k)
+      past_caches &= body.out[k] == nullptr || (body.out[k] != out_buffers[k].numbers && is_aligned(body.out[k]));
     sweep_to_results<T, kWeights>(past_caches, count, body);
     for (int k = 0; k < 3; ++k)
-      if (outputs[k]->data != nullptr) finish<T>(*outputs[k], first, count, out_buffers[k]);
+      if (outputs[k]->data != nullptr) finish<T>(*outputs[k], first, count, out_buffers[k].numbers);
   }
 };
 
@@ -175,13 +177,13 @@ struct RatioPieces {
   const T* weights;
   Pack<T> unit;
   Total<T> linear{}, squares{};
-  T buffers[2][kPiece];
+  PieceBuffer<T> buffers[2];
   NoiseBuffer<T> noise_buffer;
 
   MGRPO_HD void operator()(int64_t offset, int64_t count, bool counted, int64_t channel) {
     if (!counted) return;
-    const T* x0 = read(job.x0_pred, task.row, offset, count, buffers[0]);
-    const T* other = read(job.other, task.row, offset, count, buffers[1]);
+    const T* x0 = read(job.x0_pred, task.row, offset, count, buffers[0].numbers);
+    const T* other = read(job.other, task.row, offset, count, buffers[1].numbers);
     const T* noise = nullptr;
     if constexpr (kTerms != RatioTerms::kDivergence)
       noise = read_noise(job.noise, task.row, offset, count, noise_buffer, {{x0, other, other}});
@@ -247,25 +249,25 @@ struct RatioGradientPieces {
   const T* weights;
   Pack<T> unit, factor, slope;
   bool all_zero;
-  T buffers[2][kPiece], out_buffer[kPiece];
+  PieceBuffer<T> buffers[2], out_buffer;
   NoiseBuffer<T> noise_buffer;
 
   MGRPO_HD void operator()(int64_t offset, int64_t count, bool counted, int64_t channel) {
     const int64_t first = task.row * job.forward.batch.row_size() + offset;
     if (!counted || all_zero) return write_zeros(job.grad, first, count);
-    T* out = write_to<T>(job.grad, first, out_buffer);
+    T* out = write_to<T>(job.grad, first, out_buffer.numbers);
     const T *x0 = out, *other = out, *noise = nullptr;  // the linear term's gradient needs no prediction
     if constexpr (kTerms != RatioTerms::kLinear) {
-      x0 = read(job.forward.x0_pred, task.row, offset, count, buffers[0]);
-      other = read(job.forward.other, task.row, offset, count, buffers[1]);
+      x0 = read(job.forward.x0_pred, task.row, offset, count, buffers[0].numbers);
+      other = read(job.forward.other, task.row, offset, count, buffers[1].numbers);
     }
     if constexpr (kTerms != RatioTerms::kDivergence)
       noise = read_noise(job.forward.noise, task.row, offset, count, noise_buffer,
                          {{x0, other, job.past_caches ? x0 : out}});
     RatioGradientBody<T, kTerms, kWeights> body{
         x0, other, noise, weights_from<kWeights>(weights, channel), out, unit, factor, slope};
-    sweep_to_results<T, kWeights>(job.past_caches && out != out_buffer && is_aligned(out), count, body);
-    finish<T>(job.grad, first, count, out_buffer);
+    sweep_to_results<T, kWeights>(job.past_caches && out != out_buffer.numbers && is_aligned(out), count, body);
+    finish<T>(job.grad, first, count, out_buffer.numbers);
   }
 };
 

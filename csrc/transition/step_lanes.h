@@ -75,12 +75,12 @@ struct StepPieces {
   const T* weights;
   Pack<T> A, B, s;
   Total<T> sum{};
-  T x_t_buffer[kPiece], x0_buffer[kPiece];
+  PieceBuffer<T> x_t_buffer, x0_buffer;
   NoiseBuffer<T> noise_buffer;
 
   MGRPO_HD void operator()(int64_t offset, int64_t count, bool counted, int64_t channel) {
-    const T* x_t = read(job.x_t, task.row, offset, count, x_t_buffer);
-    const T* x0 = read(x0_pred, task.row, offset, count, x0_buffer);
+    const T* x_t = read(job.x_t, task.row, offset, count, x_t_buffer.numbers);
+    const T* x0 = read(x0_pred, task.row, offset, count, x0_buffer.numbers);
     T* x_prev = static_cast<T*>(job.x_prev.data) + task.row * job.batch.row_size() + offset;
     const T* noise = nullptr;
     if constexpr (kNoise) noise = read_noise(job.noise, task.row, offset, count, noise_buffer,

@@ -119,6 +119,15 @@ MGRPO_HD const T* weights_from(const T* weights, int64_t channel) {
 
 // ---- Rows as numbers of type T, whatever they are stored as ----
 
+// Room for one piece's numbers. Without a constructor it would be filled with zeros for every task, as a member of what
+// is made from a list of values; float32 states never need it.
+template <class T>
+struct PieceBuffer {
+  T numbers[kPiece];
+
+  MGRPO_HD PieceBuffer() {}
+};
+
 // Another type's numbers as T; of the wider ones T is the widest of a call, so double never becomes float here.
 template <class T>
 __attribute__((noinline)) void convert_from(const State& state, int64_t first, int64_t count, T* numbers) {
@@ -178,6 +187,8 @@ template <class T>
 struct NoiseBuffer {
   float drawn[kPiece + 2 * kPhiloxTile];
   T wide[kPiece];
+
+  MGRPO_HD NoiseBuffer() {}
 };
 // While numbers are drawn nothing asks for memory, so the other operands of the piece are called for then.
 template <class T>

@@ -12,13 +12,19 @@ namespace mgrpo {
 constexpr int64_t kTasksAtOnce = 4;  // 32,768 numbers: some ten microseconds, well above the cost of handing them out
 
 // Calls run(task, index of the task) for all tasks, on all threads. A backward pass goes from the last to the first: what
-// the forward pass read last is what a cache may still hold.
+// the forward pass read last is what a cache may still hold. It does so in runs of tasks, each from its first to its
+// last: memory is read ahead of a stream that goes on, and a task alone is too short for that.
 enum class Order { kForward, kBackward };
+constexpr int64_t kTasksInARun = 16;
 template <class Run>
 void for_tasks(const Weighting& batch, const Tasks& tasks, Order order, Run run) {
   torch::stable::parallel_for(0, tasks.count, kTasksAtOnce, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t index = order == Order::kForward ? i : end - 1 - (i - begin);
+      int64_t index = i;
+      if (order == Order::kBackward) {
+        const int64_t done = i - begin, run_end = end - done / kTasksInARun * kTasksInARun;
+        index = std::max(begin, run_end - kTasksInARun) + done % kTasksInARun;
+      }
       const int64_t first = index % tasks.per_row * tasks.frames_per_task;
       run(Task{index / tasks.per_row, first, std::min(first + tasks.frames_per_task, batch.frames)}, index);
     }

@@ -6,6 +6,9 @@ Where no GPU is present, ``triton`` is interpreted and ``cuda`` emulated, both o
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +73,51 @@ def test_thread_count_changes_nothing(tiny: torch.Generator) -> None:
         torch.set_num_threads(threads)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+LAYOUTS = """
+import torch
+from mgrpo.kernels import project_so3
+
+def both(matrices, grad):
+    leaf = matrices.detach().requires_grad_()  # where it lies
+    R = project_so3(leaf, backend="cpp")
+    return R.detach(), torch.autograd.grad(R, leaf, grad)[0]
+
+generator = torch.Generator().manual_seed(7)
+for dtype in (torch.float32, torch.float64):
+    matrices, grad = (torch.randn(75, 3, 3, generator=generator, dtype=dtype) for _ in range(2))
+    matrices[40:] *= 0.1
+    matrices[40:] += torch.eye(3, dtype=dtype)
+    alone = [both(a[None], b[None]) for a, b in zip(matrices, grad)]
+    wide = torch.zeros(75, 14, dtype=dtype)
+    wide[:, 2:11] = matrices.flatten(1)
+    for count in (1, 3, 4, 8, 16, 31, 32, 75):  # whole blocks of every instruction set, and what is left of one
+        expected = [torch.cat(parts) for parts in zip(*alone[:count])]
+        apart = wide[:count, 2:11].unflatten(1, (3, 3))
+        assert not apart.is_contiguous() or count == 1
+        shifted = torch.empty(9 * count + 1, dtype=dtype)[1:].view(count, 3, 3).copy_(matrices[:count])
+        for layout in (matrices[:count], apart, shifted):
+            for found, wanted in zip(both(layout, grad[:count]), expected):
+                assert torch.equal(found, wanted), (dtype, count, layout.stride())
+    exact = both(matrices.double(), grad.double())
+    for found, wanted, tolerance in zip(both(matrices, grad), exact, (1e-5, 1e-2)):
+        assert (found[40:] - wanted[40:]).abs().max() < tolerance
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("isa", ["v4", "v3", "baseline"])
+def test_layout_of_the_batch_changes_nothing(isa: str) -> None:
+    """Matrices side by side are read by another way than single ones or those apart, on every instruction set."""
+    if "cpp" not in kernels.available_backends("project_so3"):
+        pytest.skip(kernels.explain_backend("project_so3"))
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "MGRPO_ISA": isa, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", LAYOUTS], env=environment, cwd=root, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr
 
 
 def test_projection_commutes_with_rotations(tiny: torch.Generator, backend: str) -> None:
