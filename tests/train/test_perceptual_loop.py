@@ -359,7 +359,8 @@ def test_parts_add_up_to_one_step(base: PerceptualTrainingConfig, tmp_path: Path
         tmp_path / "parts", tmp_path / "whole"
     ))  # fmt: skip
     for name in theirs:
-        torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0)
+        # AdamW's first steps divide gradients by their own size: rounding of the small ones counts
+        torch.testing.assert_close(ours[name], theirs[name], atol=5e-5, rtol=0)
     rows, others = read_metrics(tmp_path / "parts"), read_metrics(tmp_path / "whole")
     for row, other in zip(rows, others, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)
