@@ -27,16 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Use the thread count of ``OMP_NUM_THREADS`` (default 1), so that runs on different machines agree. The processes
     that tests start inherit it: with a worker per core, a second thread only spins while it waits for the first."""
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
-    config.stash[_EMULATION] = _prepare_emulation()
     if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
         _hasten_interpreter()
-
-
-def pytest_report_header(config: pytest.Config) -> str:
-    return f"CUDA kernels on the CPU: {config.stash[_EMULATION]}"
-
-
-_EMULATION = pytest.StashKey[str]()
 
 
 def _hasten_interpreter() -> None:
@@ -74,6 +66,14 @@ def _prepare_emulation() -> str:
         return "\n".join([f"not built: {first}", *rest])
     os.environ["MGRPO_EMULATION"] = str(library)
     return str(library.relative_to(REPOSITORY))
+
+
+# Now, not in a hook: the conftest of a folder, which pytest may load next, imports mgrpo.
+_EMULATION = _prepare_emulation()
+
+
+def pytest_report_header() -> str:
+    return f"CUDA kernels on the CPU: {_EMULATION}"
 
 
 def _shared_folder(variable: str, default: Path) -> Path:

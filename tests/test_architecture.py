@@ -326,6 +326,28 @@ def test_shared_parts_of_the_kernels_know_no_operator() -> None:
     )
 
 
+def test_tests_share_modules_beside_them() -> None:
+    """What several test files need is a module of its own, imported by its name."""
+    problems = []
+    paths = sorted((ROOT / "tests").rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    for path, name in zip(paths, names):
+        tree = ast.parse(path.read_text("utf-8"))
+        place = path.relative_to(ROOT)
+        problems += [
+            f"{place}:{found.line} imports {found.target}: move what both need into a module beside them"
+            for found in read_imports(tree, name, False, names)
+            if re.search(r"(^|\.)test_\w+$", found.target)
+        ]
+        problems += [
+            f"{place}:{node.lineno} loads a file by its path: import it"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and node.attr == "spec_from_file_location"
+        ]
+    assert "tests.train.launcher" in names
+    refuse(problems)
+
+
 def test_training_loops_do_not_import_each_other() -> None:
     loops = {f"mgrpo.train.{name}" for name in TRAINING_LOOPS}
     assert loops <= {module.name for module in modules()}

@@ -7,6 +7,7 @@ from pathlib import Path
 import cuda_resources
 import emulation
 import nvcc
+import precompiled_header
 from cached_build import BuildError, Compiled, compile_object, in_parallel, link, locked
 
 # What a CUDA build of torch exports besides, since 2.11.
@@ -17,7 +18,7 @@ void torch_c10_cuda_check_msg(int error, const char* file, const char* function,
 }
 void torch_c10_cuda_free_error_msg(char* text) {}
 """
-FLAGS = ["-O1", "-g0", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-DUSE_CUDA"]
+FLAGS = ["-O0", "-g0", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-DUSE_CUDA"]
 FLAGS += ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 
 
@@ -42,6 +43,7 @@ def build_for_link_check() -> Path:
         return compile_object(command, source, folder / f"{source.stem}.o")
 
     with locked(folder):
+        command += precompiled_header.flags(command, torch.__version__, folder / "prelude")
         stubs = folder / "torch_cuda_stubs.c"
         stubs.write_text(STUBS)
         objects = in_parallel(compile_one, emulation.kernel_sources())

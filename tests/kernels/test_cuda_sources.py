@@ -3,7 +3,6 @@ says, give the same bits in every order of threads, and pass the sanitizers. New
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -23,10 +22,7 @@ from torch import Tensor
 from mgrpo import kernels
 from mgrpo.kernels._library import EMULATION_PROBLEM
 from mgrpo.kernels._spec import OpSpec
-
-_spec = importlib.util.spec_from_file_location("emulated_ops", Path(__file__).with_name("emulated_ops.py"))
-emulated_ops = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(emulated_ops)
+from tests.kernels import emulated_ops
 
 ROOT = Path(emulation.__file__).resolve().parents[1]
 SOURCES = [pytest.param(source, id=source.stem) for source in cuda_resources.sources()]

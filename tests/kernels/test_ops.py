@@ -6,11 +6,9 @@ header, both on CPU tensors; a backend that this machine cannot run is skipped w
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,10 +16,7 @@ from torch import Tensor
 
 from mgrpo import kernels
 from mgrpo.kernels._spec import Case, OpSpec, all_specs
-
-_spec = importlib.util.spec_from_file_location("unusual_tensors", Path(__file__).with_name("unusual_tensors.py"))
-unusual = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(unusual)
+from tests.kernels import unusual_tensors as unusual
 
 F64 = torch.float64
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

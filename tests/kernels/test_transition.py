@@ -767,22 +767,26 @@ def test_instruction_sets_change_nothing_but_the_projection(backend):
     """Sums and steps have the same bits whether a register holds four numbers or sixteen."""
     if backend != "cpp":
         pytest.skip("the instruction sets are those of the C++ backend")
-    script = (
-        "import hashlib, sys, torch; sys.path.insert(0, sys.argv[1]); import test_transition as t\n"
-        "with t.use_backend('cpp'):\n"
-        "    for dtype in (torch.float32, torch.float64):\n"
-        "        for x in t.everything(dtype=dtype)[:-2]:\n"
-        "            print(hashlib.sha1(t.bits(x).numpy().tobytes()).hexdigest())\n"
-    )
-    found = []
-    for isa in ("v4", "v3", "baseline"):
-        environment = {**os.environ, "MGRPO_ISA": isa, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", script, str(Path(__file__).parent)]
-        result = subprocess.run(
-            command, capture_output=True, text=True, env=environment, cwd=Path(__file__).resolve().parents[2]
-        )
-        assert result.returncode == 0, result.stderr
-        found.append(result.stdout.split())
+    script = """if True:
+        import hashlib, os, torch
+        from tests.kernels import test_transition as t
+        for isa in ("v4", "v3", "baseline"):
+            if os.fork():  # after the imports and before the first operator, which reads the variable
+                assert os.wait()[1] == 0
+                continue
+            os.environ["MGRPO_ISA"] = isa
+            with t.use_backend("cpp"):
+                found = [x for dtype in (torch.float32, torch.float64) for x in t.everything(dtype=dtype)[:-2]]
+            print(*(hashlib.sha1(t.bits(x).numpy().tobytes()).hexdigest() for x in found), flush=True)
+            os._exit(0)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = [line.split() for line in result.stdout.splitlines()]
+    assert len(found) == 3
     assert len(found[0]) == 2 * len(everything(shape=(2, 2, 226))[:-2])
     assert found[0] == found[1] == found[2]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,12 +15,7 @@ from mgrpo.kernels import _triton
 if importlib.util.find_spec("triton") is None or (not _triton.INTERPRETED and not torch.cuda.is_available()):
     pytest.skip("needs triton, and a GPU or its interpreter", allow_module_level=True)
 
-_spec = importlib.util.spec_from_file_location(
-    "triton_math_kernels", Path(__file__).with_name("triton_math_kernels.py")
-)
-device = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(device)
-FUNCTIONS, LANES = device.FUNCTIONS, device.LANES
+from tests.kernels.triton_math_kernels import FUNCTIONS, LANES, call, round_to  # which imports triton
 
 F64 = torch.float64
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -69,7 +63,7 @@ def apply(name: str, arguments: list[Tensor], grad: Tensor) -> tuple[Tensor, lis
     padded = [torch.zeros(LANES, x.shape[1], dtype=x.dtype, device=DEVICE) for x in [*arguments, grad]]
     for full, x in zip(padded, [*arguments, grad]):
         full[: len(x)] = x
-    out, grads = device.call(name, padded[:-1], padded[-1])
+    out, grads = call(name, padded[:-1], padded[-1])
     return out[: len(grad)], [x[: len(grad)] for x in grads]
 
 
@@ -131,5 +125,5 @@ def test_rounding_to_narrow_types_is_to_nearest_even(dtype: torch.dtype, tiny: t
     values[:64], values[64:72] = ties, special
     values = values.to(DEVICE)
     out = torch.empty(LANES, dtype=dtype, device=DEVICE)
-    device.round_to(values, out)
+    round_to(values, out)
     torch.testing.assert_close(out, values.to(dtype), rtol=0, atol=0, equal_nan=True)

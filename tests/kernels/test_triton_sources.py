@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import triton_resources as tool  # tools/triton_resources.py
 
 ROOT = Path(__file__).resolve().parents[2]
 Row = dict[str, Any]
@@ -25,25 +25,15 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
 ]
 
-
-def load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("triton_resources", ROOT / "tools" / "triton_resources.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-TOOL = load_tool()
-OPS = TOOL.ops_with_kernels()
+OPS = tool.ops_with_kernels()
 
 
 @pytest.fixture(scope="module")
 def compiling(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[list[Row]]]]:
     """What the kernels cost of every operator that a chosen test is about, all being found out at once."""
     chosen = {item.callspec.params.get("op") for item in request.session.items if hasattr(item, "callspec")}
-    with ThreadPoolExecutor(TOOL.PROCESSES) as pool:
-        yield {op: pool.submit(TOOL.measure_elsewhere, op, in_part(op)) for op in OPS if op in chosen}
+    with ThreadPoolExecutor(tool.PROCESSES) as pool:
+        yield {op: pool.submit(tool.measure_elsewhere, op, in_part(op)) for op in OPS if op in chosen}
 
 
 @pytest.fixture
@@ -53,20 +43,20 @@ def measured(compiling: dict[str, Future[list[Row]]], request: pytest.FixtureReq
 
 def in_part(op: str) -> bool:
     """The table has no count of fused multiply-adds, which matter in every case that draws."""
-    return TOOL.is_known(op) and not drawing_kernels(op)
+    return tool.is_known(op) and not drawing_kernels(op)
 
 
 def all_rows(op: str, measured: list[Row]) -> list[Row]:
     """What was measured, and the table's rows about what was not."""
     if not in_part(op):
         return measured
-    found = TOOL.keyed(measured)
-    return measured + [row for row in TOOL.read_table()[1] if row["op"] == op and not TOOL.keyed([row]).keys() & found]
+    found = tool.keyed(measured)
+    return measured + [row for row in tool.read_table()[1] if row["op"] == op and not tool.keyed([row]).keys() & found]
 
 
 def statements(op: str) -> list[ast.stmt]:
     """Of all files with the operator's kernels."""
-    return [statement for source in TOOL.sources(op) for statement in ast.parse(source.read_text()).body]
+    return [statement for source in tool.sources(op) for statement in ast.parse(source.read_text()).body]
 
 
 def jitted_functions(op: str) -> dict[str, ast.FunctionDef]:
@@ -111,27 +101,27 @@ def test_every_kernel_compiles_for_every_architecture(op: str, measured: list[Ro
 
 @pytest.mark.parametrize("op", OPS)
 def test_nothing_spills(op: str, measured: list[Row]) -> None:
-    spills = TOOL.spills(all_rows(op, measured))
+    spills = tool.spills(all_rows(op, measured))
     assert not spills, "\n".join(spills)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_table_says_what_is_used(op: str, measured: list[Row]) -> None:
-    written_for, table = TOOL.read_table()
+    written_for, table = tool.read_table()
     if version("triton") != written_for:
         pytest.skip(f"the table is about triton {written_for}, and this is {version('triton')}")
-    problems = TOOL.differences(all_rows(op, measured), [row for row in table if row["op"] == op])
+    problems = tool.differences(all_rows(op, measured), [row for row in table if row["op"] == op])
     assert not problems, "\n".join(problems)
 
 
 def test_the_table_is_about_these_operators() -> None:
-    assert sorted({row["op"] for row in TOOL.read_table()[1]}) == OPS
+    assert sorted({row["op"] for row in tool.read_table()[1]}) == OPS
 
 
 def test_the_table_is_about_these_sources() -> None:
     """Else all is compiled for every architecture in every run of the tests, which takes minutes."""
-    digests = TOOL.source_digests.split(TOOL.TABLE.read_text())[1]
-    assert digests == {op: TOOL.digest(op) for op in OPS}, "run tools/triton_resources.py --write"
+    digests = tool.source_digests.split(tool.TABLE.read_text())[1]
+    assert digests == {op: tool.digest(op) for op in OPS}, "run tools/triton_resources.py --write"
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -145,7 +135,7 @@ def test_no_fused_multiply_add_where_bits_count(op: str, measured: list[Row]) ->
 
 def test_device_functions_compile() -> None:
     """Those too that no operator uses; their sizes are the operators' affair."""
-    rows = TOOL.measure_elsewhere("tests/kernels/triton_math_kernels.py")
+    rows = tool.measure_elsewhere("tests/kernels/triton_math_kernels.py")
     assert {"rot6d_matrix float64", "rounded_to"} <= {row["case"] for row in rows}
 
 
@@ -155,32 +145,32 @@ def row(**changes: Any) -> Row:
 
 
 def test_differences_and_spills_are_named() -> None:
-    assert TOOL.differences([row(), row(sm=80)], [row(sm=80), row()]) == []
-    (changed,) = TOOL.differences([row(registers=41)], [row()])
+    assert tool.differences([row(), row(sm=80)], [row(sm=80), row()]) == []
+    (changed,) = tool.differences([row(registers=41)], [row()])
     assert changed.startswith("so3, forward, k, sm_90: registers 41,") and "the table says registers 40" in changed
     assert changed.endswith("run tools/triton_resources.py --write")
-    (missing,) = TOOL.differences([row(), row()], [row()])  # started twice
+    (missing,) = tool.differences([row(), row()], [row()])  # started twice
     assert "the table says nothing" in missing
-    (stale,) = TOOL.differences([], [row()])
+    (stale,) = tool.differences([], [row()])
     assert "sm_90: nothing, the table says" in stale
-    assert TOOL.spills([row(), row(stack_bytes=8)]) == ["so3, forward, k, sm_90: 8 bytes of stack: it spills"]
+    assert tool.spills([row(), row(stack_bytes=8)]) == ["so3, forward, k, sm_90: 8 bytes of stack: it spills"]
 
 
 def test_the_table_is_read_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TOOL, "TABLE", tmp_path / "table.csv")
+    monkeypatch.setattr(tool, "TABLE", tmp_path / "table.csv")
     rows = [row(), row(case="a, b", registers=255)]
-    TOOL.TABLE.write_text(TOOL.format_table([{**rows[0], "fma": 3, "fusion": True}, rows[1]], {}))
-    assert TOOL.read_table() == (version("triton"), rows)
+    tool.TABLE.write_text(tool.format_table([{**rows[0], "fma": 3, "fusion": True}, rows[1]], {}))
+    assert tool.read_table() == (version("triton"), rows)
 
 
 def test_what_the_table_does_not_know_is_compiled_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TOOL, "TABLE", tmp_path / "table.csv")
-    digest = TOOL.digest("so3")
+    monkeypatch.setattr(tool, "TABLE", tmp_path / "table.csv")
+    digest = tool.digest("so3")
     for digests, known in (({"rng": "0", "so3": digest}, True), ({"so3": "0"}, False), ({}, False)):
-        TOOL.TABLE.write_text(TOOL.format_table([row()], digests))
-        assert TOOL.is_known("so3") == known
-    text = TOOL.format_table([row()], {"so3": digest})
-    TOOL.TABLE.write_text(text.replace(version("triton"), "0.0.1", 1))
-    assert not TOOL.is_known("so3")
+        tool.TABLE.write_text(tool.format_table([row()], digests))
+        assert tool.is_known("so3") == known
+    text = tool.format_table([row()], {"so3": digest})
+    tool.TABLE.write_text(text.replace(version("triton"), "0.0.1", 1))
+    assert not tool.is_known("so3")
     rows = [row(), row(sm=80), row(case="b"), row(case="b", kernel="l"), row(op="rng", case="c", kernel="m")]
-    assert TOOL.first_cases(rows, "so3") == {"forward", "b"}
+    assert tool.first_cases(rows, "so3") == {"forward", "b"}

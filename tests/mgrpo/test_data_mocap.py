@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -19,12 +17,7 @@ from mgrpo.data.mocap.retarget import PARENT_ROWS, MappedMotion
 from mgrpo.data.pack_writer import write_pack
 from mgrpo.data.packs import MotionPack, fit_pack, read_pack
 from mgrpo.errors import InputError
-
-_spec = importlib.util.spec_from_file_location("mocap_files", Path(__file__).parent / "mocap_files.py")
-assert _spec is not None and _spec.loader is not None
-made = importlib.util.module_from_spec(_spec)
-sys.modules["mocap_files"] = made
-_spec.loader.exec_module(made)
+from tests.mgrpo import mocap_files as made
 
 Z_UP = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 

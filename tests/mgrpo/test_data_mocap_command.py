@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +14,7 @@ from mgrpo.commands import data_mocap
 from mgrpo.data import load_motion
 from mgrpo.data.mocap import convert
 from mgrpo.data.packs import read_pack
-
-_spec = importlib.util.spec_from_file_location("mocap_files", Path(__file__).parent / "mocap_files.py")
-assert _spec is not None and _spec.loader is not None
-made = importlib.util.module_from_spec(_spec)
-sys.modules["mocap_files"] = made
-_spec.loader.exec_module(made)
+from tests.mgrpo import mocap_files as made
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -19,12 +18,7 @@ from mgrpo.data.mocap import read_bvh
 from mgrpo.data.mocap.source import rotation_sequence
 from mgrpo.export import FileFrame, write_bvh
 from mgrpo.export.bvh import euler_zxy
-
-_spec = importlib.util.spec_from_file_location("export_motion", Path(__file__).with_name("export_motion.py"))
-assert _spec is not None and _spec.loader is not None
-made = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(made)
-make_motion, TO_Y_UP = made.make_motion, made.TO_Y_UP
+from tests.mgrpo.export_motion import TO_Y_UP, make_motion
 
 LIMIT_M = 1e-4
 FRAMES = [FileFrame("y", "cm"), FileFrame("y", "m"), FileFrame("z", "cm"), FileFrame("z", "m")]

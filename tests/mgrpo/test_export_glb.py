@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -18,12 +17,7 @@ from mgrpo.body import default_body
 from mgrpo.errors import InputError
 from mgrpo.export import write_glb
 from mgrpo.export.gltf_file import GltfBuffer
-
-_spec = importlib.util.spec_from_file_location("export_motion", Path(__file__).with_name("export_motion.py"))
-assert _spec is not None and _spec.loader is not None
-made = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(made)
-make_motion, true_vertices, Glb, TO_Y_UP = made.make_motion, made.true_vertices, made.Glb, made.TO_Y_UP
+from tests.mgrpo.export_motion import TO_Y_UP, Glb, make_motion, true_vertices
 
 READERS = Path(__file__).with_name("readers")
 LIMIT_M = 1e-4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import struct
 import subprocess
@@ -18,31 +17,26 @@ from mgrpo import geometry
 from mgrpo.export import TARGETS, PosedMotion
 from mgrpo.export import motion as motion_module
 from mgrpo.npz import read_npz
+from tests.mgrpo.export_motion import make_motion
 
-_spec = importlib.util.spec_from_file_location("export_motion", Path(__file__).with_name("export_motion.py"))
-assert _spec is not None and _spec.loader is not None
-made = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(made)
-
+ROOT = Path(__file__).resolve().parents[2]
 FRAMES = 12_288
 
 GROWTH = """
-import importlib.util, json, resource, sys
+import json, resource, sys
 from pathlib import Path
 import torch
 from mgrpo.export import TARGETS
+from tests.mgrpo.export_motion import make_motion
 
 torch.set_num_threads(1)
-spec = importlib.util.spec_from_file_location("export_motion", sys.argv[1])
-made = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(made)
-short, long = made.make_motion(2049, size=0.1), made.make_motion(int(sys.argv[3]), size=0.1)
+short, long = make_motion(2049, size=0.1), make_motion(int(sys.argv[2]), size=0.1)
 found = {}
 for name in ("glb", "csv", "bvh"):
     target = TARGETS[name]
     peaks = []
     for motion in (short, long):
-        path = Path(sys.argv[2]) / f"a{target.suffix}"
+        path = Path(sys.argv[1]) / f"a{target.suffix}"
         target.write(path, [motion], target.frame)
         peaks.append(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     found[name] = {"bytes": path.stat().st_size, "growth": peaks[1] - peaks[0]}
@@ -52,8 +46,8 @@ print(json.dumps(found))
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """What a process takes at most while it writes a long motion, against a short one: a part of the file's size."""
-    words = [str(Path(__file__).with_name("export_motion.py")), str(tmp_path), str(FRAMES)]
-    done = subprocess.run([sys.executable, "-c", GROWTH, *words], capture_output=True, text=True, timeout=300)
+    words = [str(tmp_path), str(FRAMES)]
+    done = subprocess.run([sys.executable, "-c", GROWTH, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     for name, found in json.loads(done.stdout).items():
         assert found["bytes"] > 9e6, name
@@ -62,7 +56,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["glb", "csv", "bvh", "amass", "npz"])
 def test_pieces_make_the_same_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    motion, target = made.make_motion(50), TARGETS[name]
+    motion, target = make_motion(50), TARGETS[name]
     motion = replace(motion, local_quats=motion.local_quats.float())
     paths = []
     for chunk in (1024, 7):
@@ -80,7 +74,7 @@ def test_pieces_make_the_same_file(name: str, tmp_path: Path, monkeypatch: pytes
 
 
 def test_float32_rotations_stay_short_and_exact_enough() -> None:
-    motion = made.make_motion(40)
+    motion = make_motion(40)
     short = replace(motion, local_quats=motion.local_quats.float())
     assert short.local_quats.dtype == torch.float32 and short.rotations().dtype == torch.float64
     assert torch.equal(short.rotations(slice(3, 5)), short.rotations()[3:5])
@@ -93,7 +87,7 @@ def test_float32_rotations_stay_short_and_exact_enough() -> None:
 
 
 def test_unit_quaternions_are_not_copied() -> None:
-    motion = made.make_motion(30)
+    motion = make_motion(30)
     assert replace(motion).local_quats.data_ptr() == motion.local_quats.data_ptr()
     scaled = replace(motion, local_quats=3.0 * motion.local_quats)
     assert torch.allclose(scaled.local_quats, motion.local_quats, atol=1e-15, rtol=0)
@@ -102,21 +96,21 @@ def test_unit_quaternions_are_not_copied() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_broken_numbers_are_found(dtype: torch.dtype) -> None:
     for value, said in ((float("nan"), "not finite .* frame 17"), (float("-inf"), "not finite .* frame 17")):
-        motion: PosedMotion = made.make_motion(30)
+        motion: PosedMotion = make_motion(30)
         quats = motion.local_quats.to(dtype).clone()
         quats[17, 3, 2] = value
         with pytest.raises(motion_module.InputError, match=said):
             replace(motion, local_quats=quats)
-    quats = made.make_motion(30).local_quats.to(dtype).clone()
+    quats = make_motion(30).local_quats.to(dtype).clone()
     quats[5, 2] = 0.0
     with pytest.raises(motion_module.InputError, match="length zero, first in frame 5"):
-        replace(made.make_motion(30), local_quats=quats)
+        replace(make_motion(30), local_quats=quats)
 
 
 def test_lengths_in_a_glb_file_add_up(tmp_path: Path) -> None:
     """The header is written before the arrays are made."""
     target = TARGETS["glb"]
-    target.write(tmp_path / "a.glb", [made.make_motion(37)], target.frame)
+    target.write(tmp_path / "a.glb", [make_motion(37)], target.frame)
     data = (tmp_path / "a.glb").read_bytes()
     _, _, total, length, _ = struct.unpack("<IIIII", data[:20])
     assert total == len(data)

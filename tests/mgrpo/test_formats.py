@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import zipfile
 from collections.abc import Callable
@@ -19,24 +18,21 @@ from mgrpo.data.augment import place_clip
 from mgrpo.errors import InputError
 from mgrpo.eval.formats import FORMATS, MotionTracks, ReadOptions, read_tracks
 from mgrpo.eval.formats.tracks import detect_unit, detect_up
-
-_spec = importlib.util.spec_from_file_location("motion_formats", Path(__file__).with_name("motion_formats.py"))
-assert _spec is not None and _spec.loader is not None
-formats = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(formats)
-FRAMES = formats.FRAMES
-TO_Y_UP = formats.TO_Y_UP
-Made = formats.Made
-wham_persons = formats.wham_persons
-write_amass = formats.write_amass
-write_amass_smplx = formats.write_amass_smplx
-write_egoallo = formats.write_egoallo
-write_gvhmr = formats.write_gvhmr
-write_humanml3d = formats.write_humanml3d
-write_joints = formats.write_joints
-write_mdm = formats.write_mdm
-write_plain_pickle = formats.write_plain_pickle
-write_wham = formats.write_wham
+from tests.mgrpo.motion_formats import (
+    FRAMES,
+    TO_Y_UP,
+    Made,
+    wham_persons,
+    write_amass,
+    write_amass_smplx,
+    write_egoallo,
+    write_gvhmr,
+    write_humanml3d,
+    write_joints,
+    write_mdm,
+    write_plain_pickle,
+    write_wham,
+)
 
 BODY = default_body()
 WITH_BODY = ReadOptions(body=BODY)
@@ -248,7 +244,7 @@ def _amass(path: Path, frames: int = 3, **arrays: object) -> Path:
 
 
 def _without_samples(path: Path) -> Path:
-    formats.write_egoallo(path, [Made()])
+    write_egoallo(path, [Made()])
     with np.load(path) as archive:
         arrays = dict(archive)
     by_sample = ("Ts_world_root", "body_quats", "left_hand_quats", "right_hand_quats", "contacts", "betas")

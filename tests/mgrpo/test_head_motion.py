@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,7 @@ from mgrpo.infer.pipeline import Prepared, prepare
 from mgrpo.infer.resampling import resample
 from mgrpo.infer.source import SourceConfig, load_trajectory
 from mgrpo.infer.trajectory import Floor, HeadTrajectory, WristTrack
-
-_spec = importlib.util.spec_from_file_location("head_files", Path(__file__).with_name("head_files.py"))
-assert _spec is not None and _spec.loader is not None
-files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(files)
-as_matrices, head, same_poses = files.as_matrices, files.head, files.same_poses
-
+from tests.mgrpo.head_files import as_matrices, head, same_poses
 
 SECONDS = 1_000_000_000
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +22,7 @@ from mgrpo.infer.poses import read_poses
 from mgrpo.infer.source import SourceConfig, load_trajectory
 from mgrpo.infer.trajectory import HeadTrajectory, WristTrack
 from mgrpo.infer.wrists import controller_offset
-
-_spec = importlib.util.spec_from_file_location("head_files", Path(__file__).with_name("head_files.py"))
-assert _spec is not None and _spec.loader is not None
-files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(files)
-TIMES, head, as_matrices, y_up_viewer = files.TIMES, files.head, files.as_matrices, files.y_up_viewer
-in_unity, same_poses, write_csv = files.in_unity, files.same_poses, files.write_csv
+from tests.mgrpo.head_files import TIMES, as_matrices, head, in_unity, same_poses, write_csv, y_up_viewer
 
 
 def load(path: Path, **options: Any) -> HeadTrajectory:

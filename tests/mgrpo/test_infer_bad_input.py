@@ -4,7 +4,6 @@ nothing is left where nothing could be made."""
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +15,7 @@ import pytest
 from mgrpo.cli import main
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.train.run_dir import RunDir
-
-_spec = importlib.util.spec_from_file_location("head_files", Path(__file__).with_name("head_files.py"))
-assert _spec is not None and _spec.loader is not None
-files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(files)
+from tests.mgrpo import head_files as files
 
 TINY = DenoiserConfig(
     d_latent=16, d_feedforward=32, d_noise_emb=8, num_heads=2, encoder_layers=1, decoder_layers=1, include_hands=False

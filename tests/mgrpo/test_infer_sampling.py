@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -32,12 +31,7 @@ from mgrpo.models.conditioning import relative_cpf
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.npz import read_npz
 from mgrpo.storage import StorageError
-
-_spec = importlib.util.spec_from_file_location("head_files", Path(__file__).with_name("head_files.py"))
-assert _spec is not None and _spec.loader is not None
-files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(files)
-head = files.head
+from tests.mgrpo.head_files import head
 
 TINY = DenoiserConfig(
     d_latent=16, d_feedforward=32, d_noise_emb=8, num_heads=2, encoder_layers=1, decoder_layers=1, include_hands=False

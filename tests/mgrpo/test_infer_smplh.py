@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import struct
@@ -21,17 +20,9 @@ from mgrpo.cli import main
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.npz import read_npz
 from mgrpo.train.run_dir import RunDir
+from tests.mgrpo import head_files as files
+from tests.mgrpo.smplh_file import write_smplh
 
-
-def _module(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-files = _module("head_files")
 TINY = DenoiserConfig(
     d_latent=16, d_feedforward=32, d_noise_emb=8, num_heads=2, encoder_layers=1, decoder_layers=1, include_hands=True
 )
@@ -41,7 +32,7 @@ TINY = DenoiserConfig(
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a body, a prior, a recording with wrists, and what is inferred from them."""
     folder = tmp_path_factory.mktemp("smplh")
-    _module("smplh_file").write_smplh(folder / "model.npz")
+    write_smplh(folder / "model.npz")
     with RunDir.create(folder / "prior", TINY) as run:
         run.save(1, model=Denoiser(TINY, seed=1), model_config=TINY)
     times = np.arange(46) / 30
@@ -57,10 +48,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_file_is_taken_for_a_body(made: Path) -> None:
     """Proportions are the default body's, shape numbers count."""
     body, standard = load_smplh(made / "model.npz"), default_body()
-    mean, tall = torch.zeros(16), torch.tensor([1.0] + [0.0] * 15)
+    mean, other = torch.zeros(16), torch.tensor([1.0, -2.0] + [0.0] * 14)
     assert torch.allclose(body.t_parent_joint(mean).float(), standard.t_parent_joint(mean), atol=1e-5)
     assert torch.allclose(body.t_head_cpf(mean).float(), standard.t_head_cpf(mean), atol=1e-5)
-    assert torch.allclose(body.t_parent_joint(tall), 1.05 * body.t_parent_joint(mean), atol=1e-5)
+    assert torch.allclose(body.t_parent_joint(other).float(), standard.t_parent_joint(other), atol=1e-5)
+    assert (body.t_parent_joint(other) - body.t_parent_joint(mean)).abs().max() > 0.005
 
 
 def test_eyes_are_the_recorded_ones_and_wrists_are_drawn(made: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import importlib.util
 import json
 import math
 from collections.abc import Callable
@@ -29,12 +28,9 @@ from mgrpo.eval.matching import match
 from mgrpo.eval.metrics import METRICS
 from mgrpo.eval.pairing import pair, resampled
 from mgrpo.geometry import axis_angle_to_rotmat, geodesic_angle, quat_to_rotmat, yaw_rotation
+from tests.mgrpo import motion_formats as formats
+from tests.mgrpo.motion_formats import FRAMES, Made
 
-_spec = importlib.util.spec_from_file_location("motion_formats", Path(__file__).with_name("motion_formats.py"))
-assert _spec is not None and _spec.loader is not None
-formats = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(formats)
-Made, FRAMES = formats.Made, formats.FRAMES
 BODY = default_body()
 
 

@@ -8,7 +8,6 @@ import json
 import math
 import re
 import struct
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +51,7 @@ from mgrpo.report.page import render_page
 from mgrpo.viz.comparison import BODY_PARENTS, MotionComparison, SkeletonTrack, frame_errors_mm
 from mgrpo.viz.mp4 import have_mp4_encoder
 from mgrpo.viz.palette import LIGHT
+from tests.mgrpo.html_page import Page
 
 EVIL = '<script>alert("1")</script> & \u2028 </script>'
 
@@ -128,39 +128,6 @@ def make_data(**changes: object) -> ReportData:
         "evaluation_note": "30 windows.",
     }
     return ReportData(**(values | changes))  # type: ignore[arg-type]
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and the text outside scripts and styles."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.problems: list[str] = []
-        self.feed(html)
-        self.close()
-
-    VOID = frozenset({"meta", "link", "input", "img", "br"})
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open[-1] != tag:
-            self.problems.append(f"</{tag}> closes {self.open[-3:]} at {self.getpos()}")
-        else:
-            self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] not in ("script", "style"):
-            self.text += data
 
 
 def motion_json(html: str) -> dict:
@@ -568,12 +535,7 @@ def test_page_is_well_formed_and_needs_nothing_from_outside() -> None:
     html = render_page(make_data(), filmstrip=b"\x89PNG\r\n")
     page = Page(html)
     assert page.problems == [] and page.open == []
-    references = [
-        value
-        for tag, attributes in page.tags
-        for name, value in attributes.items()
-        if name in ("href", "src", "srcset", "action", "data", "poster", "xlink:href") and value is not None
-    ]
+    references = page.references("href", "src", "srcset", "action", "data", "poster", "xlink:href")
     assert references
     assert all(reference.startswith(("#", "data:")) for reference in references), references
     assert not re.search(r"https?:|//[a-z]+\.|@import|url\((?!#)", html.replace("http://www.w3.org/2000/svg", ""))

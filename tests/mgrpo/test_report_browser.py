@@ -5,7 +5,6 @@ Skips where no Chromium or Chrome is installed; ``MGRPO_CHROMIUM`` names one.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from collections.abc import Iterator
@@ -22,12 +21,8 @@ from mgrpo.report.training import TrainingReport, TrainingRun
 from mgrpo.report.training_page import render_training_page
 from mgrpo.report.training_panels import Log, with_network_calls
 from mgrpo.viz.comparison import MotionComparison, SkeletonTrack, frame_errors_mm
-
-_spec = importlib.util.spec_from_file_location("chromium", Path(__file__).with_name("chromium.py"))
-assert _spec is not None and _spec.loader is not None
-chromium = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(chromium)
-Chromium = chromium.Chromium
+from tests.mgrpo import chromium
+from tests.mgrpo.chromium import Chromium
 
 
 def _motion(frames: int, seed: int, samples: int = 2) -> MotionComparison:

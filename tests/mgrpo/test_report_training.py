@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import random
@@ -16,10 +15,7 @@ from mgrpo.report.charts import y_range
 from mgrpo.report.data import Curve, Panel
 from mgrpo.report.training import PICTURES
 from mgrpo.report.training_panels import NETWORK_CALLS, with_network_calls
-
-_spec = importlib.util.spec_from_file_location("test_report", Path(__file__).with_name("test_report.py"))
-report_tests = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(report_tests)
+from tests.mgrpo.html_page import Page
 
 
 def main(words):
@@ -70,7 +66,7 @@ def run(tmp_path):
 
 def page_of(folder):
     html = (folder / "report.html").read_text("utf-8")
-    return html, report_tests.Page(html)
+    return html, Page(html)
 
 
 def test_one_run(run, capsys):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,7 @@ from mgrpo.errors import InputError
 from mgrpo.models.conditioning import make_cond, relative_cpf
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig, EncoderMemory
 from mgrpo.models.state import StateLayout, project_state, unpack_state
-
-_spec = importlib.util.spec_from_file_location("golden_sampler", Path(__file__).with_name("golden_sampler.py"))
-_golden_sampler = importlib.util.module_from_spec(_spec)  # type: ignore[arg-type]
-_spec.loader.exec_module(_golden_sampler)  # type: ignore[union-attr]
-golden_case = _golden_sampler.golden_case
+from tests.mgrpo.golden_sampler import golden_case
 
 SMALL = DenoiserConfig(
     d_latent=32, d_feedforward=64, d_noise_emb=16, num_heads=4, encoder_layers=1, decoder_layers=1, include_hands=False

@@ -3,8 +3,6 @@ every control does what it says. Skips where no Chromium or Chrome is installed;
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mgrpo.body import default_body
 from mgrpo.commands.view_files import read_stage
@@ -21,19 +18,9 @@ from mgrpo.viz.film import Look
 from mgrpo.viz.page import render_stage_page
 from mgrpo.viz.palette import rgb
 from mgrpo.viz.stage import CONTACT, Stage, color_of
-
-
-def _module(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-chromium, motion = _module("chromium"), _module("view_motion")
-Chromium = chromium.Chromium
-FRAME = "Number(document.getElementById('viewer').dataset.frame)"
+from tests.mgrpo import chromium
+from tests.mgrpo import view_motion as motion
+from tests.mgrpo.view_page import FRAME, at, bodies, click, opened, seek, seen, troubles, written
 
 
 @pytest.fixture(scope="module")
@@ -60,64 +47,6 @@ def page(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "walk.html"
     path.write_text(render_stage_page(stage, Look()), "utf-8")
     return path
-
-
-def written(path: Path, stage: Stage, look: Look) -> Path:
-    path.write_text(render_stage_page(stage, look), "utf-8")
-    return path
-
-
-def opened(browser: Any, page: Path, **options: Any) -> None:
-    browser.open(page, **{"width": 1100, "height": 800, **options})
-    browser.wait_for("document.getElementById('viewer')?.dataset.ready === 'true'")
-    browser.settle()
-
-
-def seen(browser: Any) -> np.ndarray:
-    """The canvas as the user sees it, (H, W, 3)."""
-    browser.settle()
-    x, y, width, height = browser.evaluate(
-        "(() => { const b = document.querySelector('canvas').getBoundingClientRect();"
-        " return [b.x, b.y, b.width, b.height]; })()"
-    )
-    picture = np.asarray(Image.open(io.BytesIO(browser.screenshot())).convert("RGB"))
-    return picture[round(y) : round(y + height), round(x) : round(x + width)]
-
-
-def bodies(browser: Any) -> np.ndarray:
-    """The canvas without the names at its top and the button at its bottom right."""
-    picture = seen(browser).copy()
-    picture[:60] = picture[60, 0]
-    picture[-60:, -60:] = picture[60, 0]
-    return picture
-
-
-def click(browser: Any, part: str) -> None:
-    browser.evaluate(f"document.querySelector('#viewer [data-part={part}]').click()")
-    browser.settle()
-
-
-def seek(browser: Any, frame: int) -> None:
-    browser.evaluate(
-        "(() => { const range = document.querySelector('[data-part=time]');"
-        f" range.value = '{frame}'; range.dispatchEvent(new Event('input')); }})()"
-    )
-    browser.settle()
-    assert browser.evaluate(FRAME) == frame
-
-
-def troubles(browser: Any) -> list[str]:
-    """What the page is to blame for: a software renderer complains when somebody takes a picture of it."""
-    return [text for text in browser.troubles() if "GPU stall due to ReadPixels" not in text]
-
-
-def at(stage: Stage, points: np.ndarray, frame: int, width: int, height: int) -> np.ndarray:
-    """Pixels where the page's camera should show world points in a panel of this size, (…, 2)."""
-    framing = stage.framing
-    distance = 2.4 * max(framing.reach_across / (0.5 * width / height), framing.reach_up / 0.5) * 1.1
-    distance += 0.35 * framing.reach_across
-    target = (*framing.centers[frame], framing.height)
-    return motion.pinhole(points, target, framing.azimuth, 0.24, distance, 2.4 * height, width, height)
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, True)])

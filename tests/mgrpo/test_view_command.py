@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import importlib.util
 import json
 import os
 import re
@@ -27,20 +26,11 @@ from mgrpo.viz import film, live
 from mgrpo.viz.film import Look
 from mgrpo.viz.live import have_viser
 from mgrpo.viz.mp4 import have_mp4_encoder
+from tests.mgrpo import view_motion as motion
 
 needs_encoder = pytest.mark.skipif(not have_mp4_encoder(), reason="the package imageio-ffmpeg is not installed")
 needs_viser = pytest.mark.skipif(not have_viser(), reason="the package viser is not installed (pip install viser)")
 
-
-def _module(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-motion = _module("view_motion")
 Run = Callable[..., tuple[int, str, str]]
 
 

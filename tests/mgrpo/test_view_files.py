@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,9 @@ from mgrpo.eval import compare_files
 from mgrpo.eval.formats import ReadOptions, RotationMotion, read_motions, read_tracks
 from mgrpo.geometry import axis_angle_to_quat, quat_to_rotmat
 from mgrpo.viz.stage import Stage
+from tests.mgrpo import motion_formats as formats
+from tests.mgrpo import view_motion as motion
 
-
-def _module(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-motion = _module("view_motion")
-formats = _module("motion_formats")
 BODY = motion.BODY
 
 

@@ -3,7 +3,6 @@ SMPL-H file made up from the default body, so that its hands look like hands."""
 
 from __future__ import annotations
 
-import importlib.util
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,24 +25,18 @@ from mgrpo.viz.live import LiveViewer, have_viser
 from mgrpo.viz.page import render_stage_page
 from mgrpo.viz.palette import rgb
 from mgrpo.viz.stage import WRISTS, Actor, Stage, color_of
+from tests.mgrpo import chromium
+from tests.mgrpo import view_motion as motion
+from tests.mgrpo import view_page as views
+from tests.mgrpo.smplh_file import write_smplh
 
-
-def _module(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-chromium, motion = _module("chromium"), _module("view_motion")
 LEFT_HAND = slice(22, 37)
 HANDS = slice(22, 52)
 
 
 @pytest.fixture(scope="module")
 def body(tmp_path_factory: pytest.TempPathFactory) -> BodyModel:
-    return load_smplh(motion.write_smplh(tmp_path_factory.mktemp("body") / "model.npz"))
+    return load_smplh(write_smplh(tmp_path_factory.mktemp("body") / "model.npz"))
 
 
 def made(body: BodyModel, *, fist: float = 0.8, frames: int = 4, joints: int = 51) -> PosedMotion:
@@ -205,7 +198,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.mark.parametrize("show", ["mesh", "skeleton"])
 def test_the_page_shows_the_fingers(browser: Any, stage: Stage, tmp_path: Path, show: str) -> None:
-    views = _module("test_view_browser")
     look = Look(show=show, layout="overlay")
     views.opened(browser, views.written(tmp_path / "a.html", stage, look), width=1400, height=900)
     actor = stage.actors[0]
@@ -230,11 +222,10 @@ def test_the_page_shows_the_fingers(browser: Any, stage: Stage, tmp_path: Path, 
 
 
 def test_a_page_may_mix_motions_with_and_without_fingers(browser: Any, body: BodyModel, tmp_path: Path) -> None:
-    views = _module("test_view_browser")
     write_egoallo(tmp_path / "plain.npz", [made(body, joints=21)])
     write_egoallo(tmp_path / "fist.npz", [made(body)])
     both = stage_of(body, tmp_path / "plain.npz", tmp_path / "fist.npz")
-    data = _module("test_view_pictures").page_data(render_stage_page(both, Look()))
+    data = views.page_data(render_stage_page(both, Look()))
     assert len(data["meshes"]) == 2 and [shape["mesh"] for shape in data["shapes"]] == [0, 1]
     assert [actor["count"] for actor in data["actors"]] == [22, 52]
     views.opened(browser, views.written(tmp_path / "a.html", both, Look()))

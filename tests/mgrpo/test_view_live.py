@@ -5,7 +5,6 @@ Without the package viser (extra ``viewer``) or a Chromium only the parts that n
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import re
 import socket
@@ -13,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,17 +29,9 @@ from mgrpo.viz.live_chart import Chart
 from mgrpo.viz.live_scene import rings
 from mgrpo.viz.palette import rgb
 from mgrpo.viz.stage import CONTACT, Stage, color_of
+from tests.mgrpo import chromium
+from tests.mgrpo import view_motion as motion
 
-
-def _module(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-chromium, motion = _module("chromium"), _module("view_motion")
 needs_viser = pytest.mark.skipif(not have_viser(), reason="the package viser is not installed (pip install viser)")
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
-import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +21,10 @@ from mgrpo.viz.palette import mix, rgb
 from mgrpo.viz.scene import drawable, font
 from mgrpo.viz.stage import CONTACT, Actor, Stage, color_of, error_curve, thinned
 from mgrpo.viz.surface import Surface, rotation_matrices, vertex_normals
+from tests.mgrpo import view_motion as motion
+from tests.mgrpo.html_page import Page
+from tests.mgrpo.view_page import page_data
 
-
-def _module(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-motion = _module("view_motion")
 LEFT_WRIST, RIGHT_WRIST, LEFT_KNEE = 20, 21, 4
 
 
@@ -296,35 +286,6 @@ def test_names_are_drawn_in_letters_that_there_are() -> None:
 # --- the page's text and data; a browser looks at it in test_view_browser.py
 
 
-class _Tags(HTMLParser):
-    """Opened and closed tags, and every attribute that would fetch something."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.fetched: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "link", "input", "line", "path", "br"):
-            self.open.append(tag)
-        self.fetched += [
-            value or "" for name, value in attrs if name in ("src", "href") and not (value or "").startswith("data:")
-        ]
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        pass
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def page_data(text: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert found is not None
-    return json.loads(found[1])
-
-
 def decoded(text: str, dtype: str, *shape: int) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype).reshape(shape)
 
@@ -332,8 +293,9 @@ def decoded(text: str, dtype: str, *shape: int) -> np.ndarray:
 def test_the_page_holds_the_motion() -> None:
     stage = three()
     text = render_stage_page(stage, Look(show="both", layout="overlay"), "dark")
-    tags = _Tags(text)
-    assert tags.open == [] and tags.fetched == []
+    page = Page(text)
+    assert page.problems == [] and page.open == []
+    assert all(reference.startswith("data:") for reference in page.references("src", "href"))
     assert "prior <b>" not in text and '<html lang="en" data-theme="dark">' in text
     assert "a note &amp; more" in text
     assert not re.search(r"\$(title|theme|style|script|data|notes)\b|/\*(light|dark)\*/", text)

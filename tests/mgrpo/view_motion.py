@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from mgrpo import geometry
-from mgrpo.body import PARENTS_FULL, PlacedBody, cpf_of, default_body, place_on_cpf, place_on_root
-from mgrpo.body.smplh import LEFT_EYE_VERTICES, RIGHT_EYE_VERTICES
+from mgrpo.body import PlacedBody, cpf_of, default_body, place_on_cpf, place_on_root
 from mgrpo.data import MotionClip, load_motion
 from mgrpo.npz import write_npz
 from mgrpo.viz.comparison import BODY_PARENTS
@@ -62,34 +61,6 @@ def write_prediction(
         "timestamps_ns": np.rint(numbers[part] / clip.fps * 1e9).astype(np.int64),
     }
     write_npz(path, arrays)
-    return path
-
-
-def write_smplh(path: Path) -> Path:
-    """A file with the arrays of an SMPL-H model and the default body's joints, shapes and surface in them: its first
-    2066 vertices; then one in each joint, which the regressor picks; the eyes are where SMPL-H's are."""
-    body = default_body().to(dtype=torch.float64)
-    assert body.mesh is not None
-    seen, count = len(body.mesh.v_template), max(*LEFT_EYE_VERTICES, *RIGHT_EYE_VERTICES) + 1
-    head = body.J_template[15] + body.cpf_template
-    template = head.repeat(count, 1).numpy()
-    directions = (body.J_shapedirs[15] + body.cpf_shapedirs).repeat(count, 1, 1).numpy()
-    weights = np.zeros((count, 52), np.float32)
-    weights[:, 15] = 1.0
-    template[:seen], directions[:seen], weights[:seen] = (
-        value.numpy() for value in (body.mesh.v_template, body.mesh.shapedirs, body.mesh.weights)
-    )
-    joints = slice(seen, seen + 52)
-    template[joints], directions[joints], weights[joints] = body.J_template, body.J_shapedirs, np.eye(52)
-    assert not set(range(seen + 52)) & {*LEFT_EYE_VERTICES, *RIGHT_EYE_VERTICES}
-    regressor = np.zeros((52, count))
-    regressor[np.arange(52), seen + np.arange(52)] = 1.0
-    tree = np.stack([np.array([0, *(parent + 1 for parent in PARENTS_FULL)]), np.arange(52)]).astype(np.uint32)
-    tree[0, 0] = 4294967295
-    np.savez_compressed(
-        path, v_template=template, shapedirs=directions, weights=weights, J_regressor=regressor, kintree_table=tree,
-        f=body.mesh.faces.numpy().astype(np.uint32), posedirs=np.zeros((count, 3, 459), np.float32),
-    )  # fmt: skip
     return path
 
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
 from mgrpo.models import denoiser as denoiser_module
 from mgrpo.train.motion_data import MotionDataConfig
 from mgrpo.train.prior import PriorConfig
-
-_spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
-_files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_files)
+from tests.train import motion_files as _files
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,21 @@
-"""A tiny training loop in a process that can be killed; run as a script by test_checkpoints_kill.py.
+"""A tiny training loop in a process that can be killed; run by test_checkpoints_kill.py.
 
-It imports torch once, then forks a child for every line on standard input, so that a kill costs milliseconds instead
-of an interpreter start. Commands, one JSON object a line: {"folder", "steps", "sleep", "die_at"}; replies {"pid"} at
-once, and after another line {"code"}, the exit code. The child resumes whatever the folder holds. With "die_at": n it
+A request names {"folder", "steps", "sleep", "die_at"}: the child resumes whatever the folder holds. With "die_at": n it
 ends without any clean-up just before its n-th file operation.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mgrpo.train.run_dir import RunDir
+from tests.train.forking import import_all_of_torch, serve
 
 
 @dataclass(frozen=True)
@@ -91,29 +89,13 @@ def die_before_operation(number: int) -> None:
         setattr(os, name, counted(getattr(os, name)))
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    # torch imports much on the first optimiser step; done here, the children inherit it
-    weight = torch.nn.Parameter(torch.zeros(2))
-    weight.grad = torch.ones(2)
-    torch.optim.AdamW([weight]).step()
-    for line in sys.stdin:
-        command = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            if command.get("die_at"):
-                die_before_operation(command["die_at"])
-            code = 1
-            try:
-                train(Path(command["folder"]), command["steps"], command.get("sleep", 0.0))
-                code = 0
-            finally:
-                os._exit(code)
-        print(json.dumps({"pid": pid}), flush=True)
-        sys.stdin.readline()  # until the child is waited for, its number can't become another process's
-        _, status = os.waitpid(pid, 0)
-        print(json.dumps({"code": os.waitstatus_to_exitcode(status)}), flush=True)
+def child(_: int, request: dict[str, Any]) -> int:
+    if request.get("die_at"):
+        die_before_operation(request["die_at"])
+    train(Path(request["folder"]), request["steps"], request.get("sleep", 0.0))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    import_all_of_torch()
+    serve(child)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import importlib.util
 import json
 import math
 import os
@@ -13,7 +12,6 @@ import shutil
 import signal
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -42,10 +40,7 @@ from mgrpo.train.grpo_config import GRPO_PRESETS
 from mgrpo.train.interrupt import TrainingInterrupted
 from mgrpo.train.motion_data import MotionDataConfig
 from mgrpo.train.progress import Progress
-
-_spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
-files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(files)
+from tests.train import motion_files as files
 
 CLASSES = {
     "table2": Table2Config,

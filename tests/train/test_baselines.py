@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import signal
@@ -50,10 +49,7 @@ from mgrpo.train.post_training import PostTraining
 from mgrpo.train.precision import NetworkPrecision
 from mgrpo.train.reft import ReftConfig, RewardBackpropagation, train_reft
 from mgrpo.train.run_config import NetworkExecution, RewardWeights
-
-_spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
-files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(files)
+from tests.train import motion_files as files
 
 CPU = torch.device("cpu")
 ALONE = Processes(0, 1, CPU)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,10 +12,7 @@ from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.train.budget import run_budget
 from mgrpo.train.checkpoints import load_model
 from mgrpo.train.metric_log import read_metrics
-
-_spec = importlib.util.spec_from_file_location("launcher", Path(__file__).with_name("launcher.py"))
-launching = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(launching)
+from tests.train import launcher as launching
 
 
 @pytest.fixture(scope="module")

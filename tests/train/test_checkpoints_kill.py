@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,45 +17,25 @@ import torch
 from mgrpo.storage import REPLACED_PREFIX, TEMPORARY_PREFIX
 from mgrpo.train.checkpoints import Checkpoint, pointed_checkpoint, read_checkpoint, step_folders
 from mgrpo.train.metric_log import read_metrics
+from tests.train.forking import ForkingProcess
 
 STEPS = 20
 OPERATIONS_TRIED = 86
 """Enough for the start, the first checkpoint, and its replacement by itself."""
-ROOT = Path(__file__).resolve().parents[2]
 
 
-class Trainer:
+class Trainer(ForkingProcess):
     """The process of killable_training.py."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("killable_training.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            # without PATH there is no git to ask for its state at each of the many starts
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": ""},
-        )
+        # without PATH there is no git to ask for its state at each of the many starts
+        super().__init__("killable_training", stderr=subprocess.DEVNULL, PATH="")
 
     def start(self, folder: Path, **options: object) -> int:
-        self._send({"folder": str(folder), "steps": STEPS, **options})
-        return self._reply()["pid"]
+        return super().start(folder=str(folder), steps=STEPS, **options)[0]
 
     def wait(self) -> int:
-        self._send({})
-        return self._reply()["code"]
-
-    def _send(self, command: dict[str, object]) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-
-    def _reply(self) -> dict[str, int]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, "the training process ended"
-        return json.loads(line)
+        return super().wait()[0]
 
     def run(self, folder: Path, **options: object) -> int:
         self.start(folder, **options)
@@ -69,8 +48,7 @@ def trainer() -> Iterator[Trainer]:
         pytest.skip("needs os.fork")
     process = Trainer()
     yield process
-    process.process.stdin.close()
-    process.process.wait(timeout=30)
+    process.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +20,10 @@ from mgrpo.train.grpo_config import ExecutionConfig
 from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.post_training import post_train
 from mgrpo.train.precision import NetworkPrecision
+from tests.train import reaching_task
+from tests.train.reaching_task import FRAMES, Network, Reach, train
 
-_spec = importlib.util.spec_from_file_location("reaching_task", Path(__file__).with_name("reaching_task.py"))
-reaching = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reaching)
-Network, Reach, FRAMES, CHANNELS = reaching.Network, reaching.Reach, reaching.FRAMES, reaching.CHANNELS
-CONFIG = replace(reaching.CONFIG, iterations=2, learning_rate=1e-3)
+CONFIG = replace(reaching_task.CONFIG, iterations=2, learning_rate=1e-3)
 
 
 class Mixing(Network):
@@ -65,10 +62,10 @@ class Broken(Network):
 def test_samples_that_see_each_other_are_refused(tmp_path: Path, execution: ExecutionConfig) -> None:
     config = replace(CONFIG, execution=execution)
     with pytest.raises(InputError, match="depends on the others in its batch"):
-        reaching.train(replace(config, output=tmp_path / "mixing"), policy=PlainPolicy(Mixing()))
+        train(replace(config, output=tmp_path / "mixing"), policy=PlainPolicy(Mixing()))
     hardly = Mixing()
     hardly.mixed = 1e-6  # as much as rounding
-    reaching.train(replace(config, output=tmp_path / "hardly"), policy=PlainPolicy(hardly))
+    train(replace(config, output=tmp_path / "hardly"), policy=PlainPolicy(hardly))
 
 
 class OwnConditions(Reach):
@@ -92,23 +89,23 @@ class Masked(Network):
 
 
 def test_only_real_frames_and_the_own_condition_are_compared(tmp_path: Path) -> None:
-    reaching.train(replace(CONFIG, output=tmp_path / "run"), OwnConditions(), PlainPolicy(Masked()))
+    train(replace(CONFIG, output=tmp_path / "run"), OwnConditions(), PlainPolicy(Masked()))
     assert read_metrics(tmp_path / "run")[0]["ratio/first_log_max"] == 0
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(FRAMES)])
 def test_a_policy_in_training_mode_is_put_into_evaluation_mode(tmp_path: Path, layer: nn.Module) -> None:
     policy = PlainPolicy(Layered(layer)).train()
-    reaching.train(replace(CONFIG, output=tmp_path / "run"), policy=policy)
+    train(replace(CONFIG, output=tmp_path / "run"), policy=policy)
     assert not any(module.training for module in policy.modules())
     assert read_metrics(tmp_path / "run")[0]["ratio/first_log_max"] == 0
 
 
 def test_a_network_that_is_not_itself_twice_is_caught(tmp_path: Path) -> None:
     with pytest.raises(RatioCheckError, match="before any update the ratio must be 1"):
-        reaching.train(replace(CONFIG, output=tmp_path / "run"), policy=PlainPolicy(Forgetful()))
+        train(replace(CONFIG, output=tmp_path / "run"), policy=PlainPolicy(Forgetful()))
     with pytest.raises(RatioCheckError, match="prediction at sampler step 0 is not finite"):
-        reaching.train(replace(CONFIG, output=tmp_path / "nan"), policy=PlainPolicy(Broken()))
+        train(replace(CONFIG, output=tmp_path / "nan"), policy=PlainPolicy(Broken()))
 
 
 @pytest.mark.parametrize(
@@ -122,12 +119,12 @@ def test_a_network_that_is_not_itself_twice_is_caught(tmp_path: Path) -> None:
 )
 def test_policies_that_cannot_learn_are_refused(tmp_path: Path, policy: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        reaching.train(replace(CONFIG, output=tmp_path / "run"), policy=policy())
+        train(replace(CONFIG, output=tmp_path / "run"), policy=policy())
     assert not (tmp_path / "run").exists()
 
 
 def test_weights_in_float64_learn(tmp_path: Path) -> None:
-    reaching.train(replace(CONFIG, output=tmp_path / "run"), policy=PlainPolicy(InFloat64()))
+    train(replace(CONFIG, output=tmp_path / "run"), policy=PlainPolicy(InFloat64()))
 
 
 class InFloat64(Network):
@@ -195,7 +192,7 @@ class Sees(Reach):
 )
 def test_tasks_that_break_the_contract_are_told_so(tmp_path: Path, task: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        reaching.train(replace(CONFIG, output=tmp_path / "run"), task)
+        train(replace(CONFIG, output=tmp_path / "run"), task)
 
 
 def test_infinite_rewards_are_no_scores(tmp_path: Path) -> None:
@@ -207,7 +204,7 @@ def test_infinite_rewards_are_no_scores(tmp_path: Path) -> None:
 
     for value in (math.inf, math.nan):
         config = replace(CONFIG, output=tmp_path / str(value), iterations=1, validate_every=0)
-        reaching.train(config, Scores(lambda one, value=value: change(one, value)))
+        train(config, Scores(lambda one, value=value: change(one, value)))
     infinite, missing = (read_metrics(tmp_path / name)[0] for name in ("inf", "nan"))
     assert infinite["unscored_samples"] == 1
     for name in ("reward", "rewards/near/mean", "grad_norm"):
@@ -219,7 +216,7 @@ def test_measures_may_be_tensors(tmp_path: Path) -> None:
         def gold(self, policy: Any) -> Any:
             return {"error": torch.tensor(2.5)}
 
-    reaching.train(replace(CONFIG, output=tmp_path / "run"), Gold())
+    train(replace(CONFIG, output=tmp_path / "run"), Gold())
     assert read_metrics(tmp_path / "run")[1]["validation/error"] == 2.5
 
 

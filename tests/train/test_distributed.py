@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -19,12 +18,10 @@ from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.train.checkpoints import find_checkpoint, load_model, read_checkpoint
 from mgrpo.train.distributed import Processes, _buckets, _own_device, open_processes
 from mgrpo.train.metric_log import read_metrics
+from tests.train import launcher as launching
+from tests.train.launcher import log_of
 
 ROOT = Path(__file__).resolve().parents[2]
-_spec = importlib.util.spec_from_file_location("launcher", Path(__file__).with_name("launcher.py"))
-launching = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(launching)
-log_of = launching.log_of
 
 OPTIONS = {
     "--preset": "test", "--batch-size": 12, "--iterations": 4, "--learning-rate": 1e-3, "--warmup": 2,

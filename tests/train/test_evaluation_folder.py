@@ -27,6 +27,7 @@ from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.train.checkpoints import write_checkpoint
+from tests.train.forking import ForkingProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = DenoiserConfig(
@@ -57,42 +58,22 @@ def words(models: list[Path]) -> list[str]:
     return ["evaluate", "--checkpoint", *map(str, models), *OPTIONS, *SAMPLER, "--device", "cpu"]
 
 
-class Processes:
+class Processes(ForkingProcess):
     """The process of killable_evaluation.py."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__("killable_evaluation", stderr=subprocess.DEVNULL, MGRPO_PROGRESS="off")
         self.output = folder / "output.txt"
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("killable_evaluation.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MGRPO_PROGRESS": "off"},
-        )
 
     def start(self, words: list[str], **options: object) -> int:
-        self._send({"words": words, "output": str(self.output), **options})
-        return self._reply()["pid"]
+        return super().start(words=words, output=str(self.output), **options)[0]
 
     def wait(self) -> int:
-        self._send({})
-        return self._reply()["code"]
+        return super().wait()[0]
 
     def run(self, words: list[str], **options: object) -> int:
         self.start(words, **options)
         return self.wait()
-
-    def _send(self, command: dict[str, object]) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-
-    def _reply(self) -> dict[str, int]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, "the process ended"
-        return json.loads(line)
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +82,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
         pytest.skip("needs os.fork")
     started = Processes(tmp_path_factory.mktemp("output"))
     yield started
-    started.process.stdin.close()
-    started.process.wait(timeout=30)
+    started.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +13,9 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 
 
 def test_a_policy_of_another_kind_is_post_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location("action_policy", EXAMPLES / "action_policy.py")
-    example = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, example)  # its dataclass looks itself up there
-    spec.loader.exec_module(example)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import action_policy as example
+
     example.main(["--output", str(tmp_path / "run"), "--pretraining", "3", "--iterations", "2"])
     rows = read_metrics(tmp_path / "run")
     assert len(rows) == 2 and {"rewards/wrists/mean", "rewards/smooth/mean", "diversity/joint_std_mm"} <= rows[0].keys()

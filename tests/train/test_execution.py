@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -36,10 +35,8 @@ from mgrpo.train.profile import Profile, matrix_product_rate
 from mgrpo.train.reft import train_reft
 from mgrpo.train.run_config import NetworkExecution
 from mgrpo.train.run_dir import RunDir
-
-_spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
-files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(files)
+from tests.train import motion_files as files
+from tests.train.reaching_task import Network, Reach
 
 MIB = 1 << 20
 
@@ -163,13 +160,10 @@ def test_a_policy_without_such_blocks_is_refused() -> None:
     from mgrpo.train.post_training import PostTraining
     from mgrpo.train.precision import NetworkPrecision
 
-    spec = importlib.util.spec_from_file_location("loop", Path(__file__).with_name("test_post_training.py"))
-    loop = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loop)
     config = PostTrainingConfig(conditions=2, execution=ExecutionConfig(checkpoint_blocks=True))
     with open_processes("cpu") as processes, pytest.raises(InputError, match="no attribute checkpoint_blocks"):
         PostTraining(
-            PlainPolicy(loop.Network()), loop.Reach(), config, processes, NetworkPrecision("fp32", processes.device)
+            PlainPolicy(Network()), Reach(), config, processes, NetworkPrecision("fp32", processes.device)
         )
 
 

@@ -3,13 +3,10 @@ on."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -22,16 +19,8 @@ from mgrpo.train.distributed import Processes
 from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.run_dir import RunDir
 from mgrpo.train.sharing import share_out
-
-
-def _beside(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-launching, rollouts = _beside("launcher"), _beside("rollout_files")
+from tests.train import launcher as launching
+from tests.train import rollout_files as rollouts
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,12 @@ input."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,10 +30,8 @@ from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.motion_data import MotionDataConfig
 from mgrpo.train.motion_task import MotionTask, sample_groups
 from mgrpo.train.post_training import PostTraining
-
-_spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
-files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(files)
+from tests.train import motion_files as files
+from tests.train.forking import ForkingProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -317,40 +313,25 @@ def wait_for_step(folder, step):
 
 
 def test_killed_at_random_moments_and_resumed_it_ends_in_the_same_weights(folder, tmp_path):
-    script = Path(__file__).with_name("killable_grpo.py")
-    server = subprocess.Popen(
-        [sys.executable, str(script), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=(tmp_path / "errors").open("w"),
-        text=True,
-    )
-
-    def ask(line):
-        server.stdin.write(f"{line}\n")
-        server.stdin.flush()
-        return int(server.stdout.readline())
-
+    errors = tmp_path / "errors"
+    with errors.open("w") as stream:
+        server = ForkingProcess("killable_grpo", str(folder), stderr=stream)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    ask(whole)
-    assert ask("") == 0, (tmp_path / "errors").read_text()
+    assert server.run(folder=str(whole)) == [0], errors.read_text()
     chance = random.Random(7)
     kills = 0
     for number, step in enumerate((1, 0, 3, 5, 7, 9, 10)):  # 0: while it starts
-        process = ask(killed)
+        (process,) = server.start(folder=str(killed))
         wait_for_step(killed, step)
         time.sleep(chance.uniform(0, 0.03))
         os.kill(process, signal.SIGKILL if number % 2 else signal.SIGTERM)
-        if ask("") == 0:  # it was at its end already
+        if server.wait() == [0]:  # it was at its end already
             break
         kills += 1
         for checkpoint in step_folders(killed / "checkpoints").values():
             load_model(checkpoint, Denoiser, DenoiserConfig)
-    ask(killed)
-    assert ask("") == 0, (tmp_path / "errors").read_text()
-    server.stdin.close()
-    assert server.wait(timeout=60) == 0
+    assert server.run(folder=str(killed)) == [0], errors.read_text()
+    server.close()
     assert kills >= 3
     assert same(weights(whole), weights(killed))
     assert timeless(whole) == timeless(killed)

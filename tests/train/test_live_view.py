@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import random
@@ -13,10 +12,7 @@ from pathlib import Path
 import pytest
 
 from mgrpo.train.live_view import BARS, NARROWEST, Curve, LiveView
-
-_spec = importlib.util.spec_from_file_location("terminal_screen", Path(__file__).with_name("terminal_screen.py"))
-terminal = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(terminal)
+from tests.train import terminal_screen as terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 

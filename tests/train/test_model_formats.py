@@ -3,7 +3,6 @@ converted into one another."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import pickle
@@ -21,10 +20,7 @@ from mgrpo.errors import InputError
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
 from mgrpo.train.checkpoints import load_model, model_format, read_checkpoint, stored_model, write_checkpoint
-
-_spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
-files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(files)
+from tests.train import motion_files as files
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,16 @@ metrics at an outside tracker, whose failures it survives."""
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
 import math
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -28,12 +29,10 @@ from mgrpo.grpo.task import TensorBatch
 from mgrpo.train import progress as progress_module
 from mgrpo.train.json_lines import read_rows
 from mgrpo.train.metric_log import read_metrics
+from mgrpo.train.post_training import PostTraining
 from mgrpo.train.run_dir import RunDir, run_folder_of
 from mgrpo.train.tracking import require_tracker
-
-_spec = importlib.util.spec_from_file_location("post_training", Path(__file__).with_name("test_post_training.py"))
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
+from tests.train import reaching_task as toy
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,32 +105,35 @@ def test_unscored_samples_are_named(tmp_path: Path, notices: list[str]) -> None:
 
 
 def test_samples_of_other_processes_are_named_too(tmp_path: Path) -> None:
-    script = (
-        "import importlib.util, pathlib, sys\n"
-        f"spec = importlib.util.spec_from_file_location('observation', {__file__!r})\n"
-        "tests = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(tests)\n"
-        f"config = tests.replace(tests.CONFIG, output=pathlib.Path({str(tmp_path / 'run')!r}), iterations=2)\n"
-        "tests.toy.train(config, tests.Spoilt((1,)))\n"
-    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    script = f"""if True:
+        import os, pathlib, sys
+        from tests.train import test_observation as observed
+        from tests.train.forking import import_all_of_torch
+        import_all_of_torch()
+        folder = pathlib.Path({str(tmp_path)!r})
+        rank = "0" if os.fork() else "1"
+        os.environ |= {{"RANK": rank, "LOCAL_RANK": rank}}
+        said = os.open(folder / rank, os.O_WRONLY | os.O_CREAT)
+        os.dup2(said, 1), os.dup2(said, 2)
+        config = observed.replace(observed.CONFIG, output=folder / "run", iterations=2)
+        observed.toy.train(config, observed.Spoilt((1,)))
+        if rank == "0":
+            sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+    """
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            env={**os.environ, **shared, "PYTHONPATH": str(ROOT), "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    started = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, env={**os.environ, **shared}, start_new_session=True
+    )
     try:
-        told = [process.communicate(timeout=100)[0] for process in started]
+        code = started.wait(timeout=100)
     finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], told
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+    told = [(tmp_path / rank).read_text() for rank in "01"]
+    assert code == 0, told
     # condition 4 is the second process's; the first one writes
     (row,) = side_log(tmp_path / "run", "unscored.jsonl")
     assert (row["step"], row["condition"], row["clip"], row["members"]) == (2, 4, "clip_4", [1, 3])
@@ -151,13 +153,13 @@ def test_samples_are_named_for_an_iteration_that_comes_to_nothing(tmp_path: Path
 
 def test_ids_are_read_only_when_there_is_something_to_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    real = toy.PostTraining.unscored
+    real = PostTraining.unscored
 
     def counting(self, trial, sampled):
         asked.append(1)
         return real(self, trial, sampled)
 
-    monkeypatch.setattr(toy.PostTraining, "unscored", counting)
+    monkeypatch.setattr(PostTraining, "unscored", counting)
     toy.train(replace(CONFIG, output=tmp_path / "run", iterations=4), Spoilt((1,)))
     assert len(asked) == 1
 

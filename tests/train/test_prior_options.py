@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,10 +18,7 @@ from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.precision import NetworkPrecision
 from mgrpo.train.prefetch import batches
 from mgrpo.train.prior import PRIOR_PRESETS, PriorConfig, train_prior
-
-_spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
-files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(files)
+from tests.train import motion_files as files
 
 
 @pytest.fixture(scope="module", autouse=True)

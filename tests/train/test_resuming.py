@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,10 +18,7 @@ from mgrpo.train.grpo_config import GrpoConfig, RewardWeights
 from mgrpo.train.perceptual import PerceptualTrainingConfig, train_perceptual
 from mgrpo.train.prior import train_prior
 from mgrpo.train.run_dir import RunDir
-
-_spec = importlib.util.spec_from_file_location("motion_files", Path(__file__).with_name("motion_files.py"))
-files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(files)
+from tests.train import motion_files as files
 
 
 @pytest.fixture(params=["prior", "perceptual", "grpo"])

@@ -1,0 +1,1 @@
+"""The tests, and beside them what several of them share."""

@@ -1,0 +1,1 @@
+"""Tests of mgrpo.kernels and of the native code."""
