@@ -30,7 +30,8 @@ from mgrpo import __version__
 from mgrpo.command_list import COMMANDS, ENVIRONMENT, Command
 from mgrpo.errors import InputError, MgrpoError
 from mgrpo.options import command_options, refuse_unused
-from mgrpo.terminal import loading_shown, write_anywhere
+from mgrpo.terminal.encoding import write_anywhere
+from mgrpo.terminal.loading import loading_shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -248,7 +249,7 @@ _USERS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 
 
 def _interrupted(stop: KeyboardInterrupt) -> int:
-    from mgrpo.train.interrupt import TrainingInterrupted
+    from mgrpo.terminal.interrupt import TrainingInterrupted
 
     if _is_main_process():
         print(stop if isinstance(stop, TrainingInterrupted) else "interrupted", file=sys.stderr)

@@ -25,7 +25,7 @@ from mgrpo.body import default_body
 from mgrpo.body.smplh import find_smplh
 from mgrpo.data import load_motion
 from mgrpo.errors import MgrpoError
-from mgrpo.train.provenance import git_state, package_versions
+from mgrpo.runs.provenance import git_state, package_versions
 
 Status = Literal["ok", "note", "problem"]
 

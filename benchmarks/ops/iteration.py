@@ -270,9 +270,9 @@ def prepare_plain(inputs: Inputs) -> Callable[[], Any]:
 
 def prepare_preset(inputs: Inputs, *, preset: str) -> Callable[[], Any]:
     """An iteration of ``mgrpo train grpo PRESET``, up to the gradient."""
-    from mgrpo.train.distributed import open_processes
+    from mgrpo.execution.distributed import open_processes
+    from mgrpo.execution.precision import NetworkPrecision
     from mgrpo.train.post_training import PostTraining
-    from mgrpo.train.precision import NetworkPrecision
 
     policy = _policy(inputs)
     task = _task(policy, inputs, preset)

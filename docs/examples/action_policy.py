@@ -24,15 +24,15 @@ from mgrpo.body import default_body
 from mgrpo.data import cut_windows, load_motion
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.diffusion.transition import Transitions, make_transitions
+from mgrpo.execution.distributed import open_processes
+from mgrpo.execution.precision import NetworkPrecision
+from mgrpo.execution.seeding import iteration_generator
 from mgrpo.grpo.policy import PlainPolicy
 from mgrpo.grpo.task import Scored, Seen, TensorBatch
 from mgrpo.grpo.update import PolicyLossConfig
 from mgrpo.kernels import forward_kinematics
-from mgrpo.train.distributed import open_processes
 from mgrpo.train.grpo_config import PostTrainingConfig
 from mgrpo.train.post_training import post_train
-from mgrpo.train.precision import NetworkPrecision
-from mgrpo.train.seeding import iteration_generator
 
 FRAMES, JOINTS = 24, 21
 CHANNELS = 6 * JOINTS  # each joint's rotation as two columns of its matrix

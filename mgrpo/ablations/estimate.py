@@ -10,9 +10,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from mgrpo.train.interrupt import GracefulStop
-from mgrpo.train.metric_log import read_metrics
-from mgrpo.train.progress import notice
+from mgrpo.runs.metric_log import read_metrics
+from mgrpo.terminal.interrupt import GracefulStop
+from mgrpo.terminal.progress import notice
 
 from .plan import Plan, Stage
 from .stages import carry_out, read_record

@@ -11,6 +11,7 @@ from mgrpo.data import AugmentConfig
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.diffusion.transition import Kernel
 from mgrpo.errors import InputError
+from mgrpo.execution.seeding import require_seed
 from mgrpo.grpo.update import PolicyLossConfig
 from mgrpo.grpo.window import StepWindowConfig
 from mgrpo.options import option, require
@@ -18,7 +19,6 @@ from mgrpo.train.grpo_config import GRPO_PRESETS, GrpoConfig
 from mgrpo.train.motion_data import MotionDataConfig
 from mgrpo.train.perceptual import PERCEPTUAL_TRAINING_PRESETS, PerceptualTrainingConfig
 from mgrpo.train.prior import PRIOR_PRESETS, PriorConfig
-from mgrpo.train.seeding import require_seed
 
 _FOR_ALL = ("output", "data", "seed", "device", "resume", "resume_from", "sampler", "prior", "perceptual")
 """Options of the stages that the ablation sets itself, where a stage has them."""

@@ -20,7 +20,7 @@ from .rows import ABLATIONS, Row
 from .stages import read_record
 
 BUDGET = ("optimizer_steps", "network_units", "encode", "decode", "decode_with_graph")
-"""What is counted, see :class:`mgrpo.train.budget.Budget`."""
+"""What is counted, see :class:`mgrpo.runs.budget.Budget`."""
 
 
 @dataclass(frozen=True, eq=False)

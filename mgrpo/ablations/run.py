@@ -14,11 +14,11 @@ from rich.table import Table
 from mgrpo.errors import InputError
 from mgrpo.eval.cells import counted
 from mgrpo.eval.published import Dataset
+from mgrpo.execution.device import resolve_device
+from mgrpo.runs.provenance import provenance
 from mgrpo.storage import FileLock, atomic_write_json, make_folder
-from mgrpo.train.device import resolve_device
-from mgrpo.train.interrupt import TrainingInterrupted, graceful_interrupt
-from mgrpo.train.progress import format_seconds, notice
-from mgrpo.train.provenance import provenance
+from mgrpo.terminal.interrupt import TrainingInterrupted, graceful_interrupt
+from mgrpo.terminal.progress import format_seconds, notice
 
 from .estimate import estimate_seconds
 from .figure import write_figure
@@ -50,7 +50,8 @@ def run_ablation(name: str, config: AblateConfig, *, command: Sequence[str] | No
     """Run ablation ``name`` (of :data:`mgrpo.ablations.rows.ABLATIONS`), or what is left of it, and write its tables.
 
     Returns 0, or 2 where a stage failed (1 if by a defect); the others are done all the same. Raises InputError for
-    options, motion or a folder that can't be used, :class:`mgrpo.train.interrupt.TrainingInterrupted` after a signal.
+    options, motion or a folder that can't be used, :class:`mgrpo.terminal.interrupt.TrainingInterrupted` after a
+    signal.
     """
     output = config.output.expanduser()
     plan = make_plan(name, config)
@@ -126,7 +127,7 @@ def print_plan(plan: Plan, output: Path, console: Console | None = None) -> None
 
 def tell_estimate(plan: Plan, output: Path, config: AblateConfig, again: str) -> None:
     """Say how long the trainings that are left will take; ``again`` is the command that goes on, for messages. Raises
-    :class:`mgrpo.train.interrupt.TrainingInterrupted` after a signal."""
+    :class:`mgrpo.terminal.interrupt.TrainingInterrupted` after a signal."""
     with graceful_interrupt(Continuation(again)) as stop:
         try:
             seconds = estimate_seconds(plan, output, config.devices[0], stop)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mgrpo.storage import make_folder
-from mgrpo.train.interrupt import GracefulStop, TrainingInterrupted, graceful_interrupt
-from mgrpo.train.progress import Progress, notice
+from mgrpo.terminal.interrupt import GracefulStop, TrainingInterrupted, graceful_interrupt
+from mgrpo.terminal.progress import Progress, notice
 
 from .plan import Plan, Stage
 from .stages import carry_out, read_record
@@ -46,7 +46,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Continuation:
-    """The command that goes on, for messages; see :class:`mgrpo.train.interrupt.Resumable`."""
+    """The command that goes on, for messages; see :class:`mgrpo.terminal.interrupt.Resumable`."""
 
     text: str
 
@@ -60,8 +60,8 @@ def carry_out_plan(
     """Do all stages that are not finished; ``again`` is the command that goes on, for messages.
 
     With one job everything runs in this process, with more each stage has a process of its own, whose messages go to
-    ``logs/STAGE.txt``; the devices are taken in turn. Raises :class:`mgrpo.train.interrupt.TrainingInterrupted` after a
-    signal: what was trained until then is saved.
+    ``logs/STAGE.txt``; the devices are taken in turn. Raises :class:`mgrpo.terminal.interrupt.TrainingInterrupted`
+    after a signal: what was trained until then is saved.
     """
     outcome = Outcome({stage.name: read_record(output, stage.name) for stage in plan.stages})
     for record in outcome.records.values():

@@ -17,13 +17,15 @@ from mgrpo.data.hdf5_dataset import hdf5_files
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError, MgrpoError
 from mgrpo.eval.evaluate import evaluate
+from mgrpo.execution.device import resolve_device
 from mgrpo.grpo.perturbation import PerlinConfig
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
+from mgrpo.runs.budget import run_budget
+from mgrpo.runs.checkpoints import find_checkpoint
+from mgrpo.runs.stored_models import load_model
 from mgrpo.storage import atomic_write_json, make_folder, read_json
-from mgrpo.train.budget import run_budget
-from mgrpo.train.checkpoints import find_checkpoint, load_model
-from mgrpo.train.device import resolve_device
+from mgrpo.terminal.progress import Progress
 from mgrpo.train.diversity import diversity_by_alpha
 from mgrpo.train.dpo import train_dpo
 from mgrpo.train.finetune import train_finetune
@@ -32,7 +34,6 @@ from mgrpo.train.grpo_config import GrpoConfig, RewardWeights
 from mgrpo.train.motion_data import MotionDataConfig, load_motion_data
 from mgrpo.train.perceptual import train_perceptual
 from mgrpo.train.prior import train_prior
-from mgrpo.train.progress import Progress
 from mgrpo.train.reft import train_reft
 
 from .plan import DiversitySettings, EvaluationSettings, Stage
@@ -86,7 +87,7 @@ def carry_out(stage: Stage, output: Path, device: str) -> dict[str, Any]:
     """Do a stage, or what is left of it, and write its record, which is also returned.
 
     A stage that fails has a record that says why. A signal is passed on as
-    :class:`mgrpo.train.interrupt.TrainingInterrupted`.
+    :class:`mgrpo.terminal.interrupt.TrainingInterrupted`.
     """
     before = read_record(output, stage.name)["seconds"]
     start = time.perf_counter()

@@ -26,17 +26,17 @@ from mgrpo.diffusion.stitched_sampler import FRAMES_AHEAD, sample_stitched
 from mgrpo.diffusion.stitching import Stitching
 from mgrpo.diffusion.transition import make_transitions
 from mgrpo.errors import InputError
+from mgrpo.execution.device import resolve_device
+from mgrpo.execution.memory import peak_memory, restart_peak_memory
 from mgrpo.guidance import GuidanceConfig, SamplingGuidance
 from mgrpo.infer.plain import made_up_path, plain_sample
 from mgrpo.models.conditioning import relative_cpf
 from mgrpo.models.denoiser import DENOISER_PRESETS, Denoiser
 from mgrpo.models.inference import InferenceDenoiser, InferencePrecision, choose_precision
 from mgrpo.options import option, require
+from mgrpo.runs.provenance import provenance
 from mgrpo.storage import atomic_write, atomic_write_json
-from mgrpo.train.device import resolve_device
-from mgrpo.train.memory import peak_memory, restart_peak_memory
-from mgrpo.train.progress import Progress, notice
-from mgrpo.train.provenance import provenance
+from mgrpo.terminal.progress import Progress, notice
 
 Row = Literal["plain", "mgrpo", "mgrpo bf16", "mgrpo fp16", "mgrpo auto", "mgrpo guided"]
 ROWS: tuple[Row, ...] = ("plain", "mgrpo", "mgrpo auto", "mgrpo guided")

@@ -11,9 +11,10 @@ import tyro
 from mgrpo.errors import InputError
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
+from mgrpo.runs.checkpoints import Checkpoint, write_checkpoint
+from mgrpo.runs.stored_models import ModelFormat, load_model, stored_model
 from mgrpo.storage import make_folder
-from mgrpo.train.checkpoints import Checkpoint, ModelFormat, load_model, stored_model, write_checkpoint
-from mgrpo.train.progress import Progress
+from mgrpo.terminal.progress import Progress
 
 from .destination import refuse_run_folder
 

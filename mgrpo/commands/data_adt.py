@@ -15,7 +15,7 @@ from mgrpo.data.pack_writer import write_pack
 from mgrpo.errors import InputError
 from mgrpo.npz import write_npz
 from mgrpo.storage import make_folder
-from mgrpo.train.progress import Progress, notice
+from mgrpo.terminal.progress import Progress, notice
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from mgrpo.data.amass_names import splits_of
 from mgrpo.data.hdf5_file import SUFFIXES, is_hdf5
 from mgrpo.errors import InputError
 from mgrpo.storage import atomic_write_json, make_folder, storage_error
-from mgrpo.train.progress import Progress, notice
+from mgrpo.terminal.progress import Progress, notice
 
 _SHOWN = 10
 _STATUSES = ("written", "skipped", "failed", "defect")

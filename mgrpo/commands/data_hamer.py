@@ -14,7 +14,7 @@ from mgrpo.errors import InputError
 from mgrpo.infer.hamer import detections_from_pickle, hamer_arrays
 from mgrpo.infer.trajectory import SIDES
 from mgrpo.npz import write_npz
-from mgrpo.train.progress import Progress
+from mgrpo.terminal.progress import Progress
 
 MOST_INSTRUCTIONS = 20_000_000
 """Instructions of a pickle of hands: some hundred for each hand, so that half an hour of both is read."""

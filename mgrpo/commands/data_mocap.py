@@ -24,7 +24,7 @@ from mgrpo.data.pack_writer import write_pack
 from mgrpo.data.packs import MotionPack, fit_pack
 from mgrpo.errors import InputError
 from mgrpo.storage import atomic_write_json, json_text, make_folder, read_json, storage_error
-from mgrpo.train.progress import Progress, notice
+from mgrpo.terminal.progress import Progress, notice
 
 PACK_NAME = "mocap.npz"
 REPORT_NAME = "mocap-report.json"

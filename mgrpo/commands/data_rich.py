@@ -40,7 +40,7 @@ from mgrpo.data.rich_files import (
 from mgrpo.errors import InputError
 from mgrpo.npz import read_npz, write_npz
 from mgrpo.storage import atomic_write_json, make_folder
-from mgrpo.train.progress import Progress, notice
+from mgrpo.terminal.progress import Progress, notice
 
 _PARTS = ".parts"
 _PART_KEYS = ("fingerprint", "frames", "transl", "global_orient", "body_pose", "betas")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mgrpo.errors import InputError
-from mgrpo.train.run_dir import run_folder_of
+from mgrpo.runs.run_dir import run_folder_of
 
 
 def refuse_run_folder(folder: Path, option: str) -> None:

@@ -28,12 +28,12 @@ from mgrpo.eval import protocol_table as protocols_layout
 from mgrpo.eval.evaluate import EvaluationResult
 from mgrpo.eval.published import published_rows
 from mgrpo.eval.tables import print_table, result_table, to_csv, to_json, to_latex, to_markdown, write_tables
+from mgrpo.execution.device import resolve_device
 from mgrpo.storage import make_folder
-from mgrpo.train.device import resolve_device
+from mgrpo.terminal.interrupt import graceful_interrupt
+from mgrpo.terminal.progress import Progress
 from mgrpo.train.hdf5_parts import open_with_progress, split_hdf5
-from mgrpo.train.interrupt import graceful_interrupt
 from mgrpo.train.motion_data import MotionDataConfig, split_motion
-from mgrpo.train.progress import Progress
 
 from .destination import refuse_run_folder
 from .evaluation_folder import EvaluationFolder

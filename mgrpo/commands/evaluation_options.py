@@ -15,8 +15,8 @@ from mgrpo.diffusion.config import SamplerConfig, StitchingConfig
 from mgrpo.errors import InputError
 from mgrpo.eval.protocols import PROTOCOLS, Protocol, ProtocolName
 from mgrpo.eval.published import Dataset
+from mgrpo.execution.seeding import require_seed
 from mgrpo.guidance import Optimisation
-from mgrpo.train.seeding import require_seed
 
 Part = Literal["held_out", "validation", "post_training", "train", "all"]
 

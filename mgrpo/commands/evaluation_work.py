@@ -22,8 +22,8 @@ from mgrpo.eval.metrics import METRICS
 from mgrpo.guidance import optimisation
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
-from mgrpo.train.checkpoints import load_model
-from mgrpo.train.trained_length import trained_length
+from mgrpo.runs.stored_models import load_model
+from mgrpo.runs.trained_length import trained_length
 
 from .evaluation_folder import Piece, assemble, checksum_tensors, plain_result
 from .evaluation_options import EvaluateConfig

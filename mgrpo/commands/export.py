@@ -25,7 +25,7 @@ from mgrpo.eval.formats.tracks import Up as InputUp
 from mgrpo.export import TARGETS, FileFrame, PosedMotion, Target
 from mgrpo.export.smpl_parameters import has_smpl_shape
 from mgrpo.storage import folder_for_results, storage_error
-from mgrpo.train.progress import Progress, notice
+from mgrpo.terminal.progress import Progress, notice
 
 from .destination import refuse_run_folder
 

@@ -16,6 +16,8 @@ from mgrpo.config_record import to_plain, to_yaml
 from mgrpo.diffusion.config import SamplerConfig, StitchingConfig
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError
+from mgrpo.execution.device import resolve_device
+from mgrpo.execution.seeding import require_seed
 from mgrpo.export.smpl_parameters import has_smpl_shape
 from mgrpo.guidance import GuidanceConfig
 from mgrpo.infer.guiding import RecordingGuidance, hamer_wrists, hidden
@@ -29,13 +31,12 @@ from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.inference import InferencePrecision, choose_precision
 from mgrpo.npz import pack_npz
 from mgrpo.options import MOST_MEMBERS, option, require
+from mgrpo.runs.checkpoints import Checkpoint
+from mgrpo.runs.provenance import provenance
+from mgrpo.runs.stored_models import load_model
+from mgrpo.runs.trained_length import trained_length
 from mgrpo.storage import file_stem, folder_for_results, json_text
-from mgrpo.train.checkpoints import Checkpoint, load_model
-from mgrpo.train.device import resolve_device
-from mgrpo.train.progress import Progress, notice
-from mgrpo.train.provenance import provenance
-from mgrpo.train.seeding import require_seed
-from mgrpo.train.trained_length import trained_length
+from mgrpo.terminal.progress import Progress, notice
 
 from .destination import refuse_run_folder
 

@@ -18,6 +18,8 @@ from mgrpo.data.packs import TARGET_FPS
 from mgrpo.diffusion.config import SamplerConfig, StitchingConfig
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError
+from mgrpo.execution.device import resolve_device
+from mgrpo.execution.seeding import require_seed
 from mgrpo.geometry import rotmat_to_quat
 from mgrpo.guidance import GuidanceConfig
 from mgrpo.infer.cleaning import nanoseconds
@@ -27,11 +29,9 @@ from mgrpo.infer.sampling import SamplingSettings
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.inference import InferencePrecision, choose_precision
 from mgrpo.options import MOST_MEMBERS, require
-from mgrpo.train.checkpoints import load_model
-from mgrpo.train.device import resolve_device
-from mgrpo.train.progress import Progress, notice
-from mgrpo.train.seeding import require_seed
-from mgrpo.train.trained_length import trained_length
+from mgrpo.runs.stored_models import load_model
+from mgrpo.runs.trained_length import trained_length
+from mgrpo.terminal.progress import Progress, notice
 
 LONGEST_LINE = 4096
 """Most bytes of a line."""

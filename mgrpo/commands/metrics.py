@@ -22,7 +22,7 @@ from mgrpo.eval.matching import Missing
 from mgrpo.eval.pairing import Trim
 from mgrpo.eval.tables import per_window_csv, print_table, to_csv, to_json, to_latex, to_markdown
 from mgrpo.storage import atomic_write, json_text, make_folder
-from mgrpo.train.progress import Progress
+from mgrpo.terminal.progress import Progress
 
 from .destination import refuse_run_folder
 

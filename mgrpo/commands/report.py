@@ -17,9 +17,9 @@ from mgrpo.eval.metrics import METRICS
 from mgrpo.report import write_training_report
 from mgrpo.report.training import TrainingReport, TrainingRun
 from mgrpo.report.training_panels import Log, with_network_calls
+from mgrpo.runs.json_lines import read_rows
+from mgrpo.runs.metric_log import read_metrics
 from mgrpo.storage import read_json
-from mgrpo.train.json_lines import read_rows
-from mgrpo.train.metric_log import read_metrics
 
 
 @dataclass(frozen=True)

@@ -21,18 +21,18 @@ from mgrpo.diffusion.stitched_sampler import sample_stitched
 from mgrpo.diffusion.stitching import Stitching
 from mgrpo.diffusion.transition import Transitions
 from mgrpo.errors import InputError
+from mgrpo.execution.device import resolve_device
+from mgrpo.execution.seeding import require_seed
 from mgrpo.guidance import Optimisation, SamplingGuidance, optimisation
 from mgrpo.infer.output import egoallo_arrays
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import PredictedMotion, decode_motion
 from mgrpo.npz import pack_npz
 from mgrpo.options import MOST_MEMBERS, MOST_NUMBER, require
+from mgrpo.runs.stored_models import load_model
+from mgrpo.runs.trained_length import trained_length
 from mgrpo.storage import file_stem, folder_for_results, replacing_together, storage_error
-from mgrpo.train.checkpoints import load_model
-from mgrpo.train.device import resolve_device
-from mgrpo.train.progress import Progress, notice
-from mgrpo.train.seeding import require_seed
-from mgrpo.train.trained_length import trained_length
+from mgrpo.terminal.progress import Progress, notice
 
 LONGEST = 108_000
 """Most frames of one piece of motion: an hour at 30 per second. Longer recordings are sampled in pieces."""

@@ -17,7 +17,7 @@ from mgrpo.eval.formats import ReadOptions
 from mgrpo.eval.formats.tracks import Unit, Up
 from mgrpo.options import require
 from mgrpo.storage import atomic_write, folder_for_results, storage_error
-from mgrpo.train.progress import Progress, notice
+from mgrpo.terminal.progress import Progress, notice
 from mgrpo.viz.film import SIZES, Layout, Look, Show, StagePainter, write_film, write_still
 from mgrpo.viz.live import LiveViewer, require_port, require_viser
 from mgrpo.viz.mp4 import have_mp4_encoder

@@ -8,6 +8,7 @@ from pathlib import Path
 from mgrpo.data import AugmentConfig
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
+from mgrpo.execution.seeding import require_seed
 from mgrpo.grpo.perturbation import PerlinConfig
 from mgrpo.grpo.update import PolicyLossConfig
 from mgrpo.grpo.window import StepWindowConfig
@@ -16,7 +17,6 @@ from mgrpo.train.grpo_config import GrpoConfig
 from mgrpo.train.motion_data import MotionDataConfig
 from mgrpo.train.perceptual import PERCEPTUAL_TRAINING_PRESETS, PerceptualTrainingConfig
 from mgrpo.train.prior import PriorConfig
-from mgrpo.train.seeding import require_seed
 
 _SHARED = ("data", "seed", "device", "output")
 _OWNED = {

@@ -19,20 +19,21 @@ from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError
 from mgrpo.eval.evaluate import evaluate
 from mgrpo.eval.tables import print_table, result_table, write_tables
+from mgrpo.execution.device import resolve_device
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
 from mgrpo.report import write_report
 from mgrpo.report.data import Stage
+from mgrpo.runs.checkpoints import find_checkpoint
+from mgrpo.runs.stored_models import load_model
 from mgrpo.storage import atomic_write_json
-from mgrpo.train.checkpoints import find_checkpoint, load_model
-from mgrpo.train.device import resolve_device
+from mgrpo.terminal.progress import Progress, notice
 from mgrpo.train.diversity import diversity_by_alpha
 from mgrpo.train.grpo import train_grpo
 from mgrpo.train.grpo_config import GrpoConfig
 from mgrpo.train.motion_data import load_motion_data
 from mgrpo.train.perceptual import train_perceptual
 from mgrpo.train.prior import train_prior
-from mgrpo.train.progress import Progress, notice
 
 
 class StageClock:

@@ -46,9 +46,9 @@ from mgrpo.report.training_panels import (
     starting_ratio,
     validation,
 )
+from mgrpo.runs.metric_log import read_metrics
+from mgrpo.runs.provenance import provenance
 from mgrpo.train.diversity import DiversityAt
-from mgrpo.train.metric_log import read_metrics
-from mgrpo.train.provenance import provenance
 from mgrpo.viz.comparison import MotionComparison, SkeletonTrack
 
 _STAGE_LABELS = {"perceptual": "perceptual model", "grpo": "GRPO"}

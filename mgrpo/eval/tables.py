@@ -19,7 +19,7 @@ from rich.text import Text
 from mgrpo.data.split import recording_of
 from mgrpo.errors import InputError
 from mgrpo.storage import atomic_write, make_folder
-from mgrpo.terminal import plain
+from mgrpo.terminal.encoding import plain
 
 from .bootstrap import FEW_CLUSTERS, RESAMPLES
 from .cells import (

@@ -26,7 +26,7 @@ from mgrpo.models.denoiser import Denoiser
 from mgrpo.models.motion import decode_motion
 from mgrpo.npz import pack_npz
 from mgrpo.storage import replacing_together, storage_error
-from mgrpo.train.progress import Progress, notice
+from mgrpo.terminal.progress import Progress, notice
 
 GuideMaker = Callable[[HeadMotion, Tensor, slice], SamplingGuidance]
 """Makes the guidance of some frames of a stretch: called with the stretch, its head poses there ``(1, T, 7)`` with the

@@ -1,1 +1,1 @@
-"""Training loops: one readable file per loop, sharing only pure functions and the run folder."""
+"""The trainings and their options: one readable file per loop; loops share functions, not each other."""

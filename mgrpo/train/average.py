@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .checkpoints import AVERAGE_PREFIX, Checkpoint, load_tensors_into
+from mgrpo.runs.checkpoints import AVERAGE_PREFIX, Checkpoint, load_tensors_into
 
 
 class WeightAverage:

@@ -16,6 +16,11 @@ from torch import Tensor, nn
 from mgrpo.data import MotionWindows
 from mgrpo.diffusion.loss import LossWeights, TrainingDraws, draw_training_noise
 from mgrpo.errors import InputError
+from mgrpo.execution.compiled import compile_errors
+from mgrpo.execution.distributed import Processes, open_processes
+from mgrpo.execution.memory import checkpoint_blocks
+from mgrpo.execution.precision import NetworkPrecision
+from mgrpo.execution.seeding import stream_seed
 from mgrpo.grpo.health import reward_metrics
 from mgrpo.grpo.policy import Policy
 from mgrpo.grpo.ranking import Ranking, rank_groups
@@ -24,16 +29,11 @@ from mgrpo.grpo.task import Scored
 from mgrpo.models.denoiser import Denoiser
 
 from .baseline_config import BaselineConfig
-from .compiled import compile_errors
-from .distributed import Processes, open_processes
 from .loop_frame import LoopFrame
-from .memory import checkpoint_blocks
 from .motion_task import MotionTask, open_motion_task
 from .phases import Phases
-from .precision import NetworkPrecision
 from .prepared_policy import PreparedPolicy
 from .run_config import AdvantageConfig
-from .seeding import stream_seed
 
 CARRIED_OUT = ("execution", "profile", "patience", "track", "track_project")
 """Settings that change a run's results by rounding at most, or only when it stops; a resumed run may have others."""

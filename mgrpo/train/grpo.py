@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .distributed import open_processes
+from mgrpo.execution.distributed import open_processes
+from mgrpo.execution.precision import NetworkPrecision
+
 from .grpo_config import GRPO_PRESETS, GrpoConfig
 from .motion_task import open_motion_task
 from .post_training import post_train
-from .precision import NetworkPrecision
 
 
 def train_grpo(config: GrpoConfig, *, command: list[str] | None = None) -> Path:

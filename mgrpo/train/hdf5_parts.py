@@ -10,8 +10,7 @@ from mgrpo.data.hdf5_dataset import Hdf5Motion, hdf5_files, open_hdf5
 from mgrpo.data.hdf5_file import Hdf5File, read_file_list
 from mgrpo.data.split import NameSplit, split_names, split_names_by_fraction
 from mgrpo.errors import InputError
-
-from .progress import Progress
+from mgrpo.terminal.progress import Progress
 
 
 class Hdf5Parts(NamedTuple):

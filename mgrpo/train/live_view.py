@@ -1,6 +1,6 @@
 """What a terminal shows of a running post-training, under the bar: curves, health, evaluations, time, the last alarm.
 
-Plain text with roles of colours, line by line; :mod:`mgrpo.train.progress` puts it on the screen.
+Plain text with roles of colours, line by line; :mod:`mgrpo.terminal.progress` puts it on the screen.
 """
 
 from __future__ import annotations

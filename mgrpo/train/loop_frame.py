@@ -14,24 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from mgrpo.errors import MgrpoError
+from mgrpo.execution.distributed import Processes
+from mgrpo.execution.memory import peak_memory
+from mgrpo.execution.prefetch import batches
 from mgrpo.grpo.health import parameter_distance, read_metrics
+from mgrpo.runs.budget import CALLS, network_units
+from mgrpo.runs.checkpoints import load_tensors_into
+from mgrpo.runs.run_dir import RunDir
+from mgrpo.runs.tracking import require_tracker
+from mgrpo.terminal.interrupt import GracefulStop, graceful_interrupt
+from mgrpo.terminal.progress import Progress, notice
 
-from .budget import CALLS, network_units
-from .checkpoints import load_tensors_into
-from .distributed import Processes
 from .gold_watch import GoldWatch
-from .interrupt import GracefulStop, graceful_interrupt
 from .learning_rate import learning_rate_at, set_learning_rate
-from .memory import peak_memory
 from .observation import Log, Unscored
 from .phases import Phases
-from .prefetch import batches
 from .profile import Profile
-from .progress import Progress, notice
 from .run_config import RunConfig
-from .run_dir import RunDir
 from .start import open_run
-from .tracking import require_tracker
 
 PartsT = TypeVar("PartsT")
 
@@ -75,7 +75,7 @@ class LoopFrame:
             processes: all of the training.
             trained: the parameters to train.
             command: the command line, for the run folder.
-            may_change: settings that may differ on resume, see :meth:`mgrpo.train.run_dir.RunDir.create`.
+            may_change: settings that may differ on resume, see :meth:`mgrpo.runs.run_dir.RunDir.create`.
             beside: further networks that a checkpoint must keep, by name.
             samples: sequences that an iteration draws or learns from, by all processes; for their rate.
             dtype: what the network computes in.
@@ -133,7 +133,7 @@ class LoopFrame:
         """Context for the loop, which gets ``(iteration, draw(iteration))``, up to ``ahead`` of them drawn in advance.
 
         After an error what was learned before the failing iteration is saved. Raises
-        :class:`mgrpo.train.interrupt.TrainingInterrupted` after a loop that a signal stopped.
+        :class:`mgrpo.terminal.interrupt.TrainingInterrupted` after a loop that a signal stopped.
         """
         end = self.config.iterations
         drawn = batches(draw, self.start, end, ahead=ahead)

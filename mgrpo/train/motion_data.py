@@ -30,9 +30,9 @@ from mgrpo.data.hdf5_dataset import CACHE_MB, hdf5_files, strided_slices
 from mgrpo.data.indexing import SHORT_SHARE, SliceStrategy, check_strategy
 from mgrpo.errors import InputError
 from mgrpo.options import option, require
+from mgrpo.terminal.progress import Progress
 
 from .hdf5_parts import open_with_progress, split_hdf5
-from .progress import Progress
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import decode_motion
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
 from mgrpo.rewards import FUSED, REWARDS, RewardBatch, differentiable_rewards, reward_skeleton, score_groups
+from mgrpo.runs.stored_models import load_model
 
-from .checkpoints import load_model
 from .motion_data import MotionData, load_motion_data
 from .run_config import MotionTaskConfig
 

@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 from mgrpo.config_record import to_plain
 from mgrpo.grpo.alarms import Alarm, Alarms
+from mgrpo.runs.metric_log import read_metrics
+from mgrpo.runs.run_dir import RunDir
+from mgrpo.runs.tracking import Tracker
+from mgrpo.terminal.interrupt import TrainingInterrupted
+from mgrpo.terminal.progress import View, notice
 
 from .grpo_config import PostTrainingConfig
-from .interrupt import TrainingInterrupted
 from .live_view import LiveView
-from .metric_log import read_metrics
-from .progress import View, notice
 from .run_config import RunConfig
-from .run_dir import RunDir
-from .tracking import Tracker
 
 
 class Unscored(NamedTuple):

@@ -23,22 +23,22 @@ from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.diffusion.transition import Transitions
 from mgrpo.errors import MgrpoError
 from mgrpo.eval.evaluate import score_samples, score_windows
+from mgrpo.execution.device import resolve_device
+from mgrpo.execution.seeding import iteration_generator, stream_seed
 from mgrpo.models.conditioning import make_cond
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import PredictedMotion, decode_motion
 from mgrpo.models.perceptual import PerceptualModel, info_nce, perceptual_preset
 from mgrpo.models.state import StateLayout, pack_windows
+from mgrpo.runs.stored_models import load_model
+from mgrpo.terminal.interrupt import graceful_interrupt
+from mgrpo.terminal.progress import Progress
 
-from .checkpoints import load_model
-from .device import resolve_device
-from .interrupt import graceful_interrupt
 from .learning_rate import learning_rate_at, set_learning_rate
 from .motion_data import load_motion_data
 from .perceptual_config import CARRIED_OUT, PERCEPTUAL_TRAINING_PRESETS, PerceptualTrainingConfig
 from .phases import Phases
 from .profile import Profile
-from .progress import Progress
-from .seeding import iteration_generator, stream_seed
 from .start import open_run, restore_last
 
 

@@ -20,6 +20,12 @@ from torch import Tensor, nn
 
 from mgrpo.diffusion.transition import Transitions, step_weights
 from mgrpo.errors import InputError
+from mgrpo.execution.compiled import compile_errors
+from mgrpo.execution.distributed import Processes
+from mgrpo.execution.memory import MemoryPlan, checkpoint_blocks, free_bytes, plan_memory, saved_bytes
+from mgrpo.execution.precision import NetworkPrecision
+from mgrpo.execution.seeding import iteration_generator
+from mgrpo.execution.sharing import Sharing, share_out
 from mgrpo.grpo.contract import (
     check_samples_are_apart,
     require_conditions,
@@ -42,16 +48,10 @@ from mgrpo.grpo.update import (
 )
 from mgrpo.kernels import GroupAdvantages, group_advantages
 
-from .compiled import compile_errors
-from .distributed import Processes
 from .grpo_config import CARRIED_OUT, PostTrainingConfig
 from .loop_frame import LoopFrame
-from .memory import MemoryPlan, checkpoint_blocks, free_bytes, plan_memory, saved_bytes
 from .observation import Observation, Unscored
-from .precision import NetworkPrecision
 from .prepared_policy import PreparedPolicy
-from .seeding import iteration_generator
-from .sharing import Sharing, share_out
 
 
 @dataclass(frozen=True)
@@ -343,7 +343,7 @@ def post_train(
             beside its weights.
         task: conditions and rewards.
         config: all options.
-        processes: from :func:`mgrpo.train.distributed.open_processes`.
+        processes: from :func:`mgrpo.execution.distributed.open_processes`.
         precision: of the network.
         command: the command line, for the run folder.
 
@@ -351,7 +351,7 @@ def post_train(
         InputError: what a user can mend.
         mgrpo.grpo.update.RatioCheckError: rollout and update disagree.
         MgrpoError: no sample could be scored, or the gradient is not finite; the state before that iteration is saved.
-        mgrpo.train.distributed.ProcessLostError: another process ended.
+        mgrpo.execution.distributed.ProcessLostError: another process ended.
     """
     training = PostTraining(policy, task, config, processes, precision)
     frame = LoopFrame(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .compiled import compile_function
-from .precision import NetworkPrecision
+from mgrpo.execution.compiled import compile_function
+from mgrpo.execution.precision import NetworkPrecision
 
 
 class PreparedPolicy:

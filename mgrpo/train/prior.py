@@ -24,23 +24,23 @@ from mgrpo.diffusion.loss import (
 )
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError
+from mgrpo.execution.compiled import compile_errors, compile_network
+from mgrpo.execution.distributed import Processes, open_processes
+from mgrpo.execution.memory import checkpoint_blocks
+from mgrpo.execution.precision import NetworkPrecision, Precision
+from mgrpo.execution.prefetch import batches
+from mgrpo.execution.seeding import stream_seed
 from mgrpo.models.denoiser import DENOISER_PRESETS, Denoiser
 from mgrpo.options import option, require
+from mgrpo.runs.run_dir import RunDir
+from mgrpo.terminal.interrupt import graceful_interrupt
+from mgrpo.terminal.progress import Progress
 
 from .average import WeightAverage
-from .compiled import compile_errors, compile_network
-from .distributed import Processes, open_processes
-from .interrupt import graceful_interrupt
 from .learning_rate import learning_rate_at, set_learning_rate
-from .memory import checkpoint_blocks
 from .motion_data import MotionDataConfig, load_motion_data
 from .phases import Phases
-from .precision import NetworkPrecision, Precision
-from .prefetch import batches
 from .profile import Profile
-from .progress import Progress
-from .run_dir import RunDir
-from .seeding import stream_seed
 from .start import open_run, require_sound, unused_without_resume
 
 
@@ -226,8 +226,8 @@ def train_prior(config: PriorConfig, *, command: list[str] | None = None) -> Pat
     """Train until ``config.iterations`` and return the folder of the last checkpoint.
 
     Under torchrun or accelerate launch all processes train one model, and process 0 writes. Raises InputError for what
-    a user can mend, :class:`mgrpo.train.distributed.ProcessLostError` when another process ends,
-    :class:`mgrpo.train.compiled.CompileError`.
+    a user can mend, :class:`mgrpo.execution.distributed.ProcessLostError` when another process ends,
+    :class:`mgrpo.execution.compiled.CompileError`.
     """
     with open_processes(config.device) as processes:
         precision = NetworkPrecision(config.precision, processes.device)

@@ -14,13 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from mgrpo.execution.memory import peak_memory
+from mgrpo.runs.budget import CALLS
+from mgrpo.runs.run_dir import RunDir
 from mgrpo.storage import atomic_write_json
-
-from .budget import CALLS
-from .interrupt import TrainingInterrupted
-from .memory import peak_memory
-from .progress import notice
-from .run_dir import RunDir
+from mgrpo.terminal.interrupt import TrainingInterrupted
+from mgrpo.terminal.progress import notice
 
 FILE = "profile.json"
 

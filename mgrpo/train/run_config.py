@@ -11,14 +11,14 @@ from typing import Literal, get_args
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
 from mgrpo.eval.metrics import METRICS
+from mgrpo.execution.precision import RatioPrecision
 from mgrpo.grpo.perturbation import PerlinConfig
 from mgrpo.options import MOST_COUNT, MOST_MEMBERS, option, require
 from mgrpo.rewards import REWARDS, RewardScales
+from mgrpo.runs.tracking import Track
 
 from .motion_data import MotionDataConfig
-from .precision import RatioPrecision
 from .start import require_sound, unused_without_resume
-from .tracking import Track
 
 _SLOPES = {"ground_penetration": "penetration", "head_position": "head"}
 """Names of slopes that differ from those of their rewards."""

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from mgrpo.execution.seeding import require_seed
 from mgrpo.options import MOST_COUNT, option, require
+from mgrpo.runs.run_dir import RunDir
+from mgrpo.terminal.progress import notice
 
 from .learning_rate import require_learning_rate
-from .progress import notice
-from .run_dir import RunDir
-from .seeding import require_seed
 
 
 class LoopConfig(Protocol):

@@ -15,11 +15,11 @@ from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.diffusion.stitched_sampler import sample_stitched
 from mgrpo.diffusion.stitching import Stitching
 from mgrpo.diffusion.transition import make_transitions
+from mgrpo.execution.memory import peak_memory, restart_peak_memory
 from mgrpo.infer.plain import made_up_path, plain_sample
 from mgrpo.models.conditioning import relative_cpf
 from mgrpo.models.denoiser import DENOISER_PRESETS, Denoiser
 from mgrpo.models.inference import choose_precision
-from mgrpo.train.memory import peak_memory, restart_peak_memory
 
 
 def test_the_plain_loop_samples_the_same() -> None:

@@ -24,7 +24,7 @@ from mgrpo import __version__, cli
 from mgrpo.cli import main
 from mgrpo.command_list import COMMANDS, Command
 from mgrpo.errors import InputError, MgrpoError
-from mgrpo.train.interrupt import TrainingInterrupted
+from mgrpo.terminal.interrupt import TrainingInterrupted
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -33,7 +33,7 @@ from mgrpo.kernels.guidance.lie import skew
 from mgrpo.models.conditioning import make_cond, relative_cpf
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.state import StateLayout, pack_state, unpack_state
-from mgrpo.train.run_dir import RunDir
+from mgrpo.runs.run_dir import RunDir
 
 FRAMES = 12
 _FIRST_OF_FINGER = {"thumb": 1, "index": 5, "middle": 9, "ring": 13, "little": 17}

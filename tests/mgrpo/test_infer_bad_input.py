@@ -14,7 +14,7 @@ import pytest
 
 from mgrpo.cli import main
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
-from mgrpo.train.run_dir import RunDir
+from mgrpo.runs.run_dir import RunDir
 from tests.mgrpo import head_files as files
 
 TINY = DenoiserConfig(

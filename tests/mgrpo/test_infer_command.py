@@ -22,7 +22,7 @@ from mgrpo.cli import main
 from mgrpo.eval.formats import ReadOptions, read_tracks
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.npz import read_npz
-from mgrpo.train.run_dir import RunDir
+from mgrpo.runs.run_dir import RunDir
 from tests.mgrpo import head_files as files
 
 TINY = DenoiserConfig(

@@ -27,7 +27,7 @@ from mgrpo.infer.sampling import SamplingSettings
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import decode_motion
 from mgrpo.models.state import pack_state
-from mgrpo.train.run_dir import RunDir
+from mgrpo.runs.run_dir import RunDir
 from tests.mgrpo import head_files as files
 
 TINY = DenoiserConfig(

@@ -19,7 +19,7 @@ from mgrpo.body.placement import cpf_of, place_on_root
 from mgrpo.cli import main
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.npz import read_npz
-from mgrpo.train.run_dir import RunDir
+from mgrpo.runs.run_dir import RunDir
 from tests.mgrpo import head_files as files
 from tests.mgrpo.smplh_file import write_smplh
 

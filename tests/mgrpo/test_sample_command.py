@@ -15,7 +15,7 @@ from mgrpo.commands.sample import LONGEST, clip_window
 from mgrpo.data import load_motion
 from mgrpo.errors import InputError
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
-from mgrpo.train.run_dir import RunDir
+from mgrpo.runs.run_dir import RunDir
 
 TINY = DenoiserConfig(
     d_latent=16, d_feedforward=32, d_noise_emb=8, num_heads=2, encoder_layers=1, decoder_layers=1, include_hands=False

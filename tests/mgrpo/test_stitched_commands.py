@@ -23,9 +23,9 @@ from mgrpo.eval.evaluate import compare, evaluate
 from mgrpo.eval.metrics import motion_metrics
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import decode_motion
+from mgrpo.runs.checkpoints import write_checkpoint
+from mgrpo.runs.trained_length import trained_length
 from mgrpo.storage import atomic_write
-from mgrpo.train.checkpoints import write_checkpoint
-from mgrpo.train.trained_length import trained_length
 
 CONFIG = DenoiserConfig(
     d_latent=16, d_feedforward=32, d_noise_emb=8, num_heads=2, encoder_layers=1, decoder_layers=1, include_hands=False

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mgrpo.terminal import loading_shown, plain, write_anywhere
+from mgrpo.terminal.encoding import plain, write_anywhere
+from mgrpo.terminal.loading import loading_shown
 
 ROOT = Path(__file__).resolve().parents[2]
 

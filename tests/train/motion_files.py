@@ -11,7 +11,7 @@ from mgrpo import geometry
 from mgrpo.data import MotionClip, MotionWindows, WindowSampler, save_clip
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
-from mgrpo.train.run_dir import RunDir
+from mgrpo.runs.run_dir import RunDir
 
 TINY_DENOISER = DenoiserConfig(
     d_latent=16, d_feedforward=32, d_noise_emb=8, num_heads=2, encoder_layers=1, decoder_layers=1, include_hands=False

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.diffusion.transition import make_transitions
+from mgrpo.execution.distributed import open_processes
+from mgrpo.execution.precision import NetworkPrecision
+from mgrpo.execution.seeding import iteration_generator
 from mgrpo.grpo.policy import PlainPolicy
 from mgrpo.grpo.task import Scored, Seen, TensorBatch
-from mgrpo.train.distributed import open_processes
 from mgrpo.train.grpo_config import AdvantageConfig, PostTrainingConfig
 from mgrpo.train.post_training import post_train
-from mgrpo.train.precision import NetworkPrecision
-from mgrpo.train.seeding import iteration_generator
 
 FRAMES, CHANNELS = 4, 3
 

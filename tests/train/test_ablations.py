@@ -36,10 +36,10 @@ from mgrpo.errors import InputError, MgrpoError
 from mgrpo.eval.bootstrap import two_way_intervals
 from mgrpo.grpo.window import StepWindowConfig
 from mgrpo.models.denoiser import DENOISER_PRESETS
+from mgrpo.terminal.interrupt import TrainingInterrupted
+from mgrpo.terminal.progress import Progress
 from mgrpo.train.grpo_config import GRPO_PRESETS
-from mgrpo.train.interrupt import TrainingInterrupted
 from mgrpo.train.motion_data import MotionDataConfig
-from mgrpo.train.progress import Progress
 from tests.train import motion_files as files
 
 CLASSES = {

@@ -20,6 +20,8 @@ from torch import Tensor
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.diffusion.loss import LossWeights, count_frames, denoising_loss
 from mgrpo.errors import InputError, MgrpoError
+from mgrpo.execution.distributed import Processes
+from mgrpo.execution.precision import NetworkPrecision
 from mgrpo.grpo.perturbation import PerlinConfig
 from mgrpo.grpo.task import Scored
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
@@ -30,23 +32,21 @@ from mgrpo.rewards.aligned_position import aligned_position_error
 from mgrpo.rewards.joint_position import position_error
 from mgrpo.rewards.joint_rotation import rotation_error
 from mgrpo.rewards.joint_velocity import velocity_error
+from mgrpo.runs.budget import run_budget
+from mgrpo.runs.metric_log import read_metrics
+from mgrpo.runs.stored_models import load_model
+from mgrpo.terminal.interrupt import TrainingInterrupted
 from mgrpo.train import finetune
 from mgrpo.train.baseline import Baseline
 from mgrpo.train.baseline_config import BaselineConfig, GeometricConfig
-from mgrpo.train.budget import run_budget
-from mgrpo.train.checkpoints import load_model
-from mgrpo.train.distributed import Processes
 from mgrpo.train.dpo import DpoConfig, PreferenceTraining, train_dpo
 from mgrpo.train.finetune import FinetuneConfig, Finetuning, train_finetune
 from mgrpo.train.grpo import train_grpo
 from mgrpo.train.grpo_config import GrpoConfig
-from mgrpo.train.interrupt import TrainingInterrupted
-from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.motion_data import MotionDataConfig
 from mgrpo.train.motion_task import MotionTask, open_motion_task
 from mgrpo.train.phases import Phases
 from mgrpo.train.post_training import PostTraining
-from mgrpo.train.precision import NetworkPrecision
 from mgrpo.train.reft import ReftConfig, RewardBackpropagation, train_reft
 from mgrpo.train.run_config import NetworkExecution, RewardWeights
 from tests.train import motion_files as files

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
-from mgrpo.train.budget import run_budget
-from mgrpo.train.checkpoints import load_model
-from mgrpo.train.metric_log import read_metrics
+from mgrpo.runs.budget import run_budget
+from mgrpo.runs.metric_log import read_metrics
+from mgrpo.runs.stored_models import load_model
 from tests.train import launcher as launching
 
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from mgrpo.errors import InputError
+from mgrpo.execution.distributed import open_processes
+from mgrpo.execution.precision import NetworkPrecision
 from mgrpo.grpo.policy import PlainPolicy
 from mgrpo.grpo.task import Scored, Seen, TensorBatch
 from mgrpo.grpo.update import RatioCheckError
-from mgrpo.train.distributed import open_processes
+from mgrpo.runs.metric_log import read_metrics
 from mgrpo.train.grpo_config import ExecutionConfig
-from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.post_training import post_train
-from mgrpo.train.precision import NetworkPrecision
 from tests.train import reaching_task
 from tests.train.reaching_task import FRAMES, Network, Reach, train
 

@@ -16,7 +16,7 @@ from mgrpo.demo.pipeline import StageClock
 from mgrpo.errors import InputError
 from mgrpo.eval.metrics import METRICS
 from mgrpo.report import ReportData
-from mgrpo.train.metric_log import read_metrics
+from mgrpo.runs.metric_log import read_metrics
 
 
 def small(output: Path) -> DemoConfig:

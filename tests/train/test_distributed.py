@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from mgrpo.errors import InputError
+from mgrpo.execution.distributed import Processes, _buckets, _own_device, open_processes
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
-from mgrpo.train.checkpoints import find_checkpoint, load_model, read_checkpoint
-from mgrpo.train.distributed import Processes, _buckets, _own_device, open_processes
-from mgrpo.train.metric_log import read_metrics
+from mgrpo.runs.checkpoints import find_checkpoint, read_checkpoint
+from mgrpo.runs.metric_log import read_metrics
+from mgrpo.runs.stored_models import load_model
 from tests.train import launcher as launching
 from tests.train.launcher import log_of
 
@@ -169,7 +170,7 @@ def test_parts_cover_the_batch_once() -> None:
 
 
 def test_buckets_keep_order_dtype_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mgrpo.train.distributed._BUCKET", 5)
+    monkeypatch.setattr("mgrpo.execution.distributed._BUCKET", 5)
     tensors = [torch.zeros(2), torch.zeros(3), torch.zeros(9), torch.zeros(1), torch.zeros(1, dtype=torch.float64)]
     groups = list(_buckets(tensors))
     assert [[len(tensor) for tensor in group] for group in groups] == [[2, 3], [9], [1], [1]]

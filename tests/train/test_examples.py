@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mgrpo.train.checkpoints import find_checkpoint, read_checkpoint
-from mgrpo.train.metric_log import read_metrics
+from mgrpo.runs.checkpoints import find_checkpoint, read_checkpoint
+from mgrpo.runs.metric_log import read_metrics
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 

@@ -15,26 +15,27 @@ import torch
 
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
+from mgrpo.execution import compiled, memory
+from mgrpo.execution.memory import free_bytes, plan_memory, saved_bytes
 from mgrpo.grpo.policy import PlainPolicy
 from mgrpo.models.denoiser import DENOISER_PRESETS, Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PERCEPTUAL_PRESETS
-from mgrpo.train import compiled, memory
+from mgrpo.runs.checkpoints import find_checkpoint, read_checkpoint
+from mgrpo.runs.metric_log import read_metrics
+from mgrpo.runs.run_dir import RunDir
+from mgrpo.runs.stored_models import load_model
+from mgrpo.terminal.interrupt import TrainingInterrupted
 from mgrpo.train.baseline_config import DpoConfig, FinetuneConfig, ReftConfig
-from mgrpo.train.checkpoints import find_checkpoint, load_model, read_checkpoint
 from mgrpo.train.dpo import train_dpo
 from mgrpo.train.finetune import train_finetune
 from mgrpo.train.grpo import train_grpo
 from mgrpo.train.grpo_config import ExecutionConfig, GrpoConfig
-from mgrpo.train.interrupt import TrainingInterrupted
-from mgrpo.train.memory import free_bytes, plan_memory, saved_bytes
-from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.motion_data import MotionDataConfig
 from mgrpo.train.perceptual import PerceptualTrainingConfig, train_perceptual
 from mgrpo.train.prior import PriorConfig, train_prior
 from mgrpo.train.profile import Profile, matrix_product_rate
 from mgrpo.train.reft import train_reft
 from mgrpo.train.run_config import NetworkExecution
-from mgrpo.train.run_dir import RunDir
 from tests.train import motion_files as files
 from tests.train.reaching_task import Network, Reach
 
@@ -155,10 +156,10 @@ def test_blocks_computed_twice_train_alike(base: GrpoConfig, tmp_path: Path) -> 
 
 
 def test_a_policy_without_such_blocks_is_refused() -> None:
-    from mgrpo.train.distributed import open_processes
+    from mgrpo.execution.distributed import open_processes
+    from mgrpo.execution.precision import NetworkPrecision
     from mgrpo.train.grpo_config import PostTrainingConfig
     from mgrpo.train.post_training import PostTraining
-    from mgrpo.train.precision import NetworkPrecision
 
     config = PostTrainingConfig(conditions=2, execution=ExecutionConfig(checkpoint_blocks=True))
     with open_processes("cpu") as processes, pytest.raises(InputError, match="no attribute checkpoint_blocks"):

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from mgrpo.errors import InputError
+from mgrpo.execution.distributed import Processes
+from mgrpo.execution.sharing import share_out
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualModel
-from mgrpo.train.checkpoints import load_model
-from mgrpo.train.distributed import Processes
-from mgrpo.train.metric_log import read_metrics
-from mgrpo.train.run_dir import RunDir
-from mgrpo.train.sharing import share_out
+from mgrpo.runs.metric_log import read_metrics
+from mgrpo.runs.run_dir import RunDir
+from mgrpo.runs.stored_models import load_model
 from tests.train import launcher as launching
 from tests.train import rollout_files as rollouts
 

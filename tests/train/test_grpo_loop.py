@@ -22,11 +22,12 @@ from mgrpo.grpo.perturbation import PerlinConfig
 from mgrpo.grpo.update import PolicyLossConfig, RatioCheckError
 from mgrpo.grpo.window import StepWindowConfig
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+from mgrpo.runs.checkpoints import step_folders
+from mgrpo.runs.metric_log import read_metrics
+from mgrpo.runs.stored_models import load_model
 from mgrpo.storage import StorageError
-from mgrpo.train.checkpoints import load_model, step_folders
 from mgrpo.train.grpo import train_grpo
 from mgrpo.train.grpo_config import ExecutionConfig, GrpoConfig, RewardWeights
-from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.motion_data import MotionDataConfig
 from mgrpo.train.motion_task import MotionTask, sample_groups
 from mgrpo.train.post_training import PostTraining

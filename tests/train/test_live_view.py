@@ -116,7 +116,7 @@ def test_it_is_drawn_while_the_work_goes_on():
 WORK = """
 import time
 from mgrpo.train.live_view import LiveView
-from mgrpo.train.progress import Progress, notice
+from mgrpo.terminal.progress import Progress, notice
 with Progress("grpo", 12) as progress:
     progress.view = LiveView(["near"], gold="g", gold_better="min")
     for step in range(12):

@@ -19,7 +19,8 @@ from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
-from mgrpo.train.checkpoints import load_model, model_format, read_checkpoint, stored_model, write_checkpoint
+from mgrpo.runs.checkpoints import read_checkpoint, write_checkpoint
+from mgrpo.runs.stored_models import load_model, model_format, stored_model
 from tests.train import motion_files as files
 
 

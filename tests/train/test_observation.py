@@ -26,12 +26,12 @@ from mgrpo.errors import InputError, MgrpoError
 from mgrpo.grpo import alarms as alarms_module
 from mgrpo.grpo.alarms import AlarmConfig
 from mgrpo.grpo.task import TensorBatch
-from mgrpo.train import progress as progress_module
-from mgrpo.train.json_lines import read_rows
-from mgrpo.train.metric_log import read_metrics
+from mgrpo.runs.json_lines import read_rows
+from mgrpo.runs.metric_log import read_metrics
+from mgrpo.runs.run_dir import RunDir, run_folder_of
+from mgrpo.runs.tracking import require_tracker
+from mgrpo.terminal import progress as progress_module
 from mgrpo.train.post_training import PostTraining
-from mgrpo.train.run_dir import RunDir, run_folder_of
-from mgrpo.train.tracking import require_tracker
 from tests.train import reaching_task as toy
 
 ROOT = Path(__file__).resolve().parents[2]

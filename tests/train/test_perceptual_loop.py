@@ -24,10 +24,11 @@ from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.motion import decode_motion
 from mgrpo.models.perceptual import PERCEPTUAL_PRESETS, PerceptualConfig, PerceptualModel
 from mgrpo.models.state import StateLayout, pack_windows, unpack_state
+from mgrpo.runs.metric_log import read_metrics
+from mgrpo.runs.run_dir import RunDir
+from mgrpo.runs.stored_models import load_model
 from mgrpo.train import perceptual
-from mgrpo.train.checkpoints import load_model
 from mgrpo.train.learning_rate import learning_rate_at
-from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.motion_data import MotionData, MotionDataConfig, load_motion_data
 from mgrpo.train.perceptual import (
     PERCEPTUAL_TRAINING_PRESETS,
@@ -42,7 +43,6 @@ from mgrpo.train.perceptual import (
     score_candidates,
     train_perceptual,
 )
-from mgrpo.train.run_dir import RunDir
 
 PRIOR = DenoiserConfig(
     d_latent=16, d_feedforward=32, d_noise_emb=8, num_heads=2, encoder_layers=1, decoder_layers=1, include_hands=False

@@ -19,18 +19,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mgrpo.errors import InputError, MgrpoError
+from mgrpo.execution.distributed import open_processes
+from mgrpo.execution.precision import NetworkPrecision
 from mgrpo.grpo.policy import PlainPolicy
 from mgrpo.grpo.update import PolicyLossConfig
 from mgrpo.grpo.window import StepWindowConfig
 from mgrpo.kernels import _checks
 from mgrpo.models import host
-from mgrpo.train.checkpoints import find_checkpoint, read_checkpoint
-from mgrpo.train.distributed import open_processes
+from mgrpo.runs.checkpoints import find_checkpoint, read_checkpoint
+from mgrpo.runs.metric_log import read_metrics
+from mgrpo.terminal.interrupt import TrainingInterrupted
 from mgrpo.train.grpo_config import ExecutionConfig
-from mgrpo.train.interrupt import TrainingInterrupted
-from mgrpo.train.metric_log import read_metrics
 from mgrpo.train.post_training import PostTraining
-from mgrpo.train.precision import NetworkPrecision
 from tests.train import motion_files as files
 from tests.train.reaching_task import CONFIG, Network, Reach, SameGoals, train
 
@@ -77,7 +77,7 @@ def motion_training(folder: Path, **changes: Any) -> tuple[PostTraining, Any]:
     from mgrpo.diffusion.config import SamplerConfig
     from mgrpo.models.denoiser import Denoiser, DenoiserConfig
     from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
-    from mgrpo.train.checkpoints import load_model
+    from mgrpo.runs.stored_models import load_model
     from mgrpo.train.grpo_config import GrpoConfig
     from mgrpo.train.motion_data import MotionDataConfig, load_motion_data
     from mgrpo.train.motion_task import MotionTask

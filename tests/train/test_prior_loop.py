@@ -9,8 +9,8 @@ import torch
 
 from mgrpo.errors import InputError
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
-from mgrpo.train.checkpoints import load_model
-from mgrpo.train.metric_log import read_metrics
+from mgrpo.runs.metric_log import read_metrics
+from mgrpo.runs.stored_models import load_model
 from mgrpo.train.prior import train_prior
 
 

@@ -10,13 +10,15 @@ import torch
 from mgrpo.cli import main
 from mgrpo.data import AugmentConfig, WindowSampler
 from mgrpo.errors import InputError
+from mgrpo.execution import compiled
+from mgrpo.execution.precision import NetworkPrecision
+from mgrpo.execution.prefetch import batches
 from mgrpo.models.denoiser import DENOISER_PRESETS, Denoiser, DenoiserConfig
-from mgrpo.train import compiled, prior
-from mgrpo.train.checkpoints import find_checkpoint, load_model, read_checkpoint, step_folders
+from mgrpo.runs.checkpoints import find_checkpoint, read_checkpoint, step_folders
+from mgrpo.runs.metric_log import read_metrics
+from mgrpo.runs.stored_models import load_model
+from mgrpo.train import prior
 from mgrpo.train.learning_rate import learning_rate_at
-from mgrpo.train.metric_log import read_metrics
-from mgrpo.train.precision import NetworkPrecision
-from mgrpo.train.prefetch import batches
 from mgrpo.train.prior import PRIOR_PRESETS, PriorConfig, train_prior
 from tests.train import motion_files as files
 

@@ -11,13 +11,14 @@ from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
 from mgrpo.models import perceptual as perceptual_module
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
+from mgrpo.runs.checkpoints import read_checkpoint
+from mgrpo.runs.run_dir import RunDir
+from mgrpo.runs.stored_models import load_model
 from mgrpo.train import perceptual
-from mgrpo.train.checkpoints import load_model, read_checkpoint
 from mgrpo.train.grpo import train_grpo
 from mgrpo.train.grpo_config import GrpoConfig, RewardWeights
 from mgrpo.train.perceptual import PerceptualTrainingConfig, train_perceptual
 from mgrpo.train.prior import train_prior
-from mgrpo.train.run_dir import RunDir
 from tests.train import motion_files as files
 
 

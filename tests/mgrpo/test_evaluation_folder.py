@@ -26,7 +26,7 @@ from mgrpo.commands.sharding import Shard, chosen_shard, parse_shard, shard_devi
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
-from mgrpo.train.checkpoints import write_checkpoint
+from mgrpo.runs.checkpoints import write_checkpoint
 from tests.train.forking import ForkingProcess
 
 ROOT = Path(__file__).resolve().parents[2]

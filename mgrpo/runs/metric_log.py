@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mgrpo.storage import StorageError, storage_error
+from mgrpo.terminal.progress import notice
 
 from .event_file import EventFile
 from .json_lines import CONTINUE, JsonLines, read_rows
-from .progress import notice
 
 
 class MetricLog:

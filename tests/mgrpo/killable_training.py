@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mgrpo.train.run_dir import RunDir
+from mgrpo.runs.run_dir import RunDir
 from tests.train.forking import import_all_of_torch, serve
 
 

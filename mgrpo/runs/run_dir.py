@@ -41,6 +41,7 @@ from mgrpo.storage import (
     remove_folder,
     remove_leftovers,
 )
+from mgrpo.terminal.progress import notice
 
 from .checkpoints import (
     Checkpoint,
@@ -52,7 +53,6 @@ from .checkpoints import (
 )
 from .json_lines import JsonLines, cut_rows
 from .metric_log import MetricLog
-from .progress import notice
 from .provenance import provenance
 
 LOCK_NAME = ".lock"

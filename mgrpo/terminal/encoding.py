@@ -1,4 +1,4 @@
-"""What terminals need of every command: text that they can show, and a word while torch loads.
+"""Text that every terminal can show.
 
 A run must not end because of a plus-minus sign: Python writes to standard output in the encoding of the locale. Where
 that is not Unicode (``LC_ALL=C`` on a cluster, an old Windows console), characters outside it end the program with a
@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import codecs
 import io
-import os
 import sys
-import threading
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 _PLAIN = {
     "±": "+-", "\N{MINUS SIGN}": "-", "–": "-", "—": "-", "…": "...", "→": "->", "←": "<-", "↑": "^", "↓": "v",
@@ -66,30 +62,3 @@ def write_anywhere() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
             stream.reconfigure(errors=_HANDLER)
-
-
-@contextmanager
-def loading_shown(after: float = 1.5) -> Iterator[None]:
-    """Tell on a terminal that the program is loading, where the block takes longer than ``after`` seconds; the line is
-    wiped at its end. Nothing with ``MGRPO_PROGRESS=off`` or where standard error is no terminal."""
-    if not sys.stderr.isatty() or os.environ.get("MGRPO_PROGRESS", "").strip().lower() == "off":
-        yield
-        return
-    shown = threading.Event()
-
-    def show() -> None:
-        shown.set()
-        sys.stderr.write("loading ...")
-        sys.stderr.flush()
-
-    timer = threading.Timer(after, show)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
-        if shown.is_set():
-            sys.stderr.write("\r           \r")
-            sys.stderr.flush()

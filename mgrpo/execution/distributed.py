@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mgrpo.errors import InputError, MgrpoError
+from mgrpo.terminal.progress import silence
 
 from .device import resolve_device
-from .progress import silence
 
 ResultT = TypeVar("ResultT")
 
@@ -178,8 +178,8 @@ def open_processes(device: str) -> Iterator[Processes]:
     """Join the processes that the launcher started, for the time of the block; one process where there is no launcher.
 
     Args:
-        device: as for :func:`mgrpo.train.device.resolve_device`; with several processes ``auto`` and ``cuda`` give each
-            process of a machine its own GPU.
+        device: as for :func:`mgrpo.execution.device.resolve_device`; with several processes ``auto`` and ``cuda`` give
+            each process of a machine its own GPU.
 
     Raises:
         InputError: an incomplete environment, a device that can't be shared out.

@@ -20,12 +20,13 @@ import yaml
 
 from mgrpo.config_record import differences, from_plain, to_plain, with_defaults
 from mgrpo.errors import InputError
+from mgrpo.runs.checkpoints import find_checkpoint, read_checkpoint, step_folders
+from mgrpo.runs.metric_log import read_metrics
+from mgrpo.runs.provenance import git_state
+from mgrpo.runs.run_dir import RunDir
+from mgrpo.runs.stored_models import load_model
 from mgrpo.storage import StorageError, atomic_write
 from mgrpo.tensor_files import read_tensors, tensors_to_bytes
-from mgrpo.train.checkpoints import find_checkpoint, load_model, read_checkpoint, step_folders
-from mgrpo.train.metric_log import read_metrics
-from mgrpo.train.provenance import git_state
-from mgrpo.train.run_dir import RunDir
 
 
 @dataclass(frozen=True)

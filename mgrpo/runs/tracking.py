@@ -16,8 +16,7 @@ from typing import Any, Literal
 
 from mgrpo.errors import InputError
 from mgrpo.storage import atomic_write_json, read_json
-
-from .progress import notice
+from mgrpo.terminal.progress import notice
 
 Track = Literal["none", "wandb", "trackio"]
 """Where metrics are sent besides the run folder."""

@@ -17,7 +17,7 @@ terminal may each pass it on."""
 
 
 class Resumable(Protocol):
-    """Work that can be continued later, such as a :class:`~mgrpo.train.run_dir.RunDir`."""
+    """Work that can be continued later, such as a :class:`~mgrpo.runs.run_dir.RunDir`."""
 
     def resume_command(self) -> str:
         """The command that continues it, for messages."""

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mgrpo.errors import InputError
-from mgrpo.train import progress as progress_module
-from mgrpo.train.interrupt import SAME_REQUEST_S, TrainingInterrupted, graceful_interrupt
-from mgrpo.train.progress import Progress, display_mode, format_rate, format_seconds, notice
-from mgrpo.train.run_dir import RunDir
+from mgrpo.runs.run_dir import RunDir
+from mgrpo.terminal import progress as progress_module
+from mgrpo.terminal.interrupt import SAME_REQUEST_S, TrainingInterrupted, graceful_interrupt
+from mgrpo.terminal.progress import Progress, display_mode, format_rate, format_seconds, notice
 
 
 class Terminal(io.StringIO):

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mgrpo.runs.checkpoints import Checkpoint, pointed_checkpoint, read_checkpoint, step_folders
+from mgrpo.runs.metric_log import read_metrics
 from mgrpo.storage import REPLACED_PREFIX, TEMPORARY_PREFIX
-from mgrpo.train.checkpoints import Checkpoint, pointed_checkpoint, read_checkpoint, step_folders
-from mgrpo.train.metric_log import read_metrics
 from tests.train.forking import ForkingProcess
 
 STEPS = 20
