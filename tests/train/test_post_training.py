@@ -173,20 +173,20 @@ def test_only_the_iteration_that_fails_is_lost(tmp_path: Path, reward: float | E
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), unbroken.parameters(), strict=True))
 
 
-def test_memory_does_not_grow(tmp_path: Path) -> None:
+def test_memory_does_not_grow_over_2000_iterations(tmp_path: Path) -> None:
     sizes: list[int] = []
 
     class Watched(Reach):
         def draw(self, iteration, first, size):
-            if iteration % 200 == 199:
+            if iteration % 400 == 399:
                 sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
             return super().draw(iteration, first, size)
 
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc")
-    config = replace(CONFIG, iterations=800, conditions=2, validate_every=0, checkpoint_every=200)
+    config = replace(CONFIG, iterations=2000, conditions=2, validate_every=0, checkpoint_every=400)
     train(replace(config, output=tmp_path / "run"), Watched())
-    assert len(sizes) == 4 and sizes[3] - sizes[0] < 3 << 20, [size >> 10 for size in sizes]  # 5 KiB an iteration
+    assert len(sizes) == 5 and sizes[4] - sizes[0] < 6 << 20, [size >> 10 for size in sizes]  # 4 KiB an iteration
 
 
 class Interrupting(Reach):
