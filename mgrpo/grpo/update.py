@@ -28,9 +28,9 @@ class PolicyLossConfig:
 
     clip_range: float = 1e-4
     """PPO clip on the ratio of mean-reduced log-probs, dimensionless."""
-    step_weight: Literal["none", "inv_snr", "noise"] = "none"
-    """Weight of each step: `none` (paper: almost all gradient comes from the last steps), `inv_snr` (equal gradient per
-    change of the prediction), `noise` (proportional to the step's noise)."""
+    step_weight: Literal["none", "inv_snr", "noise"] = "inv_snr"
+    """Weight of each step: `inv_snr` (equal gradient per change of the prediction), `noise` (proportional to the step's
+    noise), `none` (paper: almost all gradient comes from the last steps)."""
     timestep_fraction: float = 1.0
     """Share of the trainable steps trained in an iteration, drawn anew each time."""
     channels: Literal["rewarded", "all"] = "rewarded"

@@ -83,15 +83,13 @@ class GrpoConfig(MotionTaskConfig, PostTrainingConfig):
 
 _PAPER = GrpoConfig(
     sampler=SamplerConfig(project=False),
-    loss=PolicyLossConfig(channels="all"),
+    loss=PolicyLossConfig(channels="all", step_weight="none"),
     advantage=AdvantageConfig(std_floor_ratio=0.0, dead_ratio=0.0, dead_abs=0.0),
     rotation_error="axis_angle",
     alignment="egoallo",
     execution=ExecutionConfig(reuse_graphs="no"),
 )
-_FAST = GrpoConfig(
-    window=StepWindowConfig(size=4, quiet_outside=True), loss=PolicyLossConfig(step_weight="inv_snr")
-)
+_FAST = GrpoConfig(window=StepWindowConfig(size=4, quiet_outside=True))
 
 GRPO_PRESETS: dict[str, GrpoConfig] = {"default": GrpoConfig(), "paper": _PAPER, "fast": _FAST}
 """``paper``: as faithful as is known. ``fast``: the fewest network calls. ``default``: what our own measurements favour
