@@ -118,9 +118,12 @@ def test_the_floor_is_taken_off() -> None:
 class Wobbling(Denoiser):
     """Predicts a clip of which it knows everything, with joints that sway: otherwise in every window and sample."""
 
+    inference: LiveInference | None = None
+    """Who asks; of the class, since what is prepared for inference may be a copy."""
+
     def __init__(self, clip: MotionClip) -> None:
         super().__init__(TINY, seed=1)
-        self.clip, self.inference, self.windows = clip, None, 0
+        self.clip = clip
 
     def decode(self, x_t: torch.Tensor, t: torch.Tensor, memory: Any) -> torch.Tensor:
         samples, frames = x_t.shape[1:3]
@@ -141,11 +144,11 @@ def sway(clip: MotionClip, guidance: GuidanceConfig) -> tuple[LiveInference, lis
     placed = place_on_root(body, quat_to_rotmat(clip.body_quats), betas, clip.T_world_root)
     model = Wobbling(clip).eval()
     settings = SamplingSettings(STEPS, Stitching("proper", 32, 4), samples=2)
-    model.inference = LiveInference(model, body, settings, guidance=guidance, hop=8, lookahead=4)
+    Wobbling.inference = inference = LiveInference(model, body, settings, guidance=guidance, hop=8, lookahead=4)
     out = []
     for frame, pose in enumerate(cpf_of(body, placed, betas).double().numpy()):
-        out += list(model.inference.push(round(frame * 1e9 / 30), pose))
-    return model.inference, out + list(model.inference.flush())
+        out += list(inference.push(round(frame * 1e9 / 30), pose))
+    return inference, out + list(inference.flush())
 
 
 def sliding_mm(parts: list[LiveFrames], seams: bool) -> float:
