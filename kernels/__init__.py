@@ -32,7 +32,7 @@ from .guidance import (
     WristTargets,
     motion_guidance,
 )
-from .kinematics import ForwardKinematics, forward_kinematics
+from .kinematics import ForwardKinematics, forward_kinematics, joint_offsets
 from .metrics import MotionMetrics, motion_metrics
 from .perlin import perlin_noise
 from .policy import ADVANTAGE_SCHEMES, GroupAdvantages, GrpoLoss, group_advantages, grpo_loss
@@ -92,6 +92,7 @@ __all__ = [
     "group_advantages",
     "group_rewards",
     "grpo_loss",
+    "joint_offsets",
     "motion_guidance",
     "motion_metrics",
     "motion_rewards",

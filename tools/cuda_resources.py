@@ -163,6 +163,7 @@ def format_table(rows: list[dict[str, str]]) -> str:
 
 
 def main() -> None:
+    """Compile all kernels, print the table and write it."""
     argparse.ArgumentParser(description=__doc__.split("\n", 1)[0]).parse_args()
     try:
         rows = [row for found in in_parallel(rows_of, sources()) for row in found]

@@ -111,9 +111,9 @@ def forward_kinematics(
             raise ValueError(f"{_NAME}(): head must be the index of one of J = {len(tree)} joints, got {head_index}")
 
     chosen = resolve(_NAME, backend, rotations, t_parent_joint)
+    if betas is not None:
+        t_parent_joint = _offsets(t_parent_joint, t_parent_joint_shapedirs, betas, chosen)
     if chosen == "reference":
-        if betas is not None:
-            t_parent_joint = reference.joint_offsets(t_parent_joint, t_parent_joint_shapedirs, betas)
         joints, world, T_root = reference.forward_kinematics(
             rotations,
             t_parent_joint,
@@ -125,8 +125,6 @@ def forward_kinematics(
             output=output,
         )
     else:
-        if betas is not None:
-            t_parent_joint = call_op("joint_offsets", t_parent_joint, t_parent_joint_shapedirs, betas, chosen)
         joints, world, T_root = call_op(
             "forward_kinematics",
             rotations,
@@ -145,6 +143,42 @@ def forward_kinematics(
         world if output == "quaternion" else None,
         T_root if t_head_cpf is not None else None,
     )
+
+
+def joint_offsets(
+    t_parent_joint: Tensor, t_parent_joint_shapedirs: Tensor, betas: Tensor, *, backend: str | None = None
+) -> Tensor:
+    """Joint origins of bodies of different shape, ``t_parent_joint + t_parent_joint_shapedirs @ betas``: what
+    :func:`forward_kinematics` poses where it is given ``betas``, with its backends.
+
+    Args:
+        t_parent_joint: (J, 3), of the mean shape, metres; float32 or float64.
+        t_parent_joint_shapedirs: (J, 3, S), metres per unit of shape.
+        betas: (*batch, S) shape numbers.
+        backend: see :mod:`mgrpo.kernels`; None chooses.
+
+    Returns:
+        (*batch, J, 3), differentiable in every tensor. But for ``reference``, whose rounding is that of torch's
+        products, a row depends on its own shape numbers alone, bit for bit.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype or shape.
+        BackendError: ``backend`` cannot serve the call.
+    """
+    name = "joint_offsets"
+    sizes: dict[str, int] = {}
+    check_tensor(name, "t_parent_joint", t_parent_joint, _SHARED, sizes=sizes)
+    check_tensor(name, "t_parent_joint_shapedirs", t_parent_joint_shapedirs, ("J", 3, "S"), sizes=sizes)
+    check_tensor(name, "betas", betas, ("*batch", "S"), sizes=sizes)
+    check_like(name, "t_parent_joint_shapedirs", t_parent_joint_shapedirs, "t_parent_joint", t_parent_joint)
+    check_like(name, "betas", betas, "t_parent_joint", t_parent_joint)
+    return _offsets(t_parent_joint, t_parent_joint_shapedirs, betas, resolve(_NAME, backend, betas, t_parent_joint))
+
+
+def _offsets(t_parent_joint: Tensor, shapedirs: Tensor | None, betas: Tensor, backend: str) -> Tensor:
+    if backend == "reference":
+        return reference.joint_offsets(t_parent_joint, shapedirs, betas)
+    return call_op("joint_offsets", t_parent_joint, shapedirs, betas, backend)
 
 
 _OFFSETS = ("*#batch", "J", 3)

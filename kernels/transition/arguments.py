@@ -110,6 +110,7 @@ def scalar_arguments(*values: float | Tensor) -> tuple[float | Tensor | None, ..
 
 
 def tensors_among(*values: object) -> tuple[Tensor, ...]:
+    """Those of the values that are tensors."""
     return tuple(value for value in values if isinstance(value, Tensor))
 
 
@@ -157,6 +158,7 @@ def check_scalar(
 
 
 def check_std(function: str, s: float | Tensor, like: Tensor) -> float | Tensor:
+    """A step's standard deviation, which must be above zero; see :func:`check_scalar`."""
     return check_scalar(function, "s", s, like, minimum=0.0, exclusive=True)
 
 
@@ -215,4 +217,5 @@ def spread(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
 
 
 def as_double(value: float | Tensor) -> float | Tensor:
+    """A per-row tensor in float64; a number as it is."""
     return value.double() if isinstance(value, Tensor) else value

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mgrpo.body.skeleton import BODY_JOINT_NAMES, HEAD, PARENTS_BODY
 from mgrpo.errors import InputError
+from mgrpo.kernels import joint_offsets
 
 NUM_BETAS = 16
 """Shape coefficients of a body."""
@@ -170,13 +171,12 @@ class BodyModel:
             raise InputError(
                 f"body '{self.name}' has {NUM_BETAS} shape numbers, got betas of shape {tuple(betas.shape)}"
             )
-        # Term by term: a matrix product adds in an order that depends on the number of rows, and the same shape would
-        # have other bones in another batch, by rounding and on some processors only.
-        betas = betas.to(shapedirs.dtype).reshape(*betas.shape, *(1,) * template.ndim)
-        moved = template.expand(*betas.shape[: -1 - template.ndim], *template.shape)
-        for index in range(count):
-            moved = moved + betas.select(-1 - template.ndim, index) * shapedirs[..., index]
-        return moved
+        # Not torch's matrix product: on some processors it adds in an order that depends on the number of rows, and the
+        # same shape would have other bones in another batch.
+        shapedirs = shapedirs[..., :count]
+        if template.ndim == 1:
+            return joint_offsets(template[None], shapedirs[None], betas.to(shapedirs.dtype))[..., 0, :]
+        return joint_offsets(template, shapedirs, betas.to(shapedirs.dtype))
 
     @cached_property
     def _body_only(self) -> BodyModel:

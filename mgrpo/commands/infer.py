@@ -180,7 +180,8 @@ def run_infer(config: InferConfig, command: list[str] | None = None) -> int:
     written = (out, *files_beside(config, out, prepared.frame_nums))
     for path in written:
         print(path)
-    older = [path.name for path in _files_of_any_result(out) if path not in written and path != config.input]
+    kept = {*written, *_sources(config)}
+    older = [one.name for one in _files_of_any_result(out) if kept.isdisjoint((one, one.resolve()))]
     if config.overwrite and older:
         notice(f"of an earlier result and left as they were: {', '.join(older)}; delete them if they are not wanted")
     return 0
@@ -220,7 +221,7 @@ def output_file(config: InferConfig, prepared: Prepared) -> Path:
         numbers = prepared.frame_nums
         out = out / f"{file_stem(prepared.trajectory.name, unique=False)}_{numbers[0]}-{numbers[-1]}.npz"
     refuse_run_folder(out.parent, "--out")
-    sources = [path.resolve() for path in (config.input, config.source.wrists, config.source.hamer) if path is not None]
+    sources = _sources(config)
     for path in (out, *files_beside(config, out, prepared.frame_nums)):
         if path.is_dir():
             raise InputError(f"--out {out}: {path} is a folder; give another name for the file")
@@ -247,6 +248,11 @@ def files_beside(config: InferConfig, out: Path, frame_nums: np.ndarray) -> list
     """Everything that is written besides ``out``: AMASS files, the check of the wrists, and last the options."""
     wrists = [out.with_name(f"{out.stem}_wrists.json")] if config.check_wrists else []
     return [*amass_files(config, out, frame_nums), *wrists, out.with_name(f"{out.stem}_args.yaml")]
+
+
+def _sources(config: InferConfig) -> list[Path]:
+    """The recording's files."""
+    return [path.resolve() for path in (config.input, config.source.wrists, config.source.hamer) if path is not None]
 
 
 def _files_of_any_result(out: Path) -> list[Path]:

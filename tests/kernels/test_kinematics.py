@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mgrpo import kernels
-from mgrpo.kernels import BackendError, ForwardKinematics, forward_kinematics
+from mgrpo.kernels import BackendError, ForwardKinematics, forward_kinematics, joint_offsets
 from mgrpo.kernels._spec import Case
 from mgrpo.kernels.kinematics.spec import BODY_HEAD, BODY_PARENTS, SMALL_HEAD, SMALL_TREE, SPECS
 
@@ -211,6 +211,34 @@ def test_offsets_are_linear_in_betas(tiny: torch.Generator, backend: str) -> Non
 
 
 # ---- invariances ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_offsets_alone(tiny: torch.Generator, backend: str, dtype: torch.dtype) -> None:
+    """Values and gradients are those of the sum over shape numbers, in any batch."""
+    template, shapedirs, betas = normal(tiny, 5, 3), normal(tiny, 5, 3, 16), normal(tiny, 4, 3, 16)
+    expected_leaves = leaves_of([template, shapedirs, betas])
+    expected = expected_leaves[0] + torch.einsum("jxs,...s->...jx", *expected_leaves[1:])
+    leaves = leaves_of([x.to(DEVICE, dtype) for x in (template, shapedirs, betas)])
+    found = joint_offsets(*leaves, backend=backend)
+    (probe,) = probes_for([expected])
+    expected.backward(probe)
+    found.backward(probe.to(DEVICE, dtype))
+    close = {"rtol": 0, "atol": 20 * TOLERANCE[dtype], "check_dtype": False, "check_device": False}
+    torch.testing.assert_close(found, expected, **close)
+    for ours, theirs in zip(leaves, expected_leaves, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, **close)
+    for shape in ((16,), (0, 16)):
+        assert joint_offsets(*leaves[:2], leaves[2].new_zeros(shape), backend=backend).shape == (*shape[:-1], 5, 3)
+
+
+def test_offsets_of_a_shape_alone_are_those_in_a_batch(tiny: torch.Generator, fused: str) -> None:
+    template, shapedirs, betas = (
+        x.to(DEVICE, torch.float32) for x in (normal(tiny, 52, 3), normal(tiny, 52, 3, 16), normal(tiny, 70, 16))
+    )
+    whole = joint_offsets(template, shapedirs, betas, backend=fused)
+    for rows in (slice(0, 1), slice(3, 10), slice(37, 70)):
+        assert torch.equal(joint_offsets(template, shapedirs, betas[rows], backend=fused), whole[rows])
 
 
 def test_a_quaternion_and_its_negative_are_one_rotation(tiny: torch.Generator, backend: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mgrpo import geometry as g
+from mgrpo import kernels
 from mgrpo.body import (
     BODY_JOINT_NAMES,
     HAND_JOINT_NAMES,
@@ -130,6 +131,18 @@ def test_offsets_are_differences_of_rest_joints(body: BodyModel) -> None:
     torch.testing.assert_close(few, padded)
     with pytest.raises(InputError, match="16 shape numbers"):
         body.rest_joints(torch.zeros(2, 17))
+
+
+def test_a_shape_has_the_same_bones_in_every_batch(body: BodyModel) -> None:
+    if "cpp" not in kernels.available_backends("forward_kinematics"):
+        pytest.skip("the reference rounds as torch's matrix product does")
+    betas = torch.randn(70, 16, generator=torch.Generator().manual_seed(5))
+    for of in (body.t_parent_joint, body.rest_joints, body.t_head_cpf):
+        whole = of(betas)
+        for rows in (slice(0, 1), slice(3, 10), slice(37, 70)):
+            assert torch.equal(of(betas[rows]), whole[rows])
+        torch.testing.assert_close(of(betas[:, :10]), of(betas * (torch.arange(16) < 10)))
+        assert of(betas[:, :0]).shape == whole.shape
 
 
 def test_body_only_keeps_the_first_21_joints(body: BodyModel) -> None:
