@@ -132,7 +132,7 @@ def test_options_in_running_text_exist(capsys: pytest.CaptureFixture[str], monke
     for command in COMMANDS:
         assert cli.main([*command.words, "--help"]) == 0
         help_texts.append(capsys.readouterr().out)
-    others = {"--no-build-isolation", "--index-url", "--write"}  # of pip and tools/triton_resources.py
+    others = {"--no-build-isolation", "--index-url", "--only", "--write"}  # of pip, benchmarks.check, tools
     known = set(re.findall(r"--[a-z][\w.-]*", "\n".join(help_texts))) | others
     for page in PAGES:
         for text in re.findall(r"`([^`\n]*--[^`\n]*)`", page.read_text("utf-8")):

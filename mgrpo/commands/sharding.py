@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 
 from mgrpo.errors import InputError
+from mgrpo.execution.process_group import process_group
 
 Item = TypeVar("Item")
 
@@ -94,10 +96,5 @@ def wait_for_all(shard: Shard) -> None:
     """Under torchrun: return when every process has come here. Elsewhere do nothing."""
     if shard.local_rank is None:
         return
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", timeout=_LONGEST_WAIT)
-    try:
+    with process_group("gloo", timeout=_LONGEST_WAIT):
         dist.barrier()
-    finally:
-        dist.destroy_process_group()

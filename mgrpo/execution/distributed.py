@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -22,6 +22,7 @@ from mgrpo.errors import InputError, MgrpoError
 from mgrpo.terminal.progress import silence
 
 from .device import resolve_device
+from .process_group import process_group
 
 ResultT = TypeVar("ResultT")
 
@@ -195,24 +196,21 @@ def open_processes(device: str) -> Iterator[Processes]:
             "another build, or train in one process"
         )
     chosen = _own_device(device, local_rank)
-    joined = dist.is_initialized()
-    if not joined:
-        if chosen.type == "cuda":
-            torch.cuda.set_device(chosen)
-        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" and dist.is_nccl_available() else "gloo"
-        try:
-            dist.init_process_group(backend, rank=rank, world_size=count)
-        except (RuntimeError, ValueError) as error:
-            raise ProcessLostError(
-                f"process {rank} of {count}: could not join the others at {os.environ.get('MASTER_ADDR')}:"
-                f"{os.environ.get('MASTER_PORT')} ({error}). Start all of them with one torchrun or accelerate launch."
-            ) from error
-    try:
+    with ExitStack() as group:
+        if not dist.is_initialized():
+            if chosen.type == "cuda":
+                torch.cuda.set_device(chosen)
+            backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" and dist.is_nccl_available() else "gloo"
+            try:
+                group.enter_context(process_group(backend, rank=rank, world_size=count))
+            except (RuntimeError, ValueError) as error:
+                raise ProcessLostError(
+                    f"process {rank} of {count}: could not join the others at {os.environ.get('MASTER_ADDR')}:"
+                    f"{os.environ.get('MASTER_PORT')} ({error}). Start all of them with one torchrun or accelerate "
+                    "launch."
+                ) from error
         with silence(rank != 0):
             yield Processes(rank, count, chosen)
-    finally:
-        if not joined and dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _environment() -> tuple[int, int, int]:

@@ -158,6 +158,37 @@ def test_torchrun(launcher: launching.Launcher) -> None:
 
 # In one process
 
+_THREADS_AFTER_A_GROUP = """
+import os, sys
+import torch
+from mgrpo.execution.process_group import process_group
+
+def threads():
+    return sorted(open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task"))
+
+before = threads()
+with process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1):
+    assert any("gloo" in name for name in threads()), threads()
+    optimizer = torch.optim.AdamW([weight := torch.zeros(2, requires_grad=True)])
+    weight.sum().backward()
+    optimizer.step()
+    import torch.distributed.nn
+print(sorted(set(threads()) - set(before)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed in Linux' /proc")
+def test_a_group_leaves_no_thread(tmp_path: Path) -> None:
+    """A thread of a destroyed group that outlives Python aborts the process now and then."""
+    done = subprocess.run(
+        [sys.executable, "-c", _THREADS_AFTER_A_GROUP, str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
 
 def test_parts_cover_the_batch_once() -> None:
     device = torch.device("cpu")
