@@ -33,6 +33,7 @@ check: install
 	@$(VENV)/bin/python -m ruff --version >/dev/null 2>&1 || \
 	  $(VENV)/bin/python -m pip install -q "$$(sed -n 's/.*"\(ruff==[^"]*\)".*/\1/p' pyproject.toml)"
 	@$(VENV)/bin/python -m ruff check .
+	@$(VENV)/bin/python -m ruff format --check .
 
 # Measures on this CPU and redraws what is shown of it. The packages it compares with may be missing.
 bench: install

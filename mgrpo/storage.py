@@ -416,6 +416,4 @@ def read_json(
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{what} is damaged: {path} is not valid JSON ({error}). {advice}"
-        ) from error
+        raise InputError(f"{what} is damaged: {path} is not valid JSON ({error}). {advice}") from error

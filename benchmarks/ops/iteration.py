@@ -46,9 +46,8 @@ def network(preset: str) -> Any:
 
     if preset != "narrow":
         return DENOISER_PRESETS[preset]
-    return replace(
-        DENOISER_PRESETS["egoallo"], d_latent=64, d_feedforward=256, d_noise_emb=128, include_hands=False
-    )
+    return replace(DENOISER_PRESETS["egoallo"], d_latent=64, d_feedforward=256, d_noise_emb=128, include_hands=False)
+
 
 PLAIN_LOOP = "plain loop"
 PLAIN_LOOP_FUSED = "plain loop, our operators"

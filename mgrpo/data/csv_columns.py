@@ -134,9 +134,9 @@ def _slow(
                 "download it again"
             )
         try:
-            values.append([
-                float(row[place]) if row[place] or needed else float("nan") for place, needed in zip(places, required)
-            ])
+            values.append(
+                [float(row[place]) if row[place] or needed else float("nan") for place, needed in zip(places, required)]
+            )
         except ValueError as error:
             raise InputError(f"{path}, line {number}: {error}; expected numbers") from error
     return np.array(values, np.float64)

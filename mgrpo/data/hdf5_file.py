@@ -54,8 +54,7 @@ def require_h5py() -> ModuleType:
         import h5py
     except ImportError as error:
         raise InputError(
-            f"HDF5 files need the package h5py, which can't be imported ({error}); install it with: "
-            "pip install h5py"
+            f"HDF5 files need the package h5py, which can't be imported ({error}); install it with: pip install h5py"
         ) from error
     return h5py
 

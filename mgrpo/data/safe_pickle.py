@@ -617,9 +617,7 @@ def _object(data: bytes, start: int = 0, instructions: int | None = None) -> Any
 # ---- files ----
 
 
-def loads_safely(
-    data: bytes | memoryview, what: str = "pickle", *, most_instructions: int | None = None
-) -> Any:
+def loads_safely(data: bytes | memoryview, what: str = "pickle", *, most_instructions: int | None = None) -> Any:
     """The object that a pickle or joblib stream describes, built without running anything.
 
     Args:

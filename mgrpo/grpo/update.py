@@ -87,9 +87,7 @@ class UpdateStatistics:
 _SUMMED = ("loss", "output_gradient")
 _AVERAGED = ("ratio_mean", "clip_low", "clip_high", "approx_kl", "kl_k3", "kl_reference")
 _LARGEST = ("ratio_max", "log_ratio_max")
-_COLUMNS = tuple(
-    field.name for field in dataclasses.fields(UpdateStatistics) if field.name not in ("steps", "samples")
-)
+_COLUMNS = tuple(field.name for field in dataclasses.fields(UpdateStatistics) if field.name not in ("steps", "samples"))
 
 
 def join_statistics(parts: Sequence[UpdateStatistics]) -> UpdateStatistics:

@@ -96,9 +96,7 @@ def prepare(
     if cut_jumps:
         jumps = find_jumps(trajectory, motions)
         if len(jumps):
-            motions, gaps = resample(
-                trajectory, max_gap_s=max_gap_s, start_s=start_s, end_s=end_s, breaks_ns=jumps
-            )
+            motions, gaps = resample(trajectory, max_gap_s=max_gap_s, start_s=start_s, end_s=end_s, breaks_ns=jumps)
     return Prepared(trajectory, tuple(motions), tuple(gaps), found, (*trajectory.notes, *notes, *warnings))
 
 

@@ -111,15 +111,15 @@ def _from_records(path: Path, records: list[dict[str, Any]]) -> PlainPoses:
     return poses_from_arrays(path, arrays)
 
 
-def _numbers(
-    path: Path, records: list[dict[str, Any]], name: str, axes: str, *, needed: bool = True
-) -> np.ndarray:
+def _numbers(path: Path, records: list[dict[str, Any]], name: str, axes: str, *, needed: bool = True) -> np.ndarray:
     """Lists or mappings of numbers, one of each record; NaN where a record has none and needs none."""
     unseen = [float("nan")] * len(axes)
-    return np.array([
-        unseen if not needed and record.get(name) is None else record_axes(path, index, record, name, axes)
-        for index, record in enumerate(records)
-    ])
+    return np.array(
+        [
+            unseen if not needed and record.get(name) is None else record_axes(path, index, record, name, axes)
+            for index, record in enumerate(records)
+        ]
+    )
 
 
 def _whole_poses(path: Path, records: list[dict[str, Any]], name: str, *, needed: bool = True) -> np.ndarray:

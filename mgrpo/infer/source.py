@@ -147,8 +147,7 @@ def _file(source: Path, config: SourceConfig) -> HeadTrajectory:
 def _plain(source: Path, poses: PlainPoses, config: SourceConfig) -> HeadTrajectory:
     if config.axes == "auto" and not poses.is_cpf:
         raise InputError(
-            f"{source}: the file doesn't say whose axes its head poses have; name them by --axes: "
-            f"{', '.join(DEVICES)}"
+            f"{source}: the file doesn't say whose axes its head poses have; name them by --axes: {', '.join(DEVICES)}"
         )
     frame = DEVICES["cpf" if config.axes == "auto" else config.axes]
     if poses.quat_order and config.quaternion not in ("auto", poses.quat_order):

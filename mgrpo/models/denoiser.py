@@ -142,9 +142,7 @@ class TransformerBlock(nn.Module):
         return self._key_value(encoded, tokens, rotary)
 
     def _key_value(self, source: Tensor, tokens: int, rotary: Tensor | None) -> tuple[Tensor, Tensor]:
-        key, value = (
-            _linear(self.xattn_kv_proj, source).view(-1, tokens, 2 * self.config.d_latent).chunk(2, dim=-1)
-        )
+        key, value = _linear(self.xattn_kv_proj, source).view(-1, tokens, 2 * self.config.d_latent).chunk(2, dim=-1)
         key = key.unflatten(-1, (self.config.num_heads, self.config.d_head))
         if rotary is not None:
             key = _rotated(key, rotary)

@@ -306,8 +306,7 @@ def render_page(data: ReportData, *, filmstrip: bytes | None = None) -> str:
     if findings:
         intro = (
             "A metric counts as changed only if the 95 % interval of its paired difference excludes zero and the "
-            "difference does not round to zero in the decimals shown. "
-            + data.interval_note
+            "difference does not round to zero in the decimals shown. " + data.interval_note
         )
         add("findings", "Findings", "What the numbers say", findings, intro.strip() if data.metrics else "")
     if data.metrics:

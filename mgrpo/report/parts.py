@@ -94,9 +94,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, *, t
 
     top = "".join(f'<th scope="col"{kind(i)}>{escape(text)}</th>' for i, text in enumerate(head))
     body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(cell(i, text) for i, text in enumerate(rest, 1))
-        + "</tr>"
+        f'<tr><th scope="row">{escape(first)}</th>' + "".join(cell(i, text) for i, text in enumerate(rest, 1)) + "</tr>"
         for first, *rest in rows
     )
     return (

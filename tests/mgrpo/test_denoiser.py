@@ -278,9 +278,7 @@ def test_several_levels_in_one_pass(variant: str, tiny: torch.Generator) -> None
     for together in (True, False):
         at = [torch.full((3,), level) for level in levels]
         memories = (
-            model.encode_levels(cond, levels, mask=mask)
-            if together
-            else [model.encode(cond, t, mask=mask) for t in at]
+            model.encode_levels(cond, levels, mask=mask) if together else [model.encode(cond, t, mask=mask) for t in at]
         )
         assert [memory.t.tolist() for memory in memories] == [[level] * 3 for level in levels]
         out = torch.stack([model.decode(x, t, memory) for t, memory in zip(at, memories, strict=True)])

@@ -292,9 +292,7 @@ def test_a_small_step_makes_better_members_likelier(policy, transitions):
     advantages = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 0.5, 0.5]], dtype=torch.float64)
     steps = transitions.trainable_steps
     policy.zero_grad()
-    accumulate_gradients(
-        policy, rollout, advantages, PolicyLossConfig(clip_range=1e6), steps=steps, denominator=1.0
-    )
+    accumulate_gradients(policy, rollout, advantages, PolicyLossConfig(clip_range=1e6), steps=steps, denominator=1.0)
     moved = copy.deepcopy(policy)
     with torch.no_grad():
         size = math.sqrt(sum(float(p.grad.square().sum()) for p in policy.parameters() if p.grad is not None))
@@ -318,7 +316,6 @@ def test_clipping_cuts_the_gradient(policy, transitions):
         -torch.ones(GROUPS, MEMBERS, dtype=torch.float64),
         PolicyLossConfig(clip_range=1e-4),
         steps=steps,
-
         denominator=1.0,
     )
     assert float((seen.clip_low).max()) > 0.5
@@ -351,9 +348,7 @@ def test_a_window_moves_and_comes_back():
     assert set(StepWindowConfig().unused_options()) == {"start", "move_every", "quiet_outside"}
 
 
-@pytest.mark.parametrize(
-    "options", [{"clip_range": 0.0}, {"timestep_fraction": 0.0}, {"kl_coef": -1.0}]
-)
+@pytest.mark.parametrize("options", [{"clip_range": 0.0}, {"timestep_fraction": 0.0}, {"kl_coef": -1.0}])
 def test_loss_options_out_of_range(options):
     with pytest.raises(ValueError, match="--" + next(iter(options)).replace("_", "-")):
         PolicyLossConfig(**options)
@@ -394,7 +389,6 @@ def test_update_metrics_join_passes(policy, transitions):
         torch.ones(GROUPS, MEMBERS, dtype=torch.float64),
         PolicyLossConfig(),
         steps=steps,
-
         denominator=6.0,
     )
     metrics = read_metrics(update_metrics([seen, seen]))

@@ -186,9 +186,9 @@ def test_guidance_leaves_what_was_handed_out(punch: MotionClip) -> None:
     inference, parts = sway(punch, GuidanceConfig())
     last = inference._states
     assert last is not None
-    kept = decode_motion(
-        inference.denoiser.layout, last[None], torch.zeros(1, 1, 1, 7), inference.body
-    ).body_rotmats[0, :, : -len(parts[-1].frame_nums)]
+    kept = decode_motion(inference.denoiser.layout, last[None], torch.zeros(1, 1, 1, 7), inference.body).body_rotmats[
+        0, :, : -len(parts[-1].frame_nums)
+    ]
     given = torch.cat([part.motion.body_rotmats for part in parts[:-1]], dim=2)[0, :, -kept.shape[1] :]
     assert kept.shape[1] > 10 and torch.allclose(kept, given, atol=1e-5)
 

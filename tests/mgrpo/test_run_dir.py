@@ -752,9 +752,7 @@ def test_options_that_an_older_version_did_not_know() -> None:
     assert differences(old, known) != []
     assert with_defaults(old, config) == known
     changed = replace(config, tags=("a",))
-    assert differences(with_defaults(old, changed), to_plain(changed)) == [
-        ("tags", to_plain(LoopConfig().tags), ["a"])
-    ]
+    assert differences(with_defaults(old, changed), to_plain(changed)) == [("tags", to_plain(LoopConfig().tags), ["a"])]
     other = {**old, "net": {"class": "OtherConfig"}}
     assert with_defaults(other, config)["net"] == {"class": "OtherConfig"}
     assert with_defaults({**old, "net": 3}, config)["net"] == 3 and with_defaults(None, config) is None

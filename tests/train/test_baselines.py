@@ -153,9 +153,7 @@ def test_three_iterations(name: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(
-    name: str, options: dict[str, Any], tmp_path: Path
-) -> None:
+def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     config = case(name, options, schedule="constant", iterations=5)
     whole = run(config)
     for iterations in (1, 3, 5):  # 1 and 3 lie inside of the time for which one policy draws

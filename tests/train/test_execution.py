@@ -141,9 +141,7 @@ def test_a_resumed_run_computes_in_the_same_pieces(
     resumed = train_grpo(replace(parts, resume=True))
     ours, theirs = weights(resumed), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    asked = train_grpo(
-        replace(parts, output=tmp_path / "asked", execution=ExecutionConfig(micro_conditions=2))
-    )
+    asked = train_grpo(replace(parts, output=tmp_path / "asked", execution=ExecutionConfig(micro_conditions=2)))
     assert read_checkpoint(find_checkpoint(asked)).state["kept"]["memory"]["micro_conditions"] == 2
 
 
@@ -163,9 +161,7 @@ def test_a_policy_without_such_blocks_is_refused() -> None:
 
     config = PostTrainingConfig(conditions=2, execution=ExecutionConfig(checkpoint_blocks=True))
     with open_processes("cpu") as processes, pytest.raises(InputError, match="no attribute checkpoint_blocks"):
-        PostTraining(
-            PlainPolicy(Network()), Reach(), config, processes, NetworkPrecision("fp32", processes.device)
-        )
+        PostTraining(PlainPolicy(Network()), Reach(), config, processes, NetworkPrecision("fp32", processes.device))
 
 
 def profile_of(folder: Path) -> dict[str, Any]:
@@ -310,9 +306,7 @@ def test_every_training_can_compute_blocks_twice(base: GrpoConfig, name: str, tm
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "checkpoint", lambda *given, **options: counted.append(1) or real(*given, **options))
         again = (
-            {"checkpoint_blocks": True}
-            if name == "prior"
-            else {"execution": NetworkExecution(checkpoint_blocks=True)}
+            {"checkpoint_blocks": True} if name == "prior" else {"execution": NetworkExecution(checkpoint_blocks=True)}
         )
         twice = train(replace(config, output=tmp_path / "twice", **again))
     assert counted
@@ -324,9 +318,7 @@ def test_the_rate_of_matrix_products_is_measured() -> None:
     assert 1e8 < matrix_product_rate(torch.device("cpu"), torch.float32, size=256) < 1e14
 
 
-def test_a_compiled_network_trains_alike(
-    base: GrpoConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiled_network_trains_alike(base: GrpoConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where there is a second pass: it runs the rollout's kernels, so the ratio is one to the last bit."""
     monkeypatch.setattr(compiled, "BACKEND", "eager")  # traced as by torch's own, which takes a minute
     torch.compiler.reset()
