@@ -150,6 +150,7 @@ def accumulate_gradients(
     steps: Sequence[int],
     denominator: float | Tensor,
     weights: Sequence[float] | None = None,
+    alive: Tensor | None = None,
     reference: Policy | None = None,
     backward: Callable[[Tensor], None] | None = None,
 ) -> UpdateStatistics:
@@ -168,6 +169,8 @@ def accumulate_gradients(
         denominator: number of living samples times steps of the whole optimiser step, so that pieces add up to one
             mean; a tensor is not read on the host.
         weights: of all the sampler's S steps; default those of ``config.step_weight``.
+        alive: samples of living groups, (R, M) bool; the others, which the denominator does not count, are left out of
+            the KL term too. Default: all live.
         reference: frozen prior for the KL term.
         backward: what takes the gradients of a loss, where it must be scaled first; default ``loss.backward()``.
     """
@@ -177,7 +180,7 @@ def accumulate_gradients(
     kept: list[_Step] = []
     columns: list[Tensor] = []
     for step in steps:
-        one = _step_loss(policy, rollout, advantages, config, step, weights[step], denominator, reference)
+        one = _step_loss(policy, rollout, advantages, config, step, weights[step], denominator, alive, reference)
         if rollout.steps[step].prediction is None:
             backward(one.loss)
             columns.append(one.measures())
@@ -206,6 +209,7 @@ def _step_loss(
     step: int,
     weight: float,
     denominator: float | Tensor,
+    alive: Tensor | None,
     reference: Policy | None,
 ) -> _Step:
     recorded = rollout.steps[step]
@@ -250,13 +254,16 @@ def _step_loss(
         with torch.no_grad():
             target = for_members(predict(reference))
         kl_reference = sde_kl(x0_pred, target, scale, deviation, **options)
+    pulled = kl_reference.view(-1, members)
+    if alive is not None:
+        pulled = torch.where(alive, pulled, 0.0)
     result = grpo_loss(
         log_ratio.view(-1, members),
         advantages,
         clip_range=config.clip_range,
         weights=torch.full_like(advantages, weight),
         denominator=denominator,
-        kl=kl_reference.view(-1, members) if config.kl_coef else None,
+        kl=pulled if config.kl_coef else None,
         kl_coef=config.kl_coef,
     )
 

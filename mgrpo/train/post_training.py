@@ -273,19 +273,21 @@ class PostTraining:
     def differentiate(self, step: int, sampled: Sampled, trial: Trial, plan: Plan) -> UpdateStatistics:
         """Put the gradient of one optimiser step into the parameters, summed over all processes."""
         first, size = self.sharing.shares[step]
-        alive = trial.result.alive[first : first + size]
-        denominator = (alive.sum(dtype=torch.float64) * (self.config.group_size * len(sampled.steps))).clamp_min(1.0)
+        alive = trial.result.alive
+        living = alive[first : first + size].sum(dtype=torch.float64)
+        denominator = (living * (self.config.group_size * len(sampled.steps))).clamp_min(1.0)
         advantages = self.sharing.of(trial.result.advantages, step)
+        alive = self.sharing.of(alive[:, None].expand_as(trial.result.advantages), step)
         statistics, begin = [], 0
         for rollout in sampled.rollouts:
             conditions = rollout.rows * rollout.keys.members // len(self.sharing.members)
-            part = advantages[begin : begin + conditions]
+            part, living = (column[begin : begin + conditions] for column in (advantages, alive))
             begin += conditions
             statistics.append(
                 accumulate_gradients(
                     self.prepared, rollout, part.reshape(rollout.rows, -1), self.config.loss, steps=sampled.steps,
-                    denominator=denominator, weights=plan.weights, reference=self.reference,
-                    backward=self.precision.backward,
+                    denominator=denominator, weights=plan.weights, alive=living.reshape(rollout.rows, -1),
+                    reference=self.reference, backward=self.precision.backward,
                 )
             )  # fmt: skip
         self.processes.sum_gradients_(self.trained)

@@ -34,6 +34,8 @@ from mgrpo.train.post_training import PostTraining
 from tests.train import motion_files as files
 from tests.train.reaching_task import CONFIG, Network, Reach, SameGoals, train
 
+CPU = torch.device("cpu")
+
 
 def test_a_policy_of_another_kind_learns_another_reward(tmp_path: Path) -> None:
     config = replace(CONFIG, output=tmp_path / "run", iterations=120, group_size=16, validate_every=0)
@@ -241,6 +243,51 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), jumped.parameters(), strict=True))
     for row in read_metrics(tmp_path / "jumped"):
         assert 0 < row["step_time"] < 60 and 0 <= row["time/rollout"] <= row["step_time"]
+
+
+def training_of(task: Reach, **changes: Any) -> PostTraining:
+    with open_processes("cpu") as processes:
+        return PostTraining(
+            PlainPolicy(Network()), task, replace(CONFIG, **changes), processes, NetworkPrecision("fp32", CPU)
+        )
+
+
+class Alike(Reach):
+    """The members of the first ``count`` groups score alike: those groups are dead."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def score(self, x0, batch):
+        scored = super().score(x0, batch)
+        alike = scored.rewards.clone()
+        alike[: self.count] = 1.0
+        return scored._replace(rewards=alike)
+
+
+def pull_to_the_prior(dead: int) -> list[Tensor]:
+    """What the KL term adds to the gradients where so many of the six groups are dead."""
+    gradients = []
+    for kl_coef in (0.0, 1e-2):
+        training = training_of(
+            Alike(dead), loss=PolicyLossConfig(kl_coef=kl_coef), execution=ExecutionConfig(reuse_graphs="no")
+        )
+        with torch.no_grad():
+            training.policy.network.layers[2].bias.add_(0.01)  # away from the prior
+        plan, parts = training.plan(0), training.draw(0)
+        sampled = training.sample(plan, parts)
+        trial = training.judge(sampled)
+        assert int(trial.result.alive.sum()) == CONFIG.conditions - dead
+        training.differentiate(0, sampled[0], trial, plan)
+        gradients.append([parameter.grad for parameter in training.trained])
+    return [b - a for a, b in zip(*gradients, strict=True)]
+
+
+def test_groups_that_teach_nothing_are_not_pulled_to_the_prior() -> None:
+    """The KL term is a mean over living groups, as its denominator counts them. The shift of the last bias moves every
+    sample's prediction alike, so its share of the mean does not depend on how many groups live."""
+    torch.testing.assert_close(pull_to_the_prior(4)[-1], pull_to_the_prior(0)[-1], rtol=1e-3, atol=0)
+    assert not any(gradient.any() for gradient in pull_to_the_prior(6))
 
 
 class Gold(Reach):
