@@ -150,7 +150,12 @@ def gather(plan: Plan, output: Path) -> AblationResults:
                 row,
                 tuple(seeds),
                 {name: torch.stack([_tensor(value[name]) for value in values]) for name in values[0]},
-                {name: sum(spent[name] for spent in budgets) / len(seeds) for name in BUDGET if name in budgets[0]},
+                # records of older versions lack some
+                {
+                    name: sum(spent[name] for spent in budgets) / len(seeds)
+                    for name in BUDGET
+                    if all(name in spent for spent in budgets)
+                },
                 sum(seconds) / len(seeds),
             )
     if windows is None:

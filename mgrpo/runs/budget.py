@@ -26,12 +26,19 @@ class Budget:
     optimizer_steps: int
     network_units: float
     """See :func:`network_units`."""
+    encode: float
+    """Conditions encoded."""
+    decode: float
+    """Sequences predicted."""
+    decode_with_graph: float
+    """Those of them of which a gradient could be taken."""
 
 
 def run_budget(folder: str | Path) -> Budget:
     """What the run in a folder has spent until now, from its log. Raises InputError when there is none."""
     rows = read_metrics(folder)
-    return Budget(
-        optimizer_steps=int(sum(row.get("optimizer_steps") or 0 for row in rows)),
-        network_units=float(sum(row.get("network_units") or 0 for row in rows)),
-    )
+
+    def total(name: str) -> float:
+        return float(sum(row.get(name) or 0 for row in rows))
+
+    return Budget(int(total("optimizer_steps")), total("network_units"), *(total(name) for name in CALLS))

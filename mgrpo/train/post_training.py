@@ -209,6 +209,7 @@ class PostTraining:
         iteration = plan.iteration
         config, task, members = self.config, self.task, self.sharing.members
         at_once = self.memory.micro_conditions
+        counted = self.prepared.calls["decode_with_graph"]
         rollouts = []
         for begin in range(0, len(batch), at_once):
             part = batch if at_once >= len(batch) else batch.select(slice(begin, begin + at_once))
@@ -220,6 +221,8 @@ class PostTraining:
                     same_kernels=config.execution.compile,
                 )
             )  # fmt: skip
+        if not self.memory.keep_graphs:  # a compiled network made some, which were forgotten
+            self.prepared.calls["decode_with_graph"] = counted
         shape = (-1, len(members), *rollouts[0].x0.shape[-2:])
         return Sampled(batch, tuple(rollouts), steps, torch.cat([one.x0.reshape(shape) for one in rollouts]))
 
@@ -298,6 +301,12 @@ class PostTraining:
             return own
         columns = self.processes.gather(own.columns())
         return join_statistics([statistics_from_columns(own.steps, own.samples, part) for part in columns])
+
+    def take_calls(self) -> dict[str, int]:
+        """Calls of all networks, the reference among them, since they were last taken."""
+        networks = [self.prepared, *([] if self.reference is None else [self.reference])]
+        taken = [network.take_calls() for network in networks]
+        return {name: sum(calls[name] for calls in taken) for name in taken[0]}
 
     def metrics(self, trial: Trial, statistics: Sequence[UpdateStatistics]) -> dict[str, Tensor | float]:
         """Everything to log about a trial and the gradients that came of it, still on the device."""
@@ -388,7 +397,7 @@ def post_train(
                         metrics = frame.step(
                             iteration, found, trial.rewards, unscored=partial(training.unscored, trial, sampled)
                         )
-            metrics |= frame.updated(iteration) | training.prepared.take_calls() | phases.metrics()
+            metrics |= frame.updated(iteration) | training.take_calls() | phases.metrics()
             if frame.end(iteration, metrics):
                 break
     return frame.last_checkpoint()

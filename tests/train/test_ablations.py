@@ -28,7 +28,7 @@ from mgrpo.ablations.options import (
     Table5Config,
 )
 from mgrpo.ablations.plan import keep_plan, make_plan
-from mgrpo.ablations.results import gather
+from mgrpo.ablations.results import BUDGET, gather
 from mgrpo.ablations.rows import ABLATIONS
 from mgrpo.ablations.run import run_ablation
 from mgrpo.diffusion.config import SamplerConfig
@@ -132,7 +132,11 @@ def test_the_tables_hold_what_the_evaluations_found(finished):
         cell = table["+ Vanilla GRPO - Baseline (prior)"]["cells"][measure]
         assert cell["mean"] == pytest.approx(means["vanilla"] - means["prior"], rel=1e-9) and cell["mean"] != 0
         assert cell["interval_low"] <= cell["mean"] <= cell["interval_high"]
-    assert found["rows"]["vanilla"]["budget"]["optimizer_steps"] == 2
+    spent = found["rows"]["vanilla"]["budget"]
+    assert spent["optimizer_steps"] == 2 and set(spent) == set(BUDGET)
+    assert spent["network_units"] == spent["decode"] + 2 * spent["decode_with_graph"] > 0
+    budgets = {line["row"]: line for line in csv.DictReader((finished.output / "table2" / "budget.csv").open())}
+    assert all(float(budgets["vanilla"][name]) == spent[name] for name in BUDGET)
     assert found["rows"]["prior"]["budget"] == {}
     lines = list(csv.DictReader((finished.output / "table2" / "table.csv").open()))
     shown = {(line["family"], line["row"], line["metric"]): line["mean"] for line in lines}

@@ -216,6 +216,7 @@ def test_budgets_count_alike(options: dict[str, Any]) -> None:
             assert (row["decode"], row["decode_with_graph"]) == (decode, graph), name
             assert row["network_units"] == decode + 2 * graph
         assert budget.network_units == 2 * (decode + 2 * graph) and budget.optimizer_steps == 2
+        assert (budget.decode, budget.decode_with_graph) == (2 * decode, 2 * graph) and budget.encode > 0
     config = GrpoConfig(**{**options, "output": options["output"] / "grpo", "iterations": 2, "optimizer_steps": 3})
     train_grpo(config)
     budget = run_budget(config.output)

@@ -29,6 +29,7 @@ from mgrpo.models import host
 from mgrpo.runs.checkpoints import find_checkpoint, read_checkpoint
 from mgrpo.runs.metric_log import read_metrics
 from mgrpo.terminal.interrupt import TrainingInterrupted
+from mgrpo.train import prepared_policy
 from mgrpo.train.grpo_config import ExecutionConfig
 from mgrpo.train.post_training import PostTraining
 from tests.train import motion_files as files
@@ -288,6 +289,35 @@ def test_groups_that_teach_nothing_are_not_pulled_to_the_prior() -> None:
     sample's prediction alike, so its share of the mean does not depend on how many groups live."""
     torch.testing.assert_close(pull_to_the_prior(4)[-1], pull_to_the_prior(0)[-1], rtol=1e-3, atol=0)
     assert not any(gradient.any() for gradient in pull_to_the_prior(6))
+
+
+def test_the_prior_beside_is_counted() -> None:
+    """Its predictions are network calls like all others; each trained step has one for every sample."""
+    plain, beside = training_of(Reach()), training_of(Reach(), loss=PolicyLossConfig(kl_coef=0.1))
+    spent = []
+    for training in (plain, beside):
+        plan, parts = training.plan(0), training.draw(0)
+        sampled = training.sample(plan, parts)
+        training.differentiate(0, sampled[0], training.judge(sampled), plan)
+        spent.append(training.take_calls())
+        assert not any(training.take_calls().values())
+    # the first state is one for the group, and so is its prediction
+    more = CONFIG.conditions * (1 + 3 * CONFIG.group_size)
+    assert spent[1] == {**spent[0], "encode": spent[0]["encode"] + 4 * CONFIG.conditions,
+                        "decode": spent[0]["decode"] + more}  # fmt: skip
+
+
+def test_graphs_that_compiled_networks_forget_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiled network takes the rollout's trained steps with gradients enabled, for the second pass's kernels."""
+    monkeypatch.setattr(prepared_policy, "compile_function", lambda function: function)
+    spent = []
+    for compiled in (False, True):
+        training = training_of(Reach(), execution=ExecutionConfig(reuse_graphs="no", compile=compiled))
+        plan, parts = training.plan(0), training.draw(0)
+        sampled = training.sample(plan, parts)
+        training.differentiate(0, sampled[0], training.judge(sampled), plan)
+        spent.append(training.take_calls())
+    assert spent[0] == spent[1] and spent[0]["decode_with_graph"] > 0
 
 
 class Gold(Reach):
