@@ -244,8 +244,8 @@ def _health_findings(data: ReportData) -> list[Finding]:
                 found.append(
                     Finding(
                         "warning",
-                        f"{curve.label}: {fixed(100 * last, 0)} % of the groups taught nothing in the last tenth of "
-                        "the iterations.",
+                        f"{curve.label}: {fixed(100 * last, 0)} % had no spread in the last tenth of the iterations; "
+                        "a reward teaches nothing in such a group.",
                     )
                 )
             if panel.key == "clip_fraction" and last > 0.9:
