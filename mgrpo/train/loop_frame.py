@@ -200,16 +200,18 @@ class LoopFrame:
 
     def _unsound(self, iteration: int, norm: float, rewards: Tensor | None) -> MgrpoError:
         """Why training can't go on."""
+        saved = "the state before it is saved"
+        if self._moved < 0:
+            saved = "an earlier optimiser step of it has moved the weights, so the run goes on from its last checkpoint"
         bad = [] if rewards is None else torch.nonzero(~torch.isfinite(rewards).all(-1)).tolist()
         names = ", ".join(f"condition {condition} member {member}" for condition, member in bad[:8])
         if rewards is not None and len(bad) == rewards.shape[0] * rewards.shape[1]:
             return MgrpoError(
-                f"{self.label}: no sample of iteration {iteration + 1} could be scored (all rewards are NaN); the "
-                "state before it is saved"
+                f"{self.label}: no sample of iteration {iteration + 1} could be scored (all rewards are NaN); {saved}"
             )
         where = f" Samples that could not be scored: {names}." if bad else ""
         return MgrpoError(
-            f"{self.label}: the gradient became {norm} in iteration {iteration + 1}; the state before it is saved. "
+            f"{self.label}: the gradient became {norm} in iteration {iteration + 1}; {saved}. "
             f"Lower --learning-rate.{where}"
         )
 

@@ -308,10 +308,14 @@ class PostTraining:
         taken = [network.take_calls() for network in networks]
         return {name: sum(calls[name] for calls in taken) for name in taken[0]}
 
+    def reward_metrics(self, trial: Trial) -> dict[str, Tensor]:
+        """What is logged about the rewards alone, still on the device."""
+        return reward_metrics(trial.rewards, self.reward_weights, self.names)
+
     def metrics(self, trial: Trial, statistics: Sequence[UpdateStatistics]) -> dict[str, Tensor | float]:
         """Everything to log about a trial and the gradients that came of it, still on the device."""
         unscored = (~torch.isfinite(trial.rewards).all(-1)).sum()
-        metrics: dict[str, Tensor | float] = {**reward_metrics(trial.rewards, self.reward_weights, self.names)}
+        metrics: dict[str, Tensor | float] = {**self.reward_metrics(trial)}
         metrics |= advantage_metrics(trial.result, self.reward_weights, self.names, self.config.advantage.clamp)
         metrics |= update_metrics(statistics)
         metrics["unscored_samples"] = unscored
@@ -393,7 +397,7 @@ def post_train(
                         frame.optimizer.zero_grad(set_to_none=True)
                         statistics.append(training.differentiate(step, part, trial, plan))
                         last = step == len(sampled) - 1
-                        found = training.metrics(trial, statistics) if last else {}
+                        found = training.metrics(trial, statistics) if last else training.reward_metrics(trial)
                         metrics = frame.step(
                             iteration, found, trial.rewards, unscored=partial(training.unscored, trial, sampled)
                         )

@@ -156,12 +156,18 @@ class Failing(Reach):
         return scored._replace(rewards=torch.full_like(scored.rewards, self.reward))
 
 
+@pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize(
     ("reward", "error"),
-    [(math.nan, "no sample of iteration 4 could be scored"), (RuntimeError("reward broke"), "reward broke")],
+    [
+        (math.nan, "no sample of iteration 4 could be scored .*; the state before it is saved"),
+        (RuntimeError("reward broke"), "reward broke"),
+    ],
 )
-def test_only_the_iteration_that_fails_is_lost(tmp_path: Path, reward: float | Exception, error: str) -> None:
-    config = replace(CONFIG, iterations=6, checkpoint_every=100, validate_every=0)
+def test_only_the_iteration_that_fails_is_lost(
+    tmp_path: Path, reward: float | Exception, error: str, steps: int
+) -> None:
+    config = replace(CONFIG, iterations=6, checkpoint_every=100, validate_every=0, optimizer_steps=steps)
     with pytest.raises((MgrpoError, RuntimeError), match=error):
         train(replace(config, output=tmp_path / "run"), Failing(3, reward))
     whole = train(replace(config, output=tmp_path / "whole", iterations=3))
@@ -174,6 +180,20 @@ def test_only_the_iteration_that_fails_is_lost(tmp_path: Path, reward: float | E
     resumed = train(replace(config, output=tmp_path / "run", resume=True))
     unbroken = train(replace(config, output=tmp_path / "unbroken"))
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), unbroken.parameters(), strict=True))
+
+
+def test_a_later_optimiser_step_that_fails_says_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, output=tmp_path / "run", validate_every=0, checkpoint_every=1, optimizer_steps=2)
+    clip, calls = torch.nn.utils.clip_grad_norm_, itertools.count()
+
+    def overflowing(*arguments: Any) -> Tensor:
+        norm = clip(*arguments)
+        return norm * math.nan if next(calls) == 5 else norm
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", overflowing)
+    with pytest.raises(MgrpoError, match="became nan in iteration 3; an earlier optimiser step of it has moved"):
+        train(config)
+    assert [folder.name for folder in (config.output / "checkpoints").glob("step_*")] == ["step_00000002"]
 
 
 def test_memory_does_not_grow_over_2000_iterations(tmp_path: Path) -> None:
