@@ -132,11 +132,14 @@ class LoopFrame:
     def iterations(self, draw: Callable[[int], PartsT], *, ahead: int) -> Iterator[Iterator[tuple[int, PartsT]]]:
         """Context for the loop, which gets ``(iteration, draw(iteration))``, up to ``ahead`` of them drawn in advance.
 
-        After an error what was learned before the failing iteration is saved. Raises
+        A run that patience has ended gets no further iteration, as if it had not been asked to go on. After an error
+        what was learned before the failing iteration is saved. Raises
         :class:`mgrpo.terminal.interrupt.TrainingInterrupted` after a loop that a signal stopped.
         """
         end = self.config.iterations
-        drawn = batches(draw, self.start, end, ahead=ahead)
+        if self.watch.exhausted and self.start < end:
+            notice(self.watch.verdict(self.start))
+        drawn = batches(draw, self.start, self.start if self.watch.exhausted else end, ahead=ahead)
         with self.run or nullcontext():
             self._observed = None if self.run is None else self._observer(self.run)
             with (

@@ -149,7 +149,8 @@ class RunConfig:
     gold_better: Literal["min", "max"] = "min"
     """Whether a smaller or a larger value of --gold is better."""
     patience: int = 0
-    """Stop when this many evaluations in a row were no better than the best one (0: never)."""
+    """Stop when this many evaluations in a row were no better than the best one (0: never). --resume with more patience
+    goes on."""
     checkpoint_every: int = 25
     """Iterations between checkpoints."""
     profile: bool = False

@@ -370,11 +370,18 @@ def test_evaluations_that_measure_nothing_are_no_better(tmp_path: Path) -> None:
     assert len(read_metrics(tmp_path / "never")) == 3
 
 
-def test_patience_survives_a_resume(tmp_path: Path) -> None:
+def test_patience_survives_a_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = replace(CONFIG, output=tmp_path / "run", validate_every=1, patience=3, checkpoint_every=1)
     train(replace(config, iterations=3), Gold([4.0, 4.5, 4.2]))
-    train(replace(config, iterations=20, resume=True), Gold([4.1, 1.0]))
+    config = replace(config, iterations=20, resume=True)
+    train(config, Gold([4.1, 1.0]))
     assert len(read_metrics(tmp_path / "run")) == 4
+    capsys.readouterr()
+    train(config, Gold([1.0]))  # it has ended
+    assert len(read_metrics(tmp_path / "run")) == 4
+    assert "stopped after 4 iterations: error was no better than 4 in the last 3 evaluations" in capsys.readouterr().err
+    train(replace(config, patience=4), Gold([4.6]))  # which more patience changes
+    assert len(read_metrics(tmp_path / "run")) == 5
 
 
 @pytest.mark.parametrize("steps", [1, 2])
