@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,9 +28,10 @@ from mgrpo.data import (
 )
 from mgrpo.data.hdf5_dataset import CACHE_MB, hdf5_files, strided_slices
 from mgrpo.data.indexing import SHORT_SHARE, SliceStrategy, check_strategy
+from mgrpo.data.split import recording_of
 from mgrpo.errors import InputError
 from mgrpo.options import option, require
-from mgrpo.terminal.progress import Progress
+from mgrpo.terminal.progress import Progress, notice
 
 from .hdf5_parts import open_with_progress, split_hdf5
 
@@ -127,16 +128,45 @@ class MotionData:
 
 
 def load_motion_data(config: MotionDataConfig, *, seed: int) -> MotionData:
-    """Load, split by clip, and cut. Raises InputError for motion that can't be read, is too short, or can't be
-    split."""
+    """Load, split by clip, and cut. Says so where mirrored copies and their originals are in different parts. Raises
+    InputError for motion that can't be read, is too short, or can't be split."""
     body = resolve_body(config.body).body_only()
     if hdf5_files(config.motion):
-        return _load_hdf5(config, body, seed)
-    _refuse_hdf5_options(config)
-    with Progress("motion", unit="clip") as progress:  # a large pack takes many seconds
-        clips = load_motion(config.motion, body)
-        progress.update(len(clips))
-        return _cut_clips(clips, config, body, seed)
+        data = _load_hdf5(config, body, seed)
+    else:
+        _refuse_hdf5_options(config)
+        with Progress("motion", unit="clip") as progress:  # a large pack takes many seconds
+            clips = load_motion(config.motion, body)
+            progress.update(len(clips))
+            data = _cut_clips(clips, config, body, seed)
+    for torn in torn_recordings(data.clip_names):
+        notice(torn)
+    return data
+
+
+_USED_BEFORE = {"validation": ("train", "post_training"), "held_out": ("train", "post_training", "validation")}
+"""Parts whose recordings are known by the time that a part is measured."""
+
+
+def torn_recordings(names: Mapping[str, Sequence[str]]) -> list[str]:
+    """What is wrong with a split by name that parts mirrored copies from their originals: measured motion then is the
+    mirror image of motion that was learned, or chosen by. ``names`` are those of each part of the split."""
+    found = []
+    for part, others in _USED_BEFORE.items():
+        for other in others:
+            known = {recording_of(name): name for name in names[other] if name not in names[part]}
+            pairs = [
+                (name, known[recording_of(name)])
+                for name in names[part]
+                if recording_of(name) in known and name not in names[other]
+            ]
+            if pairs:
+                where, there = (text.replace("_", "-") for text in (part, other))
+                found.append(
+                    f"the {where} part has mirror images of {there} clips ({len(pairs)}, such as {pairs[0][0]} of "
+                    f"{pairs[0][1]}), so it is no unknown motion; name both for --data.{where}"
+                )
+    return found
 
 
 def _cut_clips(clips: list[MotionClip], config: MotionDataConfig, body: BodyModel, seed: int) -> MotionData:
