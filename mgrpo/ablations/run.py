@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mgrpo.data.hdf5_dataset import hdf5_files
 from mgrpo.errors import InputError
 from mgrpo.eval.cells import counted
 from mgrpo.eval.published import Dataset
@@ -54,6 +55,7 @@ def run_ablation(name: str, config: AblateConfig, *, command: Sequence[str] | No
     signal.
     """
     output = config.output.expanduser()
+    _refuse_known_motion(config)
     plan = make_plan(name, config)
     if config.dry_run:
         keep_plan(plan, output / "plan.yaml", write=False)
@@ -85,6 +87,20 @@ def run_ablation(name: str, config: AblateConfig, *, command: Sequence[str] | No
     if not outcome.failed:
         return 0
     return 1 if any(outcome.records[stage].get("defect") for stage in outcome.failed) else 2
+
+
+def _refuse_known_motion(config: AblateConfig) -> None:
+    """Raise InputError where what is tested on is what is trained on: of HDF5 files alone the held-out part is."""
+    test, train = config.data_test, config.data_train
+    if test and not hdf5_files(test) and _place(test) == _place(train):
+        raise InputError(
+            f"--data-test {test} is --data-train: all of it would be tested on, also the clips that are trained on. "
+            "Leave --data-test out, and the held-out clips are"
+        )
+
+
+def _place(motion: str) -> Path:
+    return Path(motion).expanduser().resolve()
 
 
 def plan_data(plan: Plan) -> Any:

@@ -326,6 +326,14 @@ def test_bad_options(options, text, clips, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_motion_that_is_trained_on_is_not_tested_on(clips, tmp_path):
+    config = tiny(Table2Config, clips, tmp_path / "out")
+    for test in (config.data_train, str(clips / ".." / clips.name)):
+        with pytest.raises(InputError, match=r"--data-test .* is --data-train: all of it would be tested on"):
+            run_ablation("table2", replace(config, data_test=test))
+    assert not (tmp_path / "out").exists()
+
+
 def test_rows_are_told_apart_by_their_names(clips, tmp_path):
     config = tiny(SamplerAblationConfig, clips, tmp_path / "out", etas=(0.4, 0.40000001))
     with pytest.raises(InputError, match=r"two rows of sampler would be called egoallo-0\.4\.prior"):
