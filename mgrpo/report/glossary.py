@@ -48,7 +48,10 @@ METRIC_TEXTS = {
         "How often the perceptual model scores the recording above the generated motion. High says that the model can "
         "tell them apart."
     ),
-    "wrong_count": "In how many comparisons the perceptual model preferred the generated motion.",
+    "wrong_count": (
+        "In how many windows the generated motion scores at least as high as the recording; with several samples of a "
+        "window, on average."
+    ),
 }
 """What a metric means, by the key of its row."""
 
