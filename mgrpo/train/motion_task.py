@@ -138,13 +138,15 @@ class MotionTask:
         return {f"diversity/{name}": value for name, value in group_diversity(outcome, batch.mask).items()}
 
     def gold(self, policy: Policy) -> dict[str, float]:
-        """Metrics on the validation clips, clean trajectory and the same noise every time; none of them is a reward."""
+        """Metrics on the validation clips, clean trajectory and the same noise every time; none of them is a reward.
+        What could not be measured is absent, but the deciding measure, which is NaN then."""
         assert isinstance(policy, Denoiser)
         result = evaluate(
             policy, self._validation, self.body, self.transitions(None), seeds=(self.config.seed,), samples=1,
             project_rotations=self.project_rotations,
         )  # fmt: skip
-        return {name: value for name, value in result.means().items() if math.isfinite(value)}
+        decides = self.config.gold
+        return {name: value for name, value in result.means().items() if math.isfinite(value) or name == decides}
 
 
 def open_motion_task(config: MotionTaskConfig, device: torch.device) -> tuple[Denoiser, MotionTask]:

@@ -11,6 +11,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,8 @@ from mgrpo.models import host
 from mgrpo.runs.checkpoints import find_checkpoint, read_checkpoint
 from mgrpo.runs.metric_log import read_metrics
 from mgrpo.terminal.interrupt import TrainingInterrupted
-from mgrpo.train import prepared_policy
+from mgrpo.train import motion_task, prepared_policy
+from mgrpo.train.gold_watch import GoldWatch
 from mgrpo.train.grpo_config import ExecutionConfig
 from mgrpo.train.post_training import PostTraining
 from tests.train import motion_files as files
@@ -368,6 +370,17 @@ def test_evaluations_that_measure_nothing_are_no_better(tmp_path: Path) -> None:
     assert read_checkpoint(find_checkpoint(tmp_path / "run")).step == 3  # the best one
     train(replace(config, output=tmp_path / "never"), Gold([math.nan] * 3))
     assert len(read_metrics(tmp_path / "never")) == 3
+
+
+def test_motion_that_can_not_be_measured_is_no_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feet that never touch the ground don't slide: that is no reason to end a run that is decided by their sliding."""
+    training, config = motion_training(tmp_path, gold="fs_mm_per_contact_frame")
+    means = {"fs_mm_per_contact_frame": math.nan, "jitter_ratio": math.nan, "mpjpe_mm": 90.0}
+    monkeypatch.setattr(motion_task, "evaluate", lambda *_, **__: SimpleNamespace(means=lambda: means))
+    found = training.task.gold(training.policy)
+    assert set(found) == {"fs_mm_per_contact_frame", "mpjpe_mm"}
+    watch = GoldWatch(config)
+    assert not watch.see(found) and watch.latest is None
 
 
 def test_patience_survives_a_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
