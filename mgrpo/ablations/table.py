@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mgrpo.config_record import to_plain
 from mgrpo.eval.cells import Cell, csv_text, latex_text, markdown_text, plain_number
 from mgrpo.eval.published import Dataset
 from mgrpo.eval.published_ablations import PUBLISHED_ABLATIONS
@@ -88,7 +89,7 @@ def plain_results(results: AblationResults, made: dict[str, ResultTable]) -> dic
             name: {
                 "label": row.row.label,
                 "method": row.row.method,
-                "changes": dict(row.row.changes),
+                "changes": to_plain(row.row.changes),
                 "reference": row.row.reference,
                 "block": row.row.block,
                 "seeds": list(row.seeds),

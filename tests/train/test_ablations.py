@@ -28,9 +28,10 @@ from mgrpo.ablations.options import (
     Table5Config,
 )
 from mgrpo.ablations.plan import keep_plan, make_plan
-from mgrpo.ablations.results import BUDGET, gather
+from mgrpo.ablations.results import BUDGET, AblationResults, RowResult, gather
 from mgrpo.ablations.rows import ABLATIONS
 from mgrpo.ablations.run import run_ablation
+from mgrpo.ablations.table import write_results
 from mgrpo.diffusion.config import SamplerConfig
 from mgrpo.errors import InputError, MgrpoError
 from mgrpo.eval.bootstrap import two_way_intervals
@@ -306,6 +307,22 @@ def test_every_ablation_has_a_plan(name, clips, tmp_path, capsys, monkeypatch):
         before.add(stage.name)
     references = {row.reference for row in plan.rows} - {None}
     assert references <= {row.name for row in plan.rows} and len(plan.rows) >= 4
+
+
+@pytest.mark.parametrize("name", sorted(ABLATIONS))
+def test_every_ablation_can_be_written(name, clips, tmp_path):
+    """Results of all its rows, made up; what a row changes may be a number or a part of a configuration."""
+    rows = make_plan(name, tiny(CLASSES[name], clips, tmp_path / "out")).rows
+    measures = {measure for table in ABLATIONS[name].tables.values() for measure in table}
+    made_up = {measure: torch.rand(2, 3) for measure in measures}
+    found = {row.name: RowResult(row, (0, 1), made_up, dict.fromkeys(BUDGET, 1.0), 1.0) for row in rows}
+    settings = {"frames": 8, "seeds": 1, "samples": 1, "steps": 4}
+    write_results(AblationResults(name, ("a", "b", "c"), settings, found, {}), tmp_path / name)
+    written = json.loads((tmp_path / name / "results.json").read_text())["rows"]
+    assert {row: list(record["changes"]) for row, record in written.items()} == {
+        row.name: list(row.changes) for row in rows
+    }
+    assert all(record["values"] for record in written.values())
 
 
 @pytest.mark.parametrize(
