@@ -23,9 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("export",),
     ("models",),
     ("diffusion", "guidance", "runs"),
-    ("rewards", "grpo", "eval"),
+    ("rewards", "grpo", "eval", "infer"),
     ("train",),
-    ("infer",),
     ("commands", "demo", "doctor", "ablations"),
     ("cli",),
     ("__main__",),
@@ -38,7 +37,7 @@ PICTURES: Mapping[str, frozenset[str]] = {
 }
 """Parts beside the layers, and all that they may import. The commands and the demo use them."""
 
-USERS_OF_PICTURES = ("commands", "demo", "ablations", "cli")
+USERS_OF_PICTURES = ("commands", "demo", "ablations")
 
 OUTSIDE: Mapping[str, frozenset[str]] = {
     "kernels": frozenset({"torch", "triton"}),
@@ -191,6 +190,18 @@ def test_every_part_has_its_place() -> None:
     placed = {part for parts in LAYERS for part in parts} | set(PICTURES)
     parts = {module.part for module in modules()} - {""}
     assert parts == placed, "give a new package or module of mgrpo its line in LAYERS or PICTURES"
+
+
+def test_contributing_draws_these_layers() -> None:
+    """The picture of "Who imports whom" is this file's tables, from the top down."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    drawn = re.search(r"## Who imports whom\n+```\n(.*?)```", text, re.S)
+    assert drawn, "CONTRIBUTING.md has no picture under 'Who imports whom'"
+    layers, pictures = (re.split(r"\s*→\s*", line.strip()) for line in drawn[1].strip().splitlines())
+    assert [set(re.split(r",\s*", part)) for part in layers] == [set(parts) for parts in reversed(LAYERS)]
+    assert set(re.split(r",\s*", pictures[0])) == set(USERS_OF_PICTURES)
+    assert pictures[1:-1] == list(reversed(PICTURES))
+    assert set(re.split(r",\s*", pictures[-1])) == PICTURES["viz"]
 
 
 def test_imports_point_down() -> None:
