@@ -20,7 +20,7 @@ from mgrpo.data.augment import resample
 from mgrpo.data.clip import CLIP_KEYS, MIN_FRAMES, QUATERNION_TOLERANCE, MotionClip, check_unique_names, load_clip
 from mgrpo.data.contacts import contact_labels, joint_speeds
 from mgrpo.data.floor import densest_height
-from mgrpo.data.hdf5_dataset import hdf5_files, load_hdf5_clips
+from mgrpo.data.hdf5.dataset import hdf5_files, load_hdf5_clips
 from mgrpo.data.rate import require_fps
 from mgrpo.errors import InputError, in_file
 from mgrpo.geometry import quat_conjugate, quat_multiply, quat_normalize, quat_to_rotmat
@@ -90,7 +90,7 @@ def load_motion(path: str | Path, body: BodyModel) -> list[MotionClip]:
         path: ``"demo"`` (15 clips that ship with the package), a pack, a clip file that ``save_clip`` wrote (taken as
             it is, it must have been made for this body), a folder in which every ``*.npz``, at any depth, is one of
             these; or an HDF5 file in EgoAllo's layout, or a folder of them, if it is small
-            (:func:`mgrpo.data.hdf5_dataset.load_hdf5_clips`).
+            (:func:`mgrpo.data.hdf5.dataset.load_hdf5_clips`).
         body: the body to fit packs to: rotations are realigned to its rest directions, root paths scaled by leg
             length, planted toes put at ``body.toe_clearance`` above z = 0, contacts labelled. Betas are zero.
     Raises:

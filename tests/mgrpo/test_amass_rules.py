@@ -19,8 +19,8 @@ from mgrpo.data.amass import recording as recording_module
 from mgrpo.data.amass.clip_rules import corrected_fps, long_enough, skip_reason, trimmed
 from mgrpo.data.amass.gender import GENDERS, conversion_file, fit_conversions, load_conversions
 from mgrpo.data.amass.layout import find_recordings, subsets_in
+from mgrpo.data.amass.names import SPLITS, canonical_subset, splits_of
 from mgrpo.data.amass.recording import read_recording
-from mgrpo.data.amass_names import SPLITS, canonical_subset, splits_of
 from mgrpo.errors import InputError
 
 # Names

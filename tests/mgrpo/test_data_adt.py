@@ -19,7 +19,8 @@ from mgrpo.body.placement import place_on_root
 from mgrpo.body.skeleton import BODY_JOINT_NAMES, HAND_JOINT_NAMES
 from mgrpo.cli import main
 from mgrpo.data import MotionClip, load_motion, place_clip
-from mgrpo.data.adt import (
+from mgrpo.data.adt.files import SKELETON_JOINTS, find_adt, read_skeleton, read_trajectory
+from mgrpo.data.adt.sequence import (
     NOMINAL_DEVICE_CPF,
     adt_pack,
     joints22,
@@ -27,7 +28,6 @@ from mgrpo.data.adt import (
     read_device_cpf,
     up_rotation,
 )
-from mgrpo.data.adt_files import SKELETON_JOINTS, find_adt, read_skeleton, read_trajectory
 from mgrpo.data.joint_fit import fit_joints
 from mgrpo.data.point_cloud import read_points
 from mgrpo.errors import InputError

@@ -19,8 +19,8 @@ from mgrpo.body.skeleton import PARENTS_BODY
 from mgrpo.cli import main
 from mgrpo.commands import data_rich
 from mgrpo.data import MotionClip, load_motion, place_clip, turn
-from mgrpo.data.rich import fit_betas, gravity_of_table, read_gravity
-from mgrpo.data.rich_files import TEST_SEQUENCES, find_tracks, read_ply_points, read_smplx, read_track
+from mgrpo.data.rich.bodies import fit_betas, gravity_of_table, read_gravity
+from mgrpo.data.rich.files import TEST_SEQUENCES, find_tracks, read_ply_points, read_smplx, read_track
 from mgrpo.errors import InputError
 
 # y of the camera points down; it looks 15 degrees downwards and is held 4 degrees askew

@@ -18,9 +18,9 @@ import torch
 from benchmarks.hdf5_files import made_up_sequence, write_sequences
 from mgrpo.body import BodyModel, default_body, load_smplh
 from mgrpo.data import Hdf5Motion, Hdf5Sampler, MotionWindows, cut_windows, load_motion, open_hdf5
-from mgrpo.data.amass_names import SPLITS, canonical_subset, splits_of, subset_of, subsets_named
-from mgrpo.data.hdf5_cache import BlockCache
-from mgrpo.data.hdf5_dataset import BLOCK_FRAMES, deterministic_slices, strided_slices
+from mgrpo.data.amass.names import SPLITS, canonical_subset, splits_of, subset_of, subsets_named
+from mgrpo.data.hdf5.cache import BlockCache
+from mgrpo.data.hdf5.dataset import BLOCK_FRAMES, deterministic_slices, strided_slices
 from mgrpo.data.indexing import SHORTEST, ItemIndex, Slice, SliceDraws
 from mgrpo.errors import InputError
 from mgrpo.geometry import quat_to_rotmat

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.hdf5_files import made_up_sequence, write_sequences
 from mgrpo.body import default_body
 from mgrpo.data import load_motion, open_hdf5
-from mgrpo.data.hdf5_file import Hdf5File, is_hdf5, read_file_list
+from mgrpo.data.hdf5.file import Hdf5File, is_hdf5, read_file_list
 from mgrpo.data.indexing import Slice
 from mgrpo.errors import InputError
 
@@ -281,9 +281,9 @@ def test_lists_of_absurd_size_are_not_read(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_clips_are_for_small_files(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mgrpo.data import hdf5_dataset
+    from mgrpo.data.hdf5 import dataset
 
-    monkeypatch.setattr(hdf5_dataset, "MAX_CLIP_BYTES", 1000)
+    monkeypatch.setattr(dataset, "MAX_CLIP_BYTES", 1000)
     with pytest.raises(InputError, match=r"2 sequences would take .* GiB as clips; .* read a file of any size"):
         load_motion(file, default_body())
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mgrpo.body.model import NUM_BETAS
-from mgrpo.data.hdf5_layout import (
+from mgrpo.data.hdf5.layout import (
     BETAS,
     FIELDS,
     HANDS,
@@ -200,7 +200,7 @@ class Hdf5File:
 
     def check(self, info: SequenceInfo) -> None:
         """Check shape, type and storage of the datasets of a sequence, without reading them. Raises InputError for the
-        first that is wrong (see :func:`mgrpo.data.hdf5_layout.check_dataset`)."""
+        first that is wrong (see :func:`mgrpo.data.hdf5.layout.check_dataset`)."""
         h5py = require_h5py()
         with self._guard(), self._reading(info.name):
             if info.name in self._checked:
@@ -227,7 +227,7 @@ class Hdf5File:
 
     def rows(self, info: SequenceInfo, start: int, stop: int) -> np.ndarray:
         """Frames ``start`` to ``stop`` of a sequence, checked: ``(stop - start, C)`` float32, see
-        :func:`mgrpo.data.hdf5_layout.columns`. Raises InputError for damage and for values that are no motion."""
+        :func:`mgrpo.data.hdf5.layout.columns`. Raises InputError for damage and for values that are no motion."""
         h5py = require_h5py()
         self.check(info)
         rows = np.empty((stop - start, row_width(info.hands)), np.float32)

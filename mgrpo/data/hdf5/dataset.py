@@ -14,12 +14,12 @@ from torch import Tensor
 
 from mgrpo.body.model import NUM_BETAS, BodyModel
 from mgrpo.body.placement import cpf_of, place_on_root
-from mgrpo.data.amass_names import subset_of
+from mgrpo.data.amass.names import subset_of
 from mgrpo.data.augment import turned_root
 from mgrpo.data.clip import MIN_FRAMES, MotionClip
-from mgrpo.data.hdf5_cache import BlockCache, CacheCounts
-from mgrpo.data.hdf5_file import SUFFIXES, Hdf5File, SequenceInfo, is_hdf5, read_file_list
-from mgrpo.data.hdf5_layout import FIELDS, HANDS, columns, fields_of, row_width
+from mgrpo.data.hdf5.cache import BlockCache, CacheCounts
+from mgrpo.data.hdf5.file import SUFFIXES, Hdf5File, SequenceInfo, is_hdf5, read_file_list
+from mgrpo.data.hdf5.layout import FIELDS, HANDS, columns, fields_of, row_width
 from mgrpo.data.indexing import ItemIndex, Slice
 from mgrpo.data.windows import MotionWindows
 from mgrpo.errors import InputError, in_file

@@ -15,7 +15,7 @@ import torch
 
 from mgrpo.body.model import BodyModel
 from mgrpo.body.skeleton import BODY_JOINT_NAMES, PARENTS_BODY, ROOT_NAME
-from mgrpo.data.adt_files import SKELETON_JOINTS, AdtFiles, Trajectory, read_skeleton, read_trajectory
+from mgrpo.data.adt.files import SKELETON_JOINTS, AdtFiles, Trajectory, read_skeleton, read_trajectory
 from mgrpo.data.floor import densest_height
 from mgrpo.data.joint_fit import fit_joints
 from mgrpo.data.packs import TARGET_FPS, MotionPack
@@ -138,7 +138,7 @@ def load_adt(files: AdtFiles, *, T_device_cpf: np.ndarray | None = None, floor: 
     """Read a sequence and bring it to one clock and one world.
 
     Args:
-        files: from :func:`mgrpo.data.adt_files.find_adt`.
+        files: from :func:`mgrpo.data.adt.files.find_adt`.
         T_device_cpf: pose of the central pupil frame ``(7,)``; None: :data:`NOMINAL_DEVICE_CPF`.
         floor: ``auto`` (from the point cloud where it and its trajectory are there; else the world's zero, the ground
             plane of the motion capture, if planted toes are just above it; else from the toes), or a height in metres.

@@ -23,7 +23,7 @@ from mgrpo.data.clip import MIN_FRAMES, MotionClip
 from mgrpo.data.contacts import contact_labels
 from mgrpo.data.floor import densest_height
 from mgrpo.data.packs import TARGET_FPS
-from mgrpo.data.rich_files import FPS, SmplxJoints, SmplxMotion
+from mgrpo.data.rich.files import FPS, SmplxJoints, SmplxMotion
 from mgrpo.errors import InputError
 from mgrpo.geometry import axis_angle_to_quat, quat_multiply, quat_normalize, quat_to_rotmat, rotmat_to_quat
 

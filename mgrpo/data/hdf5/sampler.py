@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from mgrpo.body.model import BodyModel
-from mgrpo.data.hdf5_dataset import Hdf5Motion
+from mgrpo.data.hdf5.dataset import Hdf5Motion
 from mgrpo.data.indexing import SHORT_SHARE, ItemIndex, SliceDraws, SliceStrategy, Weighting
 from mgrpo.data.windows import MotionWindows
 from mgrpo.errors import InputError
