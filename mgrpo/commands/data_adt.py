@@ -10,7 +10,8 @@ import tyro
 
 from mgrpo.body import resolve_body
 from mgrpo.data.adt.files import find_adt
-from mgrpo.data.adt.sequence import adt_pack, head_arrays, load_adt, read_device_cpf
+from mgrpo.data.adt.sequence import adt_pack, head_arrays, load_adt
+from mgrpo.data.aria_device import read_device_cpf
 from mgrpo.data.pack_writer import write_pack
 from mgrpo.errors import InputError
 from mgrpo.npz import write_npz

@@ -21,15 +21,14 @@ from mgrpo.cli import main
 from mgrpo.data import MotionClip, load_motion, place_clip
 from mgrpo.data.adt.files import SKELETON_JOINTS, find_adt, read_skeleton, read_trajectory
 from mgrpo.data.adt.sequence import (
-    NOMINAL_DEVICE_CPF,
     adt_pack,
     joints22,
     load_adt,
-    read_device_cpf,
-    up_rotation,
 )
+from mgrpo.data.aria_device import NOMINAL_DEVICE_CPF, read_device_cpf
 from mgrpo.data.joint_fit import fit_joints
 from mgrpo.data.point_cloud import read_points
+from mgrpo.data.upright import turn_to_z_up, up_rotation
 from mgrpo.errors import InputError
 
 Y_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
@@ -171,6 +170,9 @@ def test_gravity_points_down(gravity: tuple[float, ...]) -> None:
     assert np.allclose(R @ down, (0, 0, -1), atol=1e-12) and np.linalg.det(R) == pytest.approx(1)
     if gravity == (0, -1, 0):
         assert np.array_equal(R @ (1.0, 2.0, 3.0), (1.0, -3.0, 2.0))
+    smallest = turn_to_z_up(-down)
+    assert np.allclose(smallest @ down, (0, 0, -1), atol=1e-12)
+    assert np.trace(smallest) == pytest.approx(1 + 2 * -down[2], abs=1e-12)  # turns no further than up is from z
 
 
 def test_rotations_from_positions(made: Path) -> None:

@@ -6,7 +6,6 @@ central pupil frame takes the place of a synthetic one, the body comes from the 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,30 +15,21 @@ import torch
 from mgrpo.body.model import BodyModel
 from mgrpo.body.skeleton import BODY_JOINT_NAMES, PARENTS_BODY, ROOT_NAME
 from mgrpo.data.adt.files import SKELETON_JOINTS, AdtFiles, Trajectory, read_skeleton, read_trajectory
-from mgrpo.data.floor import densest_height
+from mgrpo.data.aria_device import NOMINAL_DEVICE_CPF, pose_from_matrix
+from mgrpo.data.floor import HEAD_HEIGHTS_M, densest_height
 from mgrpo.data.joint_fit import fit_joints
 from mgrpo.data.packs import TARGET_FPS, MotionPack
 from mgrpo.data.point_cloud import read_points
 from mgrpo.data.pose_track import sample_points, sample_poses, turned_poses
+from mgrpo.data.upright import up_rotation
 from mgrpo.errors import InputError
 from mgrpo.geometry import quat_normalize, quat_to_rotmat, rotmat_to_quat, se3_multiply
-
-NOMINAL_DEVICE_CPF = np.array(
-    [[-0.03186, -0.99863, -0.04152, 0.00495],
-     [0.79335, 0.0, -0.60876, -0.04915],
-     [0.60793, -0.05234, 0.79227, -0.04919]]
-)  # fmt: skip
-"""Pose of the central pupil frame in the device's of an Aria of size S, metres: from its construction, rounded. A
-recording's own calibration (in its vrs file) differs by up to a centimetre."""
 
 MAX_GAP_S = 0.2
 """Longest time without a pose or a skeleton that is bridged by interpolation; at longer ones the clip is cut."""
 
 TOE_HEIGHTS_M = (-0.01, 0.12)
 """Where planted toe joints must be above the floor, metres, for the world's zero to be taken as the floor."""
-
-HEAD_HEIGHTS_M = (1.0, 2.2)
-"""Usual heights of the eyes above the floor, metres; outside, a warning is given."""
 
 _NAMES = (ROOT_NAME, *BODY_JOINT_NAMES)
 _OURS = {
@@ -92,48 +82,6 @@ def joints22(joints51: np.ndarray) -> np.ndarray:
     return np.stack(parts, axis=-2)
 
 
-def read_device_cpf(path: Path) -> np.ndarray:
-    """``T_device_cpf (7,)`` from a JSON file: 7 numbers (wxyz and metres) or a 3x4 or 4x4 matrix. Raises InputError."""
-    try:
-        if path.stat().st_size > 1 << 16:
-            raise InputError(f"{path}: too large for a pose")
-        values = np.array(json.loads(path.read_text("utf-8")), float)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: can't be read as a pose ({error})") from error
-    if not np.isfinite(values).all():
-        raise InputError(f"{path}: a pose must be finite")
-    if values.shape == (7,) and abs(np.linalg.norm(values[:4]) - 1) < 1e-2:
-        return np.concatenate((values[:4] / np.linalg.norm(values[:4]), values[4:]))
-    if values.shape in ((3, 4), (4, 4)):
-        R = values[:3, :3]
-        if np.allclose(R @ R.T, np.eye(3), atol=1e-2) and np.linalg.det(R) > 0:
-            return _pose_from_matrix(values[:3])
-    raise InputError(f"{path}: expected 7 numbers (unit quaternion wxyz, then metres) or a rigid 3x4 or 4x4 matrix")
-
-
-def _pose_from_matrix(matrix: np.ndarray) -> np.ndarray:
-    U, _, Vt = np.linalg.svd(matrix[:, :3])
-    quat = quat_normalize(rotmat_to_quat(torch.from_numpy(U @ Vt))).numpy()
-    return np.concatenate((quat, matrix[:, 3]))
-
-
-def up_rotation(gravity: np.ndarray) -> np.ndarray:
-    """Rotation ``(3, 3)`` to z up from a world where gravity points along ``gravity (3,)``: exactly a quarter turn
-    about x for y up, nothing for z up, otherwise the smallest."""
-    for down, turn in (
-        ((0.0, 0.0, -1.0), np.eye(3)),
-        ((0.0, -1.0, 0.0), np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])),
-    ):
-        if gravity @ np.array(down) > np.cos(np.radians(1.0)):
-            return turn
-    up = -gravity / np.linalg.norm(gravity)
-    axis, cosine = np.cross(up, (0.0, 0.0, 1.0)), float(up[2])
-    if cosine < -1 + 1e-9:
-        return np.diag((1.0, -1.0, -1.0))
-    K = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    return np.eye(3) + K + K @ K / (1 + cosine)
-
-
 def load_adt(files: AdtFiles, *, T_device_cpf: np.ndarray | None = None, floor: str = "auto") -> AdtSequence:
     """Read a sequence and bring it to one clock and one world.
 
@@ -158,7 +106,7 @@ def load_adt(files: AdtFiles, *, T_device_cpf: np.ndarray | None = None, floor: 
         _check_near(files, poses, trajectory.times_ns, joints, skeleton.times_ns)
     if T_device_cpf is None:
         notes.append("central pupil frame from the device's construction; give the recording's own with --device-cpf")
-        T_device_cpf = _pose_from_matrix(NOMINAL_DEVICE_CPF)
+        T_device_cpf = pose_from_matrix(NOMINAL_DEVICE_CPF)
     body = None if joints is None else (streams[1], joints)
     height, floor_from = floor_height(files, floor, trajectory, turn, body, notes)
     clips = []

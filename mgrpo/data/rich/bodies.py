@@ -24,6 +24,7 @@ from mgrpo.data.contacts import contact_labels
 from mgrpo.data.floor import densest_height
 from mgrpo.data.packs import TARGET_FPS
 from mgrpo.data.rich.files import FPS, SmplxJoints, SmplxMotion
+from mgrpo.data.upright import turn_to_z_up
 from mgrpo.errors import InputError
 from mgrpo.geometry import axis_angle_to_quat, quat_multiply, quat_normalize, quat_to_rotmat, rotmat_to_quat
 
@@ -311,10 +312,7 @@ def gravity_of_table(table: dict[str, np.ndarray], capture: str) -> Gravity:
 
 def to_clips(track: PosedTrack, gravity: Gravity, body: BodyModel) -> list[MotionClip]:
     """Clips of a track with z up, the floor at 0, and contact labels."""
-    axis = np.cross(gravity.up, (0.0, 0.0, 1.0))
-    cosine = float(gravity.up[2])
-    K = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    turn = np.diag((1.0, -1.0, -1.0)) if cosine < -1 + 1e-9 else np.eye(3) + K + K @ K / (1 + cosine)
+    turn = turn_to_z_up(gravity.up)
     down = np.array([0.0, 0.0, gravity.floor_m])
     quats = quat_multiply(rotmat_to_quat(torch.from_numpy(turn)), torch.from_numpy(track.T_world_root[:, :4]))
     places = torch.from_numpy(track.T_world_root[:, 4:] @ turn.T - down)
