@@ -18,6 +18,9 @@ from mgrpo.body.skeleton import PARENTS_BODY, TOE_JOINTS
 HEAD_HEIGHTS_M = (1.0, 2.2)
 """Usual heights of the eyes above the floor, metres; outside, a warning is given."""
 
+PLANTED_SPEED_M_S = 0.3
+"""Toes slower than this show where the floor is, metres per second."""
+
 _NUM_BODY = len(PARENTS_BODY)
 
 

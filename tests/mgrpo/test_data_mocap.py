@@ -14,8 +14,10 @@ from mgrpo.data.mocap import choose_map, read_amc, read_asf, read_bvh, read_map,
 from mgrpo.data.mocap.convert import ConvertOptions, convert_file, convert_to_part, skeleton_of
 from mgrpo.data.mocap.joint_map import JOINT_NAMES, apply_map
 from mgrpo.data.mocap.retarget import PARENT_ROWS, MappedMotion
-from mgrpo.data.pack_writer import write_pack
-from mgrpo.data.packs import MotionPack, fit_pack, read_pack
+from mgrpo.data.packs.fitting import fit_pack
+from mgrpo.data.packs.pack import MotionPack
+from mgrpo.data.packs.reading import read_pack
+from mgrpo.data.packs.writing import write_pack
 from mgrpo.errors import InputError
 from tests.mgrpo import mocap_files as made
 

@@ -13,7 +13,7 @@ from mgrpo.cli import main
 from mgrpo.commands import data_mocap
 from mgrpo.data import load_motion
 from mgrpo.data.mocap import convert
-from mgrpo.data.packs import read_pack
+from mgrpo.data.packs.reading import read_pack
 from tests.mgrpo import mocap_files as made
 
 

@@ -13,7 +13,8 @@ from mgrpo.body import BODY_JOINT_NAMES, PARENTS_BODY, BodyModel, default_body
 from mgrpo.body.skeleton import ROOT_NAME
 from mgrpo.data import MotionClip, cut_windows, load_motion, place_clip, resample, save_clip
 from mgrpo.data.floor import densest_height
-from mgrpo.data.packs import fit_pack, read_pack
+from mgrpo.data.packs.fitting import fit_pack
+from mgrpo.data.packs.reading import read_pack
 from mgrpo.errors import InputError
 from mgrpo.kernels import forward_kinematics
 

@@ -16,11 +16,12 @@ from mgrpo.body.model import BodyModel
 from mgrpo.body.skeleton import BODY_JOINT_NAMES, PARENTS_BODY, ROOT_NAME
 from mgrpo.data.adt.files import SKELETON_JOINTS, AdtFiles, Trajectory, read_skeleton, read_trajectory
 from mgrpo.data.aria_device import NOMINAL_DEVICE_CPF, pose_from_matrix
-from mgrpo.data.floor import HEAD_HEIGHTS_M, densest_height
+from mgrpo.data.floor import HEAD_HEIGHTS_M, PLANTED_SPEED_M_S, densest_height
 from mgrpo.data.joint_fit import fit_joints
-from mgrpo.data.packs import TARGET_FPS, MotionPack
+from mgrpo.data.packs.pack import MotionPack
 from mgrpo.data.point_cloud import read_points
 from mgrpo.data.pose_track import sample_points, sample_poses, turned_poses
+from mgrpo.data.rate import TARGET_FPS
 from mgrpo.data.upright import up_rotation
 from mgrpo.errors import InputError
 from mgrpo.geometry import quat_normalize, quat_to_rotmat, rotmat_to_quat, se3_multiply
@@ -216,7 +217,7 @@ def floor_height(
     times, joints = skeleton
     toes = joints[:, [SKELETON_JOINTS.index("LToe"), SKELETON_JOINTS.index("RToe")]]
     speed = np.linalg.norm(np.diff(toes, axis=0), axis=-1) / (np.diff(times) / 1e9)[:, None]
-    usual = densest_height(toes[1:, :, 2][speed < 0.3])
+    usual = densest_height(toes[1:, :, 2][speed < PLANTED_SPEED_M_S])
     if usual is None or TOE_HEIGHTS_M[0] <= usual <= TOE_HEIGHTS_M[1]:
         return 0.0, "world zero"
     notes.append(

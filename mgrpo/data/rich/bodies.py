@@ -22,7 +22,7 @@ from mgrpo.data.augment import slerp
 from mgrpo.data.clip import MIN_FRAMES, MotionClip
 from mgrpo.data.contacts import contact_labels
 from mgrpo.data.floor import densest_height
-from mgrpo.data.packs import TARGET_FPS
+from mgrpo.data.rate import TARGET_FPS
 from mgrpo.data.rich.files import FPS, SmplxJoints, SmplxMotion
 from mgrpo.data.upright import turn_to_z_up
 from mgrpo.errors import InputError

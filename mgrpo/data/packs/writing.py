@@ -8,12 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from mgrpo.body.skeleton import BODY_JOINT_NAMES, ROOT_NAME
-from mgrpo.data.packs import MotionPack
+from mgrpo.data.packs.pack import MotionPack, pack_quats
 from mgrpo.errors import InputError
 from mgrpo.npz import write_npz
-
-SCALE = 32767
-"""Quaternions are stored as int16, this being 1: 0.02 mm at the end of a metre."""
 
 
 def write_pack(path: str | Path, pack: MotionPack, extra: Mapping[str, np.ndarray] | None = None) -> None:
@@ -61,9 +58,3 @@ def write_pack(path: str | Path, pack: MotionPack, extra: Mapping[str, np.ndarra
     if clash:
         raise InputError(f"write_pack(): extra can't hold {', '.join(clash)}, which are the pack's own")
     write_npz(path, arrays | dict(extra or {}))
-
-
-def pack_quats(quats: np.ndarray) -> np.ndarray:
-    """Unit quaternions ``(…, 4)`` as a pack stores them: int16 of 32767 times their numbers, with w >= 0."""
-    signed = np.where(quats[..., :1] < 0, -quats, quats)
-    return np.round(signed * SCALE).astype(np.int16)
