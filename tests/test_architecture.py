@@ -360,6 +360,15 @@ def test_tests_share_modules_beside_them() -> None:
     refuse(problems)
 
 
+def test_tests_stand_where_the_packages_do() -> None:
+    """A folder of tests has the name of a package; the file of a test is found by its name alone."""
+    parts = {module.part for module in modules()}
+    folders = [path.name for path in (ROOT / "tests" / "mgrpo").iterdir() if (path / "__init__.py").is_file()]
+    assert folders and set(folders) <= parts
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
+
+
 def test_training_loops_do_not_import_each_other() -> None:
     loops = {f"mgrpo.train.{name}" for name in TRAINING_LOOPS}
     assert loops <= {module.name for module in modules()}

@@ -14,7 +14,7 @@ import pytest
 from mgrpo.terminal.encoding import plain, write_anywhere
 from mgrpo.terminal.loading import loading_shown
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_plain_spellings() -> None:

@@ -18,7 +18,7 @@ from mgrpo.errors import InputError
 from mgrpo.models.conditioning import make_cond, relative_cpf
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig, EncoderMemory
 from mgrpo.models.state import StateLayout, project_state, unpack_state
-from tests.mgrpo.golden_sampler import golden_case
+from tests.mgrpo.diffusion.golden_sampler import golden_case
 
 SMALL = DenoiserConfig(
     d_latent=32, d_feedforward=64, d_noise_emb=16, num_heads=4, encoder_layers=1, decoder_layers=1, include_hands=False

@@ -25,7 +25,7 @@ from mgrpo.eval.formats import ReadOptions, RotationMotion, read_motions
 from mgrpo.export import TARGETS, FileFrame, write_amass, write_csv, write_egoallo, write_smpl
 from mgrpo.export.motion import continuous_signs
 from mgrpo.npz import write_npz
-from tests.mgrpo.export_motion import TO_Y_UP, make_motion
+from tests.mgrpo.export.export_motion import TO_Y_UP, make_motion
 
 OTHER = replace(default_body(), name="smplh", J_template=default_body().J_template + torch.tensor([0.02, -0.22, 0.03]))
 """Stands for SMPL-H: shape numbers that count, and a rest pelvis that is not at the origin."""

@@ -18,7 +18,7 @@ from mgrpo.data.mocap import read_bvh
 from mgrpo.data.mocap.source import rotation_sequence
 from mgrpo.export import FileFrame, write_bvh
 from mgrpo.export.bvh import euler_zxy
-from tests.mgrpo.export_motion import TO_Y_UP, make_motion
+from tests.mgrpo.export.export_motion import TO_Y_UP, make_motion
 
 LIMIT_M = 1e-4
 FRAMES = [FileFrame("y", "cm"), FileFrame("y", "m"), FileFrame("z", "cm"), FileFrame("z", "m")]

@@ -14,7 +14,7 @@ from mgrpo.commands import data_mocap
 from mgrpo.data import load_motion
 from mgrpo.data.mocap import convert
 from mgrpo.data.packs.reading import read_pack
-from tests.mgrpo import mocap_files as made
+from tests.mgrpo.data import mocap_files as made
 
 
 @pytest.fixture

@@ -568,7 +568,7 @@ def test_mistakes_end_with_a_message_and_two(name: str, tmp_path: Path, capsys: 
 
 
 def test_the_page_names_every_measure_format_and_alignment() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text("utf-8")
     for info in METRICS.values():
         assert f"| {info.label} | `{info.name}` |" in page, info.name
     for format in FORMATS_READ:

@@ -17,9 +17,9 @@ from mgrpo import geometry
 from mgrpo.export import TARGETS, PosedMotion
 from mgrpo.export import motion as motion_module
 from mgrpo.npz import read_npz
-from tests.mgrpo.export_motion import make_motion
+from tests.mgrpo.export.export_motion import make_motion
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FRAMES = 12_288
 
 GROWTH = """
@@ -27,7 +27,7 @@ import json, resource, sys
 from pathlib import Path
 import torch
 from mgrpo.export import TARGETS
-from tests.mgrpo.export_motion import make_motion
+from tests.mgrpo.export.export_motion import make_motion
 
 torch.set_num_threads(1)
 short, long = make_motion(2049, size=0.1), make_motion(int(sys.argv[2]), size=0.1)

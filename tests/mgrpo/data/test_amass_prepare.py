@@ -35,7 +35,7 @@ from mgrpo.data.amass.writer import DATASETS, list_text, write_hdf5
 from mgrpo.errors import InputError
 from mgrpo.geometry import axis_angle_to_rotmat, quat_to_rotmat, se3_apply
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module", autouse=True)

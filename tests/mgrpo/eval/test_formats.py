@@ -117,7 +117,7 @@ def test_a_recording_of_motion_capture_has_a_command_of_its_own(tmp_path: Path) 
 
 
 def test_packs_are_fitted_to_the_body(tmp_path: Path) -> None:
-    pack = Path(__file__).parents[2] / "mgrpo" / "assets" / "deepmimic.npz"
+    pack = Path(__file__).parents[3] / "mgrpo" / "assets" / "deepmimic.npz"
     tracks = {one.name: one for one in read_tracks(pack, WITH_BODY)}
     clips = load_motion(pack, BODY)
     assert set(tracks) == {clip.name for clip in clips}

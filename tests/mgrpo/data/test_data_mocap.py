@@ -19,7 +19,7 @@ from mgrpo.data.packs.pack import MotionPack
 from mgrpo.data.packs.reading import read_pack
 from mgrpo.data.packs.writing import write_pack
 from mgrpo.errors import InputError
-from tests.mgrpo import mocap_files as made
+from tests.mgrpo.data import mocap_files as made
 
 Z_UP = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 

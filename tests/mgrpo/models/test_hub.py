@@ -22,7 +22,7 @@ from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.hub import PretrainedModel, is_pretrained, read_pretrained
 from mgrpo.models.perceptual import PerceptualConfig, PerceptualModel
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DENOISER = DenoiserConfig(
     max_t=50, d_latent=16, d_feedforward=24, d_noise_emb=8, num_heads=2, encoder_layers=1, decoder_layers=1
 )

@@ -17,7 +17,7 @@ from mgrpo.body import default_body
 from mgrpo.errors import InputError
 from mgrpo.export import write_glb
 from mgrpo.export.gltf_file import GltfBuffer
-from tests.mgrpo.export_motion import TO_Y_UP, Glb, make_motion, true_vertices
+from tests.mgrpo.export.export_motion import TO_Y_UP, Glb, make_motion, true_vertices
 
 READERS = Path(__file__).with_name("readers")
 LIMIT_M = 1e-4
