@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -109,7 +109,7 @@ def source_files() -> list[Path]:
 
 
 def read_imports(
-    tree: ast.Module, name: str, is_package: bool, known: Sequence[str], *, types: bool = False
+    tree: ast.Module, name: str, is_package: bool, known: Set[str], *, types: bool = False
 ) -> Iterator[Import]:
     """What a file imports, type-checking blocks left out unless ``types``. ``known`` are the modules there are: a name
     imported from a package may be one of them."""
@@ -151,7 +151,7 @@ def modules() -> tuple[Module, ...]:
                     ast.parse(path.read_text("utf-8"), str(path)),
                     module_name(path),
                     path.name == "__init__.py",
-                    tuple(names),
+                    names,
                 )
             ),
         )
@@ -343,12 +343,13 @@ def test_tests_share_modules_beside_them() -> None:
     problems = []
     paths = sorted((ROOT / "tests").rglob("*.py"))
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    known = set(names)
     for path, name in zip(paths, names):
         tree = ast.parse(path.read_text("utf-8"))
         place = path.relative_to(ROOT)
         problems += [
             f"{place}:{found.line} imports {found.target}: move what both need into a module beside them"
-            for found in read_imports(tree, name, False, names)
+            for found in read_imports(tree, name, False, known)
             if re.search(r"(^|\.)test_\w+$", found.target)
         ]
         problems += [
@@ -390,9 +391,7 @@ def test_no_circles_among_modules() -> None:
     graph = {
         module.name: {
             found.target
-            for found in read_imports(
-                ast.parse(module.path.read_text("utf-8")), module.name, False, tuple(names), types=True
-            )
+            for found in read_imports(ast.parse(module.path.read_text("utf-8")), module.name, False, names, types=True)
         }
         for module in modules()
         if module.path.name != "__init__.py"
@@ -481,6 +480,6 @@ def test_native_operators_include_the_common_files_and_their_own() -> None:
     ],
 )
 def test_reading_imports(source: str, expected: list[tuple[str, bool]]) -> None:
-    known = ("mgrpo.kernels.so3.reference", "mgrpo.geometry", "mgrpo.kernels.rng")
+    known = {"mgrpo.kernels.so3.reference", "mgrpo.geometry", "mgrpo.kernels.rng"}
     found = read_imports(ast.parse(source), "mgrpo.kernels.so3.op", False, known)
     assert [(one.target, one.at_start) for one in found] == expected
