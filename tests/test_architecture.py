@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,9 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("export",),
     ("models",),
     ("diffusion", "guidance", "runs"),
-    ("rewards", "grpo", "eval"),
+    ("rewards", "grpo", "eval", "infer"),
     ("train",),
-    ("infer",),
     ("commands", "demo", "doctor", "ablations"),
     ("cli",),
     ("__main__",),
@@ -38,7 +37,7 @@ PICTURES: Mapping[str, frozenset[str]] = {
 }
 """Parts beside the layers, and all that they may import. The commands and the demo use them."""
 
-USERS_OF_PICTURES = ("commands", "demo", "ablations", "cli")
+USERS_OF_PICTURES = ("commands", "demo", "ablations")
 
 OUTSIDE: Mapping[str, frozenset[str]] = {
     "kernels": frozenset({"torch", "triton"}),
@@ -110,7 +109,7 @@ def source_files() -> list[Path]:
 
 
 def read_imports(
-    tree: ast.Module, name: str, is_package: bool, known: Sequence[str], *, types: bool = False
+    tree: ast.Module, name: str, is_package: bool, known: Set[str], *, types: bool = False
 ) -> Iterator[Import]:
     """What a file imports, type-checking blocks left out unless ``types``. ``known`` are the modules there are: a name
     imported from a package may be one of them."""
@@ -152,7 +151,7 @@ def modules() -> tuple[Module, ...]:
                     ast.parse(path.read_text("utf-8"), str(path)),
                     module_name(path),
                     path.name == "__init__.py",
-                    tuple(names),
+                    names,
                 )
             ),
         )
@@ -191,6 +190,18 @@ def test_every_part_has_its_place() -> None:
     placed = {part for parts in LAYERS for part in parts} | set(PICTURES)
     parts = {module.part for module in modules()} - {""}
     assert parts == placed, "give a new package or module of mgrpo its line in LAYERS or PICTURES"
+
+
+def test_contributing_draws_these_layers() -> None:
+    """The picture of "Who imports whom" is this file's tables, from the top down."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    drawn = re.search(r"## Who imports whom\n+```\n(.*?)```", text, re.S)
+    assert drawn, "CONTRIBUTING.md has no picture under 'Who imports whom'"
+    layers, pictures = (re.split(r"\s*→\s*", line.strip()) for line in drawn[1].strip().splitlines())
+    assert [set(re.split(r",\s*", part)) for part in layers] == [set(parts) for parts in reversed(LAYERS)]
+    assert set(re.split(r",\s*", pictures[0])) == set(USERS_OF_PICTURES)
+    assert pictures[1:-1] == list(reversed(PICTURES))
+    assert set(re.split(r",\s*", pictures[-1])) == PICTURES["viz"]
 
 
 def test_imports_point_down() -> None:
@@ -332,12 +343,13 @@ def test_tests_share_modules_beside_them() -> None:
     problems = []
     paths = sorted((ROOT / "tests").rglob("*.py"))
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    known = set(names)
     for path, name in zip(paths, names):
         tree = ast.parse(path.read_text("utf-8"))
         place = path.relative_to(ROOT)
         problems += [
             f"{place}:{found.line} imports {found.target}: move what both need into a module beside them"
-            for found in read_imports(tree, name, False, names)
+            for found in read_imports(tree, name, False, known)
             if re.search(r"(^|\.)test_\w+$", found.target)
         ]
         problems += [
@@ -347,6 +359,15 @@ def test_tests_share_modules_beside_them() -> None:
         ]
     assert "tests.train.launcher" in names
     refuse(problems)
+
+
+def test_tests_stand_where_the_packages_do() -> None:
+    """A folder of tests has the name of a package; the file of a test is found by its name alone."""
+    parts = {module.part for module in modules()}
+    folders = [path.name for path in (ROOT / "tests" / "mgrpo").iterdir() if (path / "__init__.py").is_file()]
+    assert folders and set(folders) <= parts
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
 
 
 def test_training_loops_do_not_import_each_other() -> None:
@@ -370,9 +391,7 @@ def test_no_circles_among_modules() -> None:
     graph = {
         module.name: {
             found.target
-            for found in read_imports(
-                ast.parse(module.path.read_text("utf-8")), module.name, False, tuple(names), types=True
-            )
+            for found in read_imports(ast.parse(module.path.read_text("utf-8")), module.name, False, names, types=True)
         }
         for module in modules()
         if module.path.name != "__init__.py"
@@ -461,6 +480,6 @@ def test_native_operators_include_the_common_files_and_their_own() -> None:
     ],
 )
 def test_reading_imports(source: str, expected: list[tuple[str, bool]]) -> None:
-    known = ("mgrpo.kernels.so3.reference", "mgrpo.geometry", "mgrpo.kernels.rng")
+    known = {"mgrpo.kernels.so3.reference", "mgrpo.geometry", "mgrpo.kernels.rng"}
     found = read_imports(ast.parse(source), "mgrpo.kernels.so3.op", False, known)
     assert [(one.target, one.at_start) for one in found] == expected

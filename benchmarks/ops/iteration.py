@@ -92,7 +92,11 @@ def workloads(device: str, backends: Sequence[str] | None) -> list[Workload]:
                 operations=0,
                 gradient=part == "update",
                 device=device,
-                tests=("tests/mgrpo/test_sampler.py", "tests/mgrpo/test_grpo_update.py", "tests/mgrpo/test_rewards.py"),
+                tests=(
+                    "tests/mgrpo/diffusion/test_sampler.py",
+                    "tests/mgrpo/test_grpo_update.py",
+                    "tests/mgrpo/rewards/test_rewards.py",
+                ),
             )
         )
     if device == "cpu":

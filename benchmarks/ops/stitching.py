@@ -63,7 +63,7 @@ def workload(device: str, setting: Setting) -> Workload:
         bytes_moved=4 * (parameters + 2 * frames * channels),
         operations=2 * parameters * tokens,
         device=device,
-        tests=("tests/mgrpo/test_stitching.py", "tests/mgrpo/test_stitched_sampler.py"),
+        tests=("tests/mgrpo/diffusion/test_stitching.py", "tests/mgrpo/diffusion/test_stitched_sampler.py"),
     )
 
 

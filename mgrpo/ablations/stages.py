@@ -13,7 +13,7 @@ import torch
 
 from mgrpo.body import BodyModel, resolve_body
 from mgrpo.data import MotionWindows, cut_windows, drop_short, load_motion
-from mgrpo.data.hdf5_dataset import hdf5_files
+from mgrpo.data.hdf5.dataset import hdf5_files
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError, MgrpoError
 from mgrpo.eval.evaluate import evaluate

@@ -1,1 +1,1 @@
-"""Commands that train nothing: evaluate and sample. Each module holds its options and its function."""
+"""The commands that are no trainings: a module each, with its options and its function, and what several share."""

@@ -9,9 +9,10 @@ from typing import Annotated
 import tyro
 
 from mgrpo.body import resolve_body
-from mgrpo.data.adt import adt_pack, head_arrays, load_adt, read_device_cpf
-from mgrpo.data.adt_files import find_adt
-from mgrpo.data.pack_writer import write_pack
+from mgrpo.data.adt.files import find_adt
+from mgrpo.data.adt.sequence import adt_pack, head_arrays, load_adt
+from mgrpo.data.aria_device import read_device_cpf
+from mgrpo.data.packs.writing import write_pack
 from mgrpo.errors import InputError
 from mgrpo.npz import write_npz
 from mgrpo.storage import make_folder

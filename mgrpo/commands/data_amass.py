@@ -16,12 +16,12 @@ from rich.table import Table
 from mgrpo.body import resolve_body
 from mgrpo.data.amass.gender import load_conversions
 from mgrpo.data.amass.layout import Layout, Split
+from mgrpo.data.amass.names import splits_of
 from mgrpo.data.amass.parts import PartsFolder, parts_folder
 from mgrpo.data.amass.prepare import Conversions, Outcome, Plan, make_plan, prepare_dataset
 from mgrpo.data.amass.process import TARGET_FPS, ClipRules
 from mgrpo.data.amass.writer import list_path
-from mgrpo.data.amass_names import splits_of
-from mgrpo.data.hdf5_file import SUFFIXES, is_hdf5
+from mgrpo.data.hdf5.file import SUFFIXES, is_hdf5
 from mgrpo.errors import InputError
 from mgrpo.storage import atomic_write_json, make_folder, storage_error
 from mgrpo.terminal.progress import Progress, notice

@@ -13,8 +13,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from mgrpo.data.amass_names import splits_of
-from mgrpo.data.hdf5_dataset import BLOCK_FRAMES, FPS, Hdf5Motion, hdf5_files
+from mgrpo.data.amass.names import splits_of
+from mgrpo.data.hdf5.dataset import BLOCK_FRAMES, FPS, Hdf5Motion, hdf5_files
 from mgrpo.errors import InputError
 from mgrpo.terminal.progress import Progress
 from mgrpo.train.hdf5_parts import open_with_progress

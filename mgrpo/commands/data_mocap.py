@@ -20,8 +20,9 @@ from mgrpo.config_record import differences
 from mgrpo.data.clip import save_clip
 from mgrpo.data.mocap.convert import ConvertOptions, FileResult, assemble, convert_to_part, find_files, part_path
 from mgrpo.data.mocap.retarget import parse_floor
-from mgrpo.data.pack_writer import write_pack
-from mgrpo.data.packs import MotionPack, fit_pack
+from mgrpo.data.packs.fitting import fit_pack
+from mgrpo.data.packs.pack import MotionPack
+from mgrpo.data.packs.writing import write_pack
 from mgrpo.errors import InputError
 from mgrpo.storage import atomic_write_json, json_text, make_folder, read_json, storage_error
 from mgrpo.terminal.progress import Progress, notice

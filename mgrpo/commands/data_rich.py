@@ -14,7 +14,7 @@ import tyro
 
 from mgrpo.body import BodyModel, resolve_body
 from mgrpo.data.clip import save_clip
-from mgrpo.data.rich import (
+from mgrpo.data.rich.bodies import (
     BodyFit,
     Gravity,
     PosedTrack,
@@ -26,7 +26,7 @@ from mgrpo.data.rich import (
     scene_gravity,
     to_clips,
 )
-from mgrpo.data.rich_files import (
+from mgrpo.data.rich.files import (
     TEST_GENDERS,
     RichTrack,
     SmplxJoints,

@@ -21,8 +21,8 @@ from mgrpo.data import (
     mirror,
     recording_of,
 )
-from mgrpo.data.amass_names import subsets_named
-from mgrpo.data.hdf5_dataset import CACHE_MB, deterministic_slices, hdf5_files, strided_slices
+from mgrpo.data.amass.names import subsets_named
+from mgrpo.data.hdf5.dataset import CACHE_MB, deterministic_slices, hdf5_files, strided_slices
 from mgrpo.errors import InputError
 from mgrpo.eval import protocol_table as protocols_layout
 from mgrpo.eval.evaluate import EvaluationResult

@@ -16,7 +16,7 @@ import yaml
 
 from mgrpo.body import BodyModel, default_body, resolve_body
 from mgrpo.body.model import NUM_BETAS
-from mgrpo.data.packs import DEMO, DEMO_ASSET
+from mgrpo.data.motion_files import DEMO, DEMO_ASSET
 from mgrpo.data.rate import require_fps
 from mgrpo.errors import InputError, in_file
 from mgrpo.eval.formats import MotionTracks, ReadOptions, RotationMotion, read_motions

@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from mgrpo.body import resolve_body
-from mgrpo.data.packs import TARGET_FPS
+from mgrpo.data.rate import TARGET_FPS
 from mgrpo.diffusion.config import SamplerConfig, StitchingConfig
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.errors import InputError

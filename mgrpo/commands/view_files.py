@@ -13,7 +13,7 @@ import torch
 
 from mgrpo.body import BodyModel
 from mgrpo.body.model import HEAD_ROW
-from mgrpo.data.packs import DEMO, DEMO_ASSET
+from mgrpo.data.motion_files import DEMO, DEMO_ASSET
 from mgrpo.errors import InputError, in_file
 from mgrpo.eval.formats import MotionTracks, ReadOptions, RotationMotion, read_motions
 from mgrpo.geometry import quat_normalize, rotmat_to_quat

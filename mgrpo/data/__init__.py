@@ -5,9 +5,9 @@ from __future__ import annotations
 from mgrpo.data.augment import loop, mirror, place_clip, resample, reshape_body, turn
 from mgrpo.data.clip import MotionClip, load_clip, save_clip
 from mgrpo.data.contacts import contact_labels
-from mgrpo.data.hdf5_dataset import Hdf5Motion, open_hdf5
-from mgrpo.data.hdf5_sampler import Hdf5Sampler
-from mgrpo.data.packs import load_motion
+from mgrpo.data.hdf5.dataset import Hdf5Motion, open_hdf5
+from mgrpo.data.hdf5.sampler import Hdf5Sampler
+from mgrpo.data.motion_files import load_motion
 from mgrpo.data.slices import deterministic_windows, slice_starts
 from mgrpo.data.source import WindowSource
 from mgrpo.data.split import (

@@ -1,4 +1,4 @@
-"""Keeping feet on the floor when a motion moves to another body.
+"""Where the floor is under a person, and keeping feet on it when a motion moves to another body.
 
 The floor must stay where it is although legs get longer or feet thicker, and a jump must keep its height. So a clip is
 only ever shifted as a whole, by a number taken from the frames in which a joint is planted.
@@ -14,6 +14,12 @@ from torch import Tensor
 
 from mgrpo.body.model import BodyModel
 from mgrpo.body.skeleton import PARENTS_BODY, TOE_JOINTS
+
+HEAD_HEIGHTS_M = (1.0, 2.2)
+"""Usual heights of the eyes above the floor, metres; outside, a warning is given."""
+
+PLANTED_SPEED_M_S = 0.3
+"""Toes slower than this show where the floor is, metres per second."""
 
 _NUM_BODY = len(PARENTS_BODY)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from mgrpo.errors import InputError
 
+TARGET_FPS = 30.0
+"""Frames per second of all motion that networks see, and of what is loaded for them."""
+
 FPS_RANGE = (0.1, 10_000.0)
 """Lowest and highest rate, frames per second. Motion capture has 20 to 2000; one far outside is a mistake, and would
 turn a short motion into more frames than fit into memory."""

@@ -38,7 +38,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ from torch import Tensor
 from mgrpo.errors import InputError
 
 Blend = Literal["egoallo", "proper", "author"]
-BLENDS: tuple[str, ...] = ("egoallo", "proper", "author")
+BLENDS: tuple[str, ...] = get_args(Blend)
 
 
 @dataclass(frozen=True)

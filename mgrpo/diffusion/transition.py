@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,9 +21,9 @@ from mgrpo.diffusion.schedule import CosineSchedule, quadratic_timesteps
 from mgrpo.errors import InputError
 
 Kernel = Literal["egoallo", "ddim", "dance", "cps", "ode"]
-KERNELS: tuple[str, ...] = ("egoallo", "ddim", "dance", "cps", "ode")
+KERNELS: tuple[str, ...] = get_args(Kernel)
 StepWeighting = Literal["none", "inv_snr", "noise"]
-STEP_WEIGHTINGS: tuple[str, ...] = ("none", "inv_snr", "noise")
+STEP_WEIGHTINGS: tuple[str, ...] = get_args(StepWeighting)
 
 _EGOALLO_DAMPING = 0.1
 

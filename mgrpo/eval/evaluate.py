@@ -7,13 +7,14 @@ window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgrpo.data.split import recording_of
 from mgrpo.diffusion.sampler import NoiseKeys, sample
@@ -203,66 +204,36 @@ def evaluate(
     numbers = torch.arange(count) if window_numbers is None else torch.tensor(window_numbers, dtype=torch.long)
     device = next(denoiser.parameters()).device
     chunk = windows_per_chunk or max(1, FRAMES_PER_CHUNK // (frames * samples))
-    layout = StateLayout(include_hands=denoiser.config.include_hands)
-    body = body.to(device)
-    training = denoiser.training, perceptual.training if perceptual is not None else False
-    denoiser.eval()
-    if perceptual is not None:
-        perceptual.eval()
-    per_sample: list[dict[str, Tensor]] = []
-    per_group: list[dict[str, Tensor]] = []
-    of_mean: list[dict[str, Tensor]] = []
-    truth: list[dict[str, Tensor]] = []
-    try:
+    drawing = _Drawing(denoiser, body.to(device), transitions, samples, project_rotations, stitching, guidance)
+    chunks: list[_Measured] = []
+    with _evaluation_mode(denoiser, perceptual):
         for start in range(0, count, chunk):
             index = torch.arange(start, min(start + chunk, count))
             part = windows.select(index).to(device)
-            truth.append(_truth_measures(part, perceptual, fps))
-            head = part.T_world_cpf, part.T_cpf_tm1_cpf_t
-            if stitching is None:
-                draw = partial(sample, denoiser, make_cond(denoiser.config, *head))
-            else:
-                draw = partial(sample_stitched, denoiser, *head, stitching=stitching)
-            mask = None if bool(part.mask.all()) else part.mask
-            guided = SamplingGuidance(guidance or GuidanceConfig("off"), layout, body, part.T_world_cpf, mask=mask)
-            seed_values: dict[str, list[dict[str, Tensor]]] = {"sample": [], "group": [], "mean": []}
+            truth = _truth_measures(part, perceptual, fps)
+            draw = drawing.sampler(part, numbers[index].to(device))
+            of_seeds: list[_Measured] = []
             for number, seed in enumerate(seeds):
-                keys = NoiseKeys(
-                    seed=seed,
-                    iteration=0,
-                    condition=numbers[index].to(device),
-                    members=samples,
-                    share_initial=False,
-                )
-                options = {"layout": layout, "mask": mask, "project_rotations": project_rotations}
-                x0 = guided.finish(draw(transitions, keys, guidance=guided.hook(len(transitions)), **options).x0)
-                motion = decode_motion(layout, x0, part.T_world_cpf[:, None], body)
-                seed_values["sample"].append(_sample_measures(motion, part, perceptual, truth[-1], fps))
-                if samples > 1:
-                    seed_values["group"].append(group_diversity(motion.joints22, part.mask))
-                    # The mean of the states, projected back to rotations, is the chordal mean of the samples'
-                    # rotations.
-                    average = decode_motion(layout, x0.mean(1, keepdim=True), part.T_world_cpf[:, None], body)
-                    measured = _sample_measures(average, part, perceptual, truth[-1], fps)
-                    seed_values["mean"].append({key: value[:, 0] for key, value in measured.items()})
+                of_seeds.append(_measured(drawing, draw(seed), part, perceptual, truth, fps))
                 if progress is not None:
                     progress(start * len(seeds) + (number + 1) * len(index), count * len(seeds))
-            per_sample.append(_stack_seeds(seed_values["sample"]))
-            per_group.append(_stack_seeds(seed_values["group"]))
-            of_mean.append(_stack_seeds(seed_values["mean"]))
-    finally:
-        denoiser.train(training[0])
-        if perceptual is not None:
-            perceptual.train(training[1])
+            chunks.append(
+                _Measured(
+                    per_sample=_stack_seeds([one.per_sample for one in of_seeds]),
+                    per_group=_stack_seeds([one.per_group for one in of_seeds]),
+                    of_mean=_stack_seeds([one.of_mean for one in of_seeds]),
+                    truth=truth,
+                )
+            )
     return EvaluationResult(
         name=name,
         window_names=tuple(windows.names),
         seeds=seeds,
         samples=samples,
-        values=_join(per_sample),
-        group_values=_join(per_group),
-        mean_of_samples=_join(of_mean),
-        ground_truth=_join(truth),
+        values=_join([one.per_sample for one in chunks]),
+        group_values=_join([one.per_group for one in chunks]),
+        mean_of_samples=_join([one.of_mean for one in chunks]),
+        ground_truth=_join([one.truth for one in chunks]),
         settings={
             "kernel": transitions.kernel,
             "eta": transitions.eta,
@@ -274,6 +245,94 @@ def evaluate(
         | _stitched(stitching, frames)
         | ({"guidance": guidance.phases} if guidance is not None and guidance.enabled else {}),
     )
+
+
+class _Measured(NamedTuple):
+    """Measures of B windows by name: with one seed ``(B, S)`` and ``(B,)``, with R of them ``(B, R, S)`` and ``(B,
+    R)``; of the recorded motion ``(B,)``. Of a single sample there are none of groups and means."""
+
+    per_sample: dict[str, Tensor]
+    per_group: dict[str, Tensor]
+    of_mean: dict[str, Tensor]
+    truth: dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawing:
+    """How samples are drawn, whatever the windows."""
+
+    denoiser: Denoiser
+    body: BodyModel
+    transitions: Transitions
+    samples: int
+    project_rotations: bool
+    stitching: Stitching | None
+    guidance: GuidanceConfig | None
+
+    @property
+    def layout(self) -> StateLayout:
+        return StateLayout(include_hands=self.denoiser.config.include_hands)
+
+    def sampler(self, part: MotionWindows, numbers: Tensor) -> Callable[[int], Tensor]:
+        """What draws the states ``(B, S, T, C)`` of B windows, whose noise is known by ``numbers (B,)``, for a seed."""
+        head = part.T_world_cpf, part.T_cpf_tm1_cpf_t
+        if self.stitching is None:
+            draw = partial(sample, self.denoiser, make_cond(self.denoiser.config, *head))
+        else:
+            draw = partial(sample_stitched, self.denoiser, *head, stitching=self.stitching)
+        mask = None if bool(part.mask.all()) else part.mask
+        guidance = self.guidance or GuidanceConfig("off")
+        guided = SamplingGuidance(guidance, self.layout, self.body, part.T_world_cpf, mask=mask)
+
+        def of_seed(seed: int) -> Tensor:
+            keys = NoiseKeys(seed=seed, iteration=0, condition=numbers, members=self.samples, share_initial=False)
+            drawn = draw(
+                self.transitions,
+                keys,
+                guidance=guided.hook(len(self.transitions)),
+                layout=self.layout,
+                mask=mask,
+                project_rotations=self.project_rotations,
+            )
+            return guided.finish(drawn.x0)
+
+        return of_seed
+
+    def motion(self, x0: Tensor, part: MotionWindows) -> PredictedMotion:
+        """The motion of states ``(B, S, T, C)`` under the windows' heads."""
+        return decode_motion(self.layout, x0, part.T_world_cpf[:, None], self.body)
+
+
+@contextmanager
+def _evaluation_mode(*modules: nn.Module | None) -> Iterator[None]:
+    """Modules in evaluation mode for a block, and back in the one that they were in."""
+    there = [(module, module.training) for module in modules if module is not None]
+    for module, _ in there:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, training in there:
+            module.train(training)
+
+
+def _measured(
+    drawing: _Drawing,
+    x0: Tensor,
+    part: MotionWindows,
+    perceptual: PerceptualModel | None,
+    truth: dict[str, Tensor],
+    fps: float,
+) -> _Measured:
+    """Measures of the states of one seed; where there are several samples, also of their group and their mean."""
+    motion = drawing.motion(x0, part)
+    per_sample = _sample_measures(motion, part, perceptual, truth, fps)
+    if x0.shape[1] == 1:
+        return _Measured(per_sample, {}, {}, truth)
+    # The mean of the states, projected back to rotations, is the chordal mean of the samples' rotations.
+    average = _sample_measures(drawing.motion(x0.mean(1, keepdim=True), part), part, perceptual, truth, fps)
+    of_mean = {key: value[:, 0] for key, value in average.items()}
+    return _Measured(per_sample, group_diversity(motion.joints22, part.mask), of_mean, truth)
 
 
 def _stitched(stitching: Stitching | None, frames: int) -> dict[str, Any]:
@@ -338,11 +397,7 @@ def score_samples(perceptual: PerceptualModel, motion: PredictedMotion, windows:
 
 def _stack_seeds(seeds: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Join the seeds' dictionaries of ``(B, …)`` into one of ``(B, R, …)``."""
-    return (
-        {name: torch.stack([values[name].double().cpu() for values in seeds], dim=1) for name in seeds[0]}
-        if seeds
-        else {}
-    )
+    return {name: torch.stack([values[name].double().cpu() for values in seeds], dim=1) for name in seeds[0]}
 
 
 def _join(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:

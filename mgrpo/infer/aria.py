@@ -12,11 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mgrpo.data.adt import floor_height, up_rotation
-from mgrpo.data.adt_files import find_adt, read_trajectory
+from mgrpo.data.adt.files import find_adt, read_trajectory
+from mgrpo.data.adt.sequence import floor_height
 from mgrpo.data.csv_columns import read_columns
 from mgrpo.data.point_cloud import read_points
 from mgrpo.data.pose_track import sample_poses, turned_poses
+from mgrpo.data.upright import up_rotation
 from mgrpo.errors import InputError
 from mgrpo.geometry import quat_apply, quat_to_rotmat, se3_multiply
 from mgrpo.infer.cleaning import clean_poses, rising

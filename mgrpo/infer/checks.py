@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mgrpo.data.adt import HEAD_HEIGHTS_M
+from mgrpo.data.floor import HEAD_HEIGHTS_M
 from mgrpo.geometry import quat_conjugate, quat_multiply, quat_to_axis_angle, quat_to_rotmat
 from mgrpo.infer.devices import DEVICES, UNITS, DeviceFrame
 from mgrpo.infer.floor import standing_height

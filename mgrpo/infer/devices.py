@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mgrpo.data.adt import NOMINAL_DEVICE_CPF, read_device_cpf
+from mgrpo.data.aria_device import NOMINAL_DEVICE_CPF, read_device_cpf
 from mgrpo.errors import InputError
 from mgrpo.geometry import quat_multiply, quat_normalize, rotmat_to_quat, se3_multiply
 

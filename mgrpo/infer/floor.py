@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from mgrpo.data.adt import HEAD_HEIGHTS_M
+from mgrpo.data.floor import HEAD_HEIGHTS_M
 from mgrpo.errors import InputError
 from mgrpo.infer.trajectory import Floor, HeadTrajectory
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mgrpo.body.model import BodyModel
-from mgrpo.data.packs import TARGET_FPS
+from mgrpo.data.rate import TARGET_FPS
 from mgrpo.errors import InputError
 from mgrpo.geometry import quat_normalize, rotmat_to_quat
 from mgrpo.guidance import GuidanceConfig, HamerHands, HandObservations, SamplingGuidance, WristTracks

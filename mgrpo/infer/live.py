@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from mgrpo.body.model import BodyModel
-from mgrpo.data.packs import TARGET_FPS
 from mgrpo.data.pose_track import sample_poses
+from mgrpo.data.rate import TARGET_FPS
 from mgrpo.diffusion.sampler import NoiseKeys
 from mgrpo.errors import InputError
 from mgrpo.guidance import GuidanceConfig, SamplingGuidance

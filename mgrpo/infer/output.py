@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mgrpo.body.model import BodyModel
-from mgrpo.data.packs import TARGET_FPS
+from mgrpo.data.rate import TARGET_FPS
 from mgrpo.export.amass import amass_arrays as motion_arrays
 from mgrpo.export.motion import PosedMotion
 from mgrpo.geometry import rotmat_to_quat

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mgrpo.data.packs import TARGET_FPS
 from mgrpo.data.pose_track import between, sample_poses
+from mgrpo.data.rate import TARGET_FPS
 from mgrpo.errors import InputError
 from mgrpo.infer.hamer import match_hands
 from mgrpo.infer.trajectory import HeadTrajectory, WristTrack

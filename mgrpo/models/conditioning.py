@@ -6,7 +6,7 @@ the vertical axis. All poses are wxyz + xyz 7-vectors in metres; the world is z 
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from mgrpo.errors import InputError
 from mgrpo.geometry import quat_conjugate, quat_multiply, quat_to_rotmat, se3_inverse, se3_multiply
 
 CondParam = Literal["ours", "canonicalized", "absolute", "absrel", "absrel_global_deltas"]
-COND_PARAMS: tuple[str, ...] = ("ours", "canonicalized", "absolute", "absrel", "absrel_global_deltas")
+COND_PARAMS: tuple[str, ...] = get_args(CondParam)
 
 _RAW_DIM = {"ours": 22, "canonicalized": 12, "absolute": 12, "absrel": 24, "absrel_global_deltas": 24}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mgrpo.errors import InputError
-from mgrpo.models.conditioning import COND_PARAMS, cond_dim
+from mgrpo.models.conditioning import COND_PARAMS, CondParam, cond_dim
 from mgrpo.models.state import StateLayout
 
 
@@ -47,7 +47,7 @@ class DenoiserConfig:
     """Whether ``ours`` conditioning contains the head's rotation with its heading removed."""
     include_hands: bool = True
     """Whether the state contains the 30 finger joints."""
-    cond_param: Literal["ours", "canonicalized", "absolute", "absrel", "absrel_global_deltas"] = "ours"
+    cond_param: CondParam = "ours"
     """Parameterisation of the head motion."""
     include_hand_positions_cond: bool = False
     """Whether the condition contains the two wrists' positions in the CPF frame."""

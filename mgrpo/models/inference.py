@@ -17,7 +17,6 @@ from mgrpo.models.onednn_linear import OneDnnLinear, onednn_is_faster
 from mgrpo.models.state import StateLayout
 
 InferencePrecision = Literal["fp32", "bf16", "fp16", "auto"]
-INFERENCE_PRECISIONS: tuple[InferencePrecision, ...] = ("fp32", "bf16", "fp16", "auto")
 
 
 def choose_precision(precision: InferencePrecision, device: torch.device) -> tuple[InferencePrecision, str]:

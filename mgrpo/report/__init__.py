@@ -7,6 +7,7 @@ torch. ``write_training_report`` does the same for the logs of post-trainings.
 from __future__ import annotations
 
 from mgrpo.report.data import ReportData
+from mgrpo.report.json_form import read_report
 from mgrpo.report.write import ReportFiles, write_report, write_training_report
 
-__all__ = ["ReportData", "ReportFiles", "write_report", "write_training_report"]
+__all__ = ["ReportData", "ReportFiles", "read_report", "write_report", "write_training_report"]

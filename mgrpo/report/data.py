@@ -1,26 +1,16 @@
-"""What a report tells, as plain numbers: the input of ``write_report`` and the content of ``report.json``.
-
-Every class is a frozen dataclass of Python and numpy values. ``ReportData.to_json`` / ``from_json`` lose nothing:
-floats keep their digits, NaN and infinities are written as strings (JSON has none), motion arrays as base64 of
-little-endian float32.
-"""
+"""What a report tells, as plain numbers: frozen dataclasses of Python and numpy values, input of ``write_report``."""
 
 from __future__ import annotations
 
-import base64
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from mgrpo.errors import InputError
-from mgrpo.viz.comparison import MotionComparison, SkeletonTrack
-
-FORMAT = "mgrpo-report-1"
+from mgrpo.viz.comparison import MotionComparison
 
 Better = Literal["lower", "higher", "one", "none"]
 """Which way a metric improves; "one": nearer to 1 is better; "none": neither way (shown without a verdict)."""
@@ -91,42 +81,6 @@ class MetricRow:
             raise InputError(f"MetricRow '{self.key}': family must be both, standard or paper, got '{self.family}'")
 
 
-def paired_row(
-    key: str,
-    label: str,
-    unit: str,
-    better: Better,
-    prior: object,
-    post_trained: object,
-    **more: Any,
-) -> MetricRow:
-    """A row from the values of each window: ``prior`` and ``post_trained`` (N,) in the same order, paired.
-
-    Means, standard errors over windows, and Student's 95 % interval of the mean difference; pairs with a NaN on either
-    side are left out. For windows x seeds average over seeds first: seeds of one window aren't independent windows.
-    ``more`` goes to MetricRow.
-    """
-    before, after = np.asarray(prior, dtype=np.float64).ravel(), np.asarray(post_trained, dtype=np.float64).ravel()
-    if before.shape != after.shape:
-        raise InputError(
-            f"paired_row '{key}': prior and post_trained must hold the same windows, got {before.size} and {after.size}"
-        )
-    good = np.isfinite(before) & np.isfinite(after)
-    before, after = before[good], after[good]
-    gap = mean_and_se(after - before)
-    reach = student_t_975(before.size - 1) * gap.se
-    return MetricRow(
-        key=key,
-        label=label,
-        unit=unit,
-        better=better,
-        prior=mean_and_se(before),
-        post_trained=mean_and_se(after),
-        difference=PairedDifference(gap.mean, gap.se, gap.mean - reach, gap.mean + reach),
-        **more,
-    )
-
-
 def mean_and_se(values: object) -> Estimate:
     """Mean and standard error (unbiased) of the finite numbers among ``values``; NaN where there are too few."""
     numbers = np.asarray(values, dtype=np.float64).ravel()
@@ -135,24 +89,6 @@ def mean_and_se(values: object) -> Estimate:
         return Estimate(math.nan, math.nan)
     se = float(numbers.std(ddof=1) / math.sqrt(numbers.size)) if numbers.size > 1 else math.nan
     return Estimate(float(numbers.mean()), se)
-
-
-def student_t_975(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t, from its expansion in 1/degrees (within 0.5 % from 3 degrees on); NaN below 1
-    degree."""
-    exact = {1: 12.7062, 2: 4.3027, 3: 3.1824}
-    if degrees < 1:
-        return math.nan
-    if degrees in exact:
-        return exact[degrees]
-    z = 1.959964
-    n = float(degrees)
-    return (
-        z
-        + (z**3 + z) / (4 * n)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
-    )
 
 
 @dataclass(frozen=True)
@@ -350,162 +286,3 @@ class ReportData:
             value = getattr(self, item.name)
             if isinstance(value, list):
                 object.__setattr__(self, item.name, tuple(value))
-
-    def to_json(self) -> dict[str, Any]:
-        """A tree of dicts, lists, strings and finite numbers that ``json`` writes as strict JSON."""
-        return {"format": FORMAT, **encode(self)}
-
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> ReportData:
-        """Back from ``to_json``'s tree. InputError if it isn't one."""
-        if not isinstance(tree, Mapping) or tree.get("format") != FORMAT:
-            found = tree.get("format") if isinstance(tree, Mapping) else type(tree).__name__
-            raise InputError(
-                f"expected the JSON of a report (format {FORMAT}), got {found!r}: use a report.json written by mgrpo"
-            )
-        try:
-            return _report_from(tree)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"this report JSON is damaged ({type(error).__name__}: {error}): write the report again"
-            ) from error
-
-    def save(self, path: Path) -> None:
-        """Write ``to_json`` to a file. OSError if that fails."""
-        path.write_text(json.dumps(self.to_json(), allow_nan=False, ensure_ascii=False, indent=1), encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> ReportData:
-        """Read a file written by ``save``. InputError with the path if it can't be read."""
-        try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"can't read the report {path}: {error}") from error
-        return cls.from_json(tree)
-
-
-def encode(value: Any) -> Any:
-    """A dataclass tree as JSON types."""
-    if isinstance(value, np.ndarray):
-        little = np.ascontiguousarray(value, dtype="<f4")
-        return {"shape": list(little.shape), "float32": base64.b64encode(little.tobytes()).decode("ascii")}
-    if hasattr(value, "__dataclass_fields__"):
-        return {item.name: encode(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): encode(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [encode(item) for item in value]
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        return (
-            float(value)
-            if math.isfinite(value)
-            else {math.inf: "Infinity", -math.inf: "-Infinity"}.get(float(value), "NaN")
-        )
-    if value is None or isinstance(value, str):
-        return value
-    raise InputError(f"a report holds numbers, texts and arrays only, got {type(value).__name__}")
-
-
-def _number(value: Any) -> float:
-    """A float from JSON; "NaN", "Infinity" and "-Infinity" are understood."""
-    return float(value)
-
-
-def _array(value: Any) -> np.ndarray | None:
-    """An array from its JSON form, or None."""
-    if value is None:
-        return None
-    raw = base64.b64decode(value["float32"], validate=True)
-    return np.frombuffer(raw, dtype="<f4").astype(np.float32).reshape(value["shape"])
-
-
-def _estimate(tree: Any) -> Estimate | None:
-    return None if tree is None else Estimate(_number(tree["mean"]), _number(tree["se"]))
-
-
-def _curve(tree: Mapping[str, Any]) -> Curve:
-    return Curve(
-        tree["label"],
-        tuple(map(_number, tree["x"])),
-        tuple(map(_number, tree["y"])),
-        tuple(map(_number, tree["spread"])),
-        tree["color"],
-    )
-
-
-def _panel(tree: Mapping[str, Any]) -> Panel:
-    numbers = {name: _number(tree[name]) for name in ("low", "high", "reference")}
-    texts = {name: tree[name] for name in ("title", "unit", "note", "log", "reference_label", "x_label", "key")}
-    return Panel(curves=tuple(map(_curve, tree["curves"])), **texts, **numbers)
-
-
-def _bar_group(tree: Mapping[str, Any]) -> BarGroup:
-    bars = tuple(
-        Bar(bar["label"], *(_number(bar[name]) for name in ("mean", "se", "value", "rise", "rise_se")))
-        for bar in tree["bars"]
-    )
-    return BarGroup(tree["title"], tree["unit"], bars, tree["note"], tree.get("quantity", ""), tree.get("x_label", ""))
-
-
-def _track(tree: Any) -> SkeletonTrack | None:
-    if tree is None:
-        return None
-    joints = _array(tree["joints"])
-    if joints is None:
-        raise ValueError("a track without joints")
-    return SkeletonTrack(joints, _array(tree["contacts"]), _array(tree["error_mm"]))
-
-
-def _motion(tree: Mapping[str, Any]) -> MotionComparison:
-    truth = _track(tree["ground_truth"])
-    if truth is None:
-        raise ValueError("a motion without ground truth")
-    return MotionComparison(
-        name=tree["name"],
-        fps=_number(tree["fps"]),
-        ground_truth=truth,
-        prior=_track(tree["prior"]),
-        post_trained=_track(tree["post_trained"]),
-        T_world_cpf=_array(tree["T_world_cpf"]),
-        parents=tuple(tree["parents"]),
-        caption=tree["caption"],
-    )
-
-
-def _metric(tree: Mapping[str, Any]) -> MetricRow:
-    gap = tree["difference"]
-    plain = ("key", "label", "unit", "better", "family", "decimals", "description", "headline")
-    prior, post_trained = _estimate(tree["prior"]), _estimate(tree["post_trained"])
-    if prior is None or post_trained is None:
-        raise ValueError("a metric without prior or post-trained value")
-    return MetricRow(
-        **{name: tree[name] for name in plain},
-        prior=prior,
-        post_trained=post_trained,
-        difference=PairedDifference(*(_number(gap[name]) for name in ("mean", "se", "ci_low", "ci_high"))),
-        prior_mean_of_samples=_estimate(tree["prior_mean_of_samples"]),
-        ground_truth=_estimate(tree["ground_truth"]),
-    )
-
-
-def _report_from(tree: Mapping[str, Any]) -> ReportData:
-    """ReportData from its JSON tree; any missing or ill-typed part raises a plain exception."""
-    return ReportData(
-        run=RunInfo(**tree["run"]),
-        stages=tuple(Stage(stage["name"], _number(stage["seconds"]), stage["detail"]) for stage in tree["stages"]),
-        metrics=tuple(map(_metric, tree["metrics"])),
-        rewards=tuple(map(_curve, tree["rewards"])),
-        prior_training=tuple(map(_panel, tree["prior_training"])),
-        perceptual_training=tuple(map(_panel, tree["perceptual_training"])),
-        perceptual_accuracy=_estimate(tree["perceptual_accuracy"]),
-        health=tuple(map(_panel, tree["health"])),
-        diversity=tuple(map(_bar_group, tree["diversity"])),
-        motions=tuple(map(_motion, tree["motions"])),
-        findings=tuple(Finding(finding["tone"], finding["text"]) for finding in tree["findings"]),
-        evaluation_note=tree["evaluation_note"],
-        interval_note=tree.get("interval_note", ""),
-    )

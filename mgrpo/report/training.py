@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from mgrpo.report.data import Panel, encode
+from mgrpo.report.data import Panel
+from mgrpo.report.json_form import encode
 from mgrpo.report.numbers import seconds, short
 from mgrpo.report.training_panels import (
     NETWORK_CALLS,

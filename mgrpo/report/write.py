@@ -14,6 +14,7 @@ from mgrpo.errors import InputError
 from mgrpo.report.data import ReportData
 from mgrpo.report.figures import save_figures, save_panels
 from mgrpo.report.findings import compute_findings
+from mgrpo.report.json_form import report_to_json
 from mgrpo.report.page import render_page
 from mgrpo.report.training import PICTURES as TRAINING_PICTURES
 from mgrpo.report.training import TrainingReport
@@ -36,7 +37,7 @@ class ReportFiles:
 
     html: Path
     json: Path
-    """Every number, readable by ``ReportData.load``."""
+    """Every number, read back by :func:`mgrpo.report.read_report`."""
     pngs: dict[str, Path] = field(default_factory=dict)
     """Pictures by name (of PICTURES), those that had numbers."""
     mp4: Path | None = None
@@ -131,7 +132,7 @@ def _write(data: ReportData, out_dir: Path, say: Callable[[str], None]) -> Repor
 
     say("writing the numbers")
     numbers = out_dir / "report.json"
-    tree = data.to_json() | {
+    tree = report_to_json(data) | {
         "computed_findings": [{"tone": finding.tone, "text": finding.text} for finding in compute_findings(data)]
     }
     _write_bytes(numbers, json.dumps(tree, allow_nan=False, ensure_ascii=False, indent=1).encode())

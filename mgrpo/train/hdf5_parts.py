@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mgrpo.data.amass_names import splits_of, subsets_named
-from mgrpo.data.hdf5_dataset import Hdf5Motion, hdf5_files, open_hdf5
-from mgrpo.data.hdf5_file import Hdf5File, read_file_list
+from mgrpo.data.amass.names import splits_of, subsets_named
+from mgrpo.data.hdf5.dataset import Hdf5Motion, hdf5_files, open_hdf5
+from mgrpo.data.hdf5.file import Hdf5File, read_file_list
 from mgrpo.data.split import NameSplit, split_names, split_names_by_fraction
 from mgrpo.errors import InputError
 from mgrpo.terminal.progress import Progress

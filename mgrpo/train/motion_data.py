@@ -26,7 +26,7 @@ from mgrpo.data import (
     split_by_fraction,
     split_clips,
 )
-from mgrpo.data.hdf5_dataset import CACHE_MB, hdf5_files, strided_slices
+from mgrpo.data.hdf5.dataset import CACHE_MB, hdf5_files, strided_slices
 from mgrpo.data.indexing import SHORT_SHARE, SliceStrategy, check_strategy
 from mgrpo.data.split import recording_of
 from mgrpo.errors import InputError

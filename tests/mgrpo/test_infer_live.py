@@ -14,8 +14,8 @@ import torch
 from mgrpo.body import resolve_body
 from mgrpo.body.placement import cpf_of, place_on_root
 from mgrpo.cli import main
+from mgrpo.data import load_motion
 from mgrpo.data.clip import MotionClip
-from mgrpo.data.packs import load_motion
 from mgrpo.diffusion.schedule import CosineSchedule
 from mgrpo.diffusion.stitching import Stitching
 from mgrpo.diffusion.transition import make_transitions

@@ -15,7 +15,7 @@ from mgrpo.demo.config import stage_configs
 from mgrpo.demo.pipeline import StageClock
 from mgrpo.errors import InputError
 from mgrpo.eval.metrics import METRICS
-from mgrpo.report import ReportData
+from mgrpo.report import read_report
 from mgrpo.runs.metric_log import read_metrics
 
 
@@ -52,7 +52,7 @@ def finished(tmp_path_factory):
 def test_the_report_holds_what_was_measured(finished):
     output, page = finished
     assert page == output / "report" / "report.html" and page.stat().st_size > 100_000
-    data = ReportData.load(output / "report" / "report.json")
+    data = read_report(output / "report" / "report.json")
     evaluation = json.loads((output / "report" / "evaluation.json").read_text())
     rows = {row.key: row for row in data.metrics}
     assert {"mpjpe_mm", "pa_mpjpe_mm", "pa_mpjpe_egoallo_mm", "jitter_ratio", "fs_egoallo_m"} <= set(rows)

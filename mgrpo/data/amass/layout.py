@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from mgrpo.data.amass_names import SPLITS, canonical_subset
+from mgrpo.data.amass.names import SPLITS, canonical_subset
 from mgrpo.errors import InputError
 
 Split = Literal["train", "val", "test", "test_humor"]

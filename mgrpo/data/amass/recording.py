@@ -19,6 +19,8 @@ from mgrpo.body.skeleton import PARENTS_FULL
 from mgrpo.errors import InputError
 from mgrpo.npz import npz_keys
 
+from .gender import GENDERS
+
 MAX_FRAMES = 500_000
 """Longest recording that is read; the longest of AMASS are a tenth of that."""
 
@@ -39,7 +41,6 @@ _SMPLX_NUMBERS = 165
 _ARRAY_BYTES = {"trans": MAX_FRAMES * 3 * 8, "poses": MAX_FRAMES * POSE_NUMBERS * 8}
 _SMALL_BYTES = 65_536
 _HEADER_BYTES = 10_240
-_GENDERS = ("female", "male", "neutral")
 
 
 class Recording(NamedTuple):
@@ -172,9 +173,9 @@ def _gender(path: Path, value: np.ndarray) -> str:
     """Files hold it as text or as bytes."""
     text = value.reshape(-1)[0] if value.size == 1 and value.dtype.kind in "SU" else None
     text = text.decode("ascii", "replace") if isinstance(text, bytes) else text
-    if text is None or str(text).strip().lower() not in _GENDERS:
+    if text is None or str(text).strip().lower() not in GENDERS:
         shown = repr(str(text)) if text is not None else f"an array {value.shape} of {value.dtype}"
-        raise InputError(f"{path}: gender must be {', '.join(_GENDERS)}, got {shown}")
+        raise InputError(f"{path}: gender must be {', '.join(GENDERS)}, got {shown}")
     return str(text).strip().lower()
 
 

@@ -17,8 +17,8 @@ from mgrpo.data.mocap.asf import AsfSkeleton, read_amc, read_asf
 from mgrpo.data.mocap.bvh import read_bvh
 from mgrpo.data.mocap.joint_map import apply_map, choose_map, read_map
 from mgrpo.data.mocap.retarget import MappedMotion, floor_height, parse_floor, parse_unit, retarget
-from mgrpo.data.packs import TARGET_FPS, MotionPack
-from mgrpo.data.rate import require_fps
+from mgrpo.data.packs.pack import MotionPack
+from mgrpo.data.rate import TARGET_FPS, require_fps
 from mgrpo.errors import InputError, in_file
 from mgrpo.npz import read_npz, write_npz
 

@@ -15,11 +15,11 @@ import torch
 from mgrpo.body.skeleton import PARENTS_BODY
 from mgrpo.data.augment import slerp
 from mgrpo.data.clip import MIN_FRAMES
-from mgrpo.data.floor import densest_height
+from mgrpo.data.floor import PLANTED_SPEED_M_S, densest_height
 from mgrpo.data.mocap.joint_map import JOINT_NAMES, JointMap
 from mgrpo.data.mocap.source import SourceMotion
-from mgrpo.data.pack_writer import SCALE, pack_quats
-from mgrpo.data.packs import PLANTED_SPEED_M_S, TARGET_FPS
+from mgrpo.data.packs.pack import SCALE, pack_quats
+from mgrpo.data.rate import TARGET_FPS
 from mgrpo.errors import InputError
 from mgrpo.geometry import rotmat_to_quat
 

@@ -6,7 +6,9 @@ import numpy as np
 
 from mgrpo.body import default_body
 from mgrpo.data.clip import CLIP_KEYS, MotionClip, load_clip
-from mgrpo.data.packs import PACK_KEYS, fit_pack, read_pack
+from mgrpo.data.packs.fitting import fit_pack
+from mgrpo.data.packs.pack import PACK_KEYS
+from mgrpo.data.packs.reading import read_pack
 from mgrpo.errors import InputError
 
 from .container import Container

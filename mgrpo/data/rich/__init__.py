@@ -1,0 +1,1 @@
+"""RICH: its files, and the motion of the people in them."""
