@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mgrpo.data.hdf5_dataset import hdf5_files
+from mgrpo.data.hdf5.dataset import hdf5_files
 from mgrpo.errors import InputError
 from mgrpo.eval.cells import counted
 from mgrpo.eval.published import Dataset
