@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._autocast import without_autocast
+
 GRADIENT_FLOOR = {torch.float32: 1e-5, torch.float64: 1e-10}
 """Lower bound of a gradient's denominators s_i + s_j, relative to the largest singular value."""
 
@@ -72,6 +74,7 @@ def cross_matrix(vectors: Tensor) -> Tensor:
     return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
 
 
+@without_autocast
 def polar_gradient(grad_R: Tensor, matrices: Tensor, R: Tensor, signed: Tensor, Vh: Tensor) -> Tensor:
     """dL/dM of the nearest rotation R of M from dL/dR, itself differentiable where the derivative is well defined.
 
@@ -104,6 +107,7 @@ def polar_gradient(grad_R: Tensor, matrices: Tensor, R: Tensor, signed: Tensor, 
     return torch.where(moved, (R @ cross_matrix(x)) / size, 0.0)
 
 
+@without_autocast
 def nearest_rotation(matrices: Tensor, fix_det: bool = True) -> Tensor:
     """(*batch, 3, 3) -> the nearest rotation (or, without ``fix_det``, orthogonal matrix) of each, see ``so3``."""
     return _Polar.apply(matrices, fix_det)[0]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._autocast import without_autocast
 from .._dispatch import Implementation
 from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
 from .._triton import triton_backend, triton_call
@@ -167,6 +168,7 @@ def _offsets_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) ->
     ctx.save_for_backward(shapedirs, betas)
 
 
+@without_autocast
 def _offsets_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     shapedirs, betas = ctx.saved_tensors
     for_template, for_shapedirs, for_betas, _ = ctx.needs_input_grad

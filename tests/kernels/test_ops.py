@@ -338,6 +338,24 @@ def test_compiles_to_one_graph(spec: OpSpec, backend: str) -> None:
 
 
 @pytest.mark.parametrize("spec", BY_SPEC)
+def test_autocast_changes_nothing(spec: OpSpec, backend: str) -> None:
+    """Products of matrices in bfloat16 would move joints by centimetres."""
+    for case in quick_cases(spec, backend):
+        inputs = spec.make_inputs(case, torch.float32, DEVICE, 21)
+        serves(spec, backend, inputs)
+        wanted, wanted_grads = run(spec, case, inputs, backend)
+        leaves = leaves_of(spec, inputs)
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+            results = spec.call(case, *leaves, backend=backend)
+        back_propagate(results, probes_for(results))
+        pairs = [*zip(results, wanted, strict=True), *zip((x.grad for x in leaves), wanted_grads, strict=True)]
+        for got, expected in pairs:
+            assert (got is None) == (expected is None)
+            if got is not None:
+                torch.testing.assert_close(got.detach(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
 def test_empty_batch(spec: OpSpec, backend: str) -> None:
     empty = [case for case in spec.cases if any(x.numel() == 0 for x in spec.make_inputs(case, F64, DEVICE, 5))]
     assert empty, f"the spec of {spec.name} needs a case with an empty batch"
