@@ -48,11 +48,22 @@ class _Polar(torch.autograd.Function):
         R, U, signed, Vh = output
         ctx.mark_non_differentiable(U, signed, Vh)
         ctx.save_for_backward(matrices, R, signed, Vh)
+        ctx.save_for_forward(matrices, R, signed, Vh)
 
     @staticmethod
     def backward(ctx: Any, grad_R: Tensor, *_: Tensor) -> tuple[Tensor, None]:
         matrices, R, signed, Vh = ctx.saved_tensors
         return polar_gradient(grad_R, matrices, R, signed, Vh), None
+
+
+class _PolarForward(_Polar):
+    """The same with a forward-mode derivative, which torch.compile does not take in a function of its own."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, None, None, None]:
+        # The derivative is symmetric: dL/dM from dL/dR is what dR from dM is.
+        matrices, R, signed, Vh = ctx.saved_tensors
+        return polar_gradient(tangent, matrices, R, signed, Vh), None, None, None
 
 
 def axial(skew_twice: Tensor) -> Tensor:
@@ -110,4 +121,5 @@ def polar_gradient(grad_R: Tensor, matrices: Tensor, R: Tensor, signed: Tensor, 
 @without_autocast
 def nearest_rotation(matrices: Tensor, fix_det: bool = True) -> Tensor:
     """(*batch, 3, 3) -> the nearest rotation (or, without ``fix_det``, orthogonal matrix) of each, see ``so3``."""
-    return _Polar.apply(matrices, fix_det)[0]
+    polar = _Polar if torch.compiler.is_compiling() else _PolarForward
+    return polar.apply(matrices, fix_det)[0]
