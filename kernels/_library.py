@@ -4,7 +4,7 @@ A public op of this package with fused backends is two registered operators, ``m
 ``mgrpo::<op>_backward``. Both take the backend's name as their last argument, so a traced graph records the choice and
 the backward pass, which may run on another thread, uses the same one. The ``reference`` backend does not pass through
 here: it is plain differentiable torch, called by the public function, which also makes it the one that supports double
-backward, forward-mode differentiation and ``torch.func``; the others refuse these.
+backward, forward-mode differentiation and ``torch.func.grad``; the others refuse these.
 
 The C++ and CUDA entry points are separate operators ``<op>_fwd`` and ``<op>_bwd`` without autograd, in a namespace for
 each library: ``mgrpo_native`` (C++, CPU tensors), ``mgrpo_cuda`` (CUDA tensors) and ``mgrpo_emulation`` (the CUDA
