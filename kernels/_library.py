@@ -4,7 +4,7 @@ A public op of this package with fused backends is two registered operators, ``m
 ``mgrpo::<op>_backward``. Both take the backend's name as their last argument, so a traced graph records the choice and
 the backward pass, which may run on another thread, uses the same one. The ``reference`` backend does not pass through
 here: it is plain differentiable torch, called by the public function, which also makes it the one that supports double
-backward, vmap and forward-mode differentiation.
+backward, forward-mode differentiation and ``torch.func.grad``; the others refuse these.
 
 The C++ and CUDA entry points are separate operators ``<op>_fwd`` and ``<op>_bwd`` without autograd, in a namespace for
 each library: ``mgrpo_native`` (C++, CPU tensors), ``mgrpo_cuda`` (CUDA tensors) and ``mgrpo_emulation`` (the CUDA
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ._checks import GEOMETRY_DTYPES
 from ._dispatch import DEFAULT_AUTO_ORDER, BackendError, Implementation, register_op
@@ -241,10 +242,34 @@ def call_op(operator: str, *arguments: Any) -> Any:
 
     Where nothing is differentiated, traced or transformed, its function is called without a way through torch's
     dispatcher, which for an operator of many arguments takes longer than a small kernel.
+
+    Raises :class:`BackendError` for what the operators can't do under a transform: forward-mode derivatives, of which
+    torch would silently make zeros, and ``torch.func.grad``.
     """
+    _refuse_transforms(operator, arguments)
     if torch.compiler.is_compiling() or _is_watched(arguments):
         return getattr(torch.ops.mgrpo, operator)(*arguments)
     return _runs[operator](*arguments)
+
+
+def _refuse_transforms(operator: str, arguments: tuple[Any, ...]) -> None:
+    if torch.compiler.is_compiling():
+        return
+    forward = getattr(forward_ad, "_current_level", 0) >= 0
+    if not (forward or _func_transform()):
+        return
+    for argument in arguments:
+        if not isinstance(argument, Tensor):
+            continue
+        if forward and forward_ad.unpack_dual(argument).tangent is not None:
+            lacking = "forward-mode derivative"
+        elif not forward and torch.is_grad_enabled() and torch._C._functorch.is_gradtrackingtensor(argument):
+            lacking = "derivative for torch.func (torch.autograd has it)"
+        else:
+            continue
+        raise BackendError(
+            f"{operator}(): the {arguments[-1]!r} backend has no {lacking}; call it with backend='reference', which has"
+        )
 
 
 def _is_watched(arguments: tuple[Any, ...]) -> bool:
@@ -272,6 +297,12 @@ def _watchers() -> tuple[Callable[[], Any], ...]:
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _WATCHERS = _watchers()
+try:
+    _func_transform: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+except AttributeError:  # then torch's own refusal has to do
+
+    def _func_transform() -> None:
+        return None
 
 
 def _keep_backend(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

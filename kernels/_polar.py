@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._autocast import without_autocast
+
 GRADIENT_FLOOR = {torch.float32: 1e-5, torch.float64: 1e-10}
 """Lower bound of a gradient's denominators s_i + s_j, relative to the largest singular value."""
 
@@ -46,11 +48,22 @@ class _Polar(torch.autograd.Function):
         R, U, signed, Vh = output
         ctx.mark_non_differentiable(U, signed, Vh)
         ctx.save_for_backward(matrices, R, signed, Vh)
+        ctx.save_for_forward(matrices, R, signed, Vh)
 
     @staticmethod
     def backward(ctx: Any, grad_R: Tensor, *_: Tensor) -> tuple[Tensor, None]:
         matrices, R, signed, Vh = ctx.saved_tensors
         return polar_gradient(grad_R, matrices, R, signed, Vh), None
+
+
+class _PolarForward(_Polar):
+    """The same with a forward-mode derivative, which torch.compile does not take in a function of its own."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, None, None, None]:
+        # The derivative is symmetric: dL/dM from dL/dR is what dR from dM is.
+        matrices, R, signed, Vh = ctx.saved_tensors
+        return polar_gradient(tangent, matrices, R, signed, Vh), None, None, None
 
 
 def axial(skew_twice: Tensor) -> Tensor:
@@ -72,6 +85,7 @@ def cross_matrix(vectors: Tensor) -> Tensor:
     return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
 
 
+@without_autocast
 def polar_gradient(grad_R: Tensor, matrices: Tensor, R: Tensor, signed: Tensor, Vh: Tensor) -> Tensor:
     """dL/dM of the nearest rotation R of M from dL/dR, itself differentiable where the derivative is well defined.
 
@@ -104,6 +118,8 @@ def polar_gradient(grad_R: Tensor, matrices: Tensor, R: Tensor, signed: Tensor, 
     return torch.where(moved, (R @ cross_matrix(x)) / size, 0.0)
 
 
+@without_autocast
 def nearest_rotation(matrices: Tensor, fix_det: bool = True) -> Tensor:
     """(*batch, 3, 3) -> the nearest rotation (or, without ``fix_det``, orthogonal matrix) of each, see ``so3``."""
-    return _Polar.apply(matrices, fix_det)[0]
+    polar = _Polar if torch.compiler.is_compiling() else _PolarForward
+    return polar.apply(matrices, fix_det)[0]

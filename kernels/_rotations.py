@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._autocast import without_autocast
+
 _TINY_SQUARED_SINE = {torch.float32: 1e-5, torch.float64: 1e-10}
 """Squared sine of half an angle under which the logarithm is taken by its series."""
 
 
+@without_autocast
 def geodesic_angle(a: Tensor, b: Tensor) -> Tensor:
     """Angle in radians (...) of the rotation between (..., 3, 3) rotation matrices (paper equation 19), accurate also
     near 0 and π.

@@ -14,6 +14,7 @@ forward_kinematics = partial(kinematics.forward_kinematics, backend="reference")
 group_advantages = partial(policy.group_advantages, backend="reference")
 group_rewards = partial(rewards.group_rewards, backend="reference")
 grpo_loss = partial(policy.grpo_loss, backend="reference")
+joint_offsets = partial(kinematics.joint_offsets, backend="reference")
 motion_guidance = partial(guidance.motion_guidance, backend="reference")
 motion_metrics = partial(metrics.motion_metrics, backend="reference")
 motion_rewards = partial(rewards.motion_rewards, backend="reference")
@@ -34,6 +35,7 @@ __all__ = [
     "group_advantages",
     "group_rewards",
     "grpo_loss",
+    "joint_offsets",
     "motion_guidance",
     "motion_metrics",
     "motion_rewards",

@@ -88,16 +88,19 @@ MGRPO_HD double standard_deviation(const Moments& m, int ddof) {
   return m.count > ddof ? std::sqrt(m.squares / (m.count - ddof)) : 0.0;
 }
 
-// Moments of values(g) over the g in [0, G) with counted(g), in the order of g.
+// Moments of values(g) over the g in [0, G) with counted(g), in the order of g. The mean is sought from the first value:
+// equal values then have exactly no spread, whatever a sum of them would be rounded to.
 template <class Values, class Counted>
 MGRPO_HD Moments moments_of(int64_t G, const Values& values, const Counted& counted) {
   Moments m = {0, 0, 0};
+  double first = 0, above = 0;
   for (int64_t g = 0; g < G; ++g) {
     if (!counted(g)) continue;
+    if (m.count == 0) first = values(g);
     m.count += 1;
-    m.mean += values(g);
+    above += values(g) - first;
   }
-  m.mean /= m.count > 0 ? m.count : 1.0;
+  m.mean = m.count > 0 ? first + above / m.count : 0.0;
   for (int64_t g = 0; g < G; ++g) {
     if (!counted(g)) continue;
     const double d = values(g) - m.mean;

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._autocast import without_autocast
 from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
 from .._rotations import unit_quaternion
 from . import lie
@@ -19,6 +20,7 @@ from .reference import optimise
 from .terms import Problem
 
 
+@without_autocast
 def _reference(
     rotmats: Tensor,
     t_parent_joint: Tensor,

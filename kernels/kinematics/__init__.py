@@ -172,7 +172,7 @@ def joint_offsets(
     check_tensor(name, "betas", betas, ("*batch", "S"), sizes=sizes)
     check_like(name, "t_parent_joint_shapedirs", t_parent_joint_shapedirs, "t_parent_joint", t_parent_joint)
     check_like(name, "betas", betas, "t_parent_joint", t_parent_joint)
-    return _offsets(t_parent_joint, t_parent_joint_shapedirs, betas, resolve(_NAME, backend, betas, t_parent_joint))
+    return _offsets(t_parent_joint, t_parent_joint_shapedirs, betas, resolve(name, backend, betas, t_parent_joint))
 
 
 def _offsets(t_parent_joint: Tensor, shapedirs: Tensor | None, betas: Tensor, backend: str) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._autocast import without_autocast
 from .._dispatch import Implementation
 from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
 from .._triton import triton_backend, triton_call
@@ -167,11 +168,13 @@ def _offsets_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) ->
     ctx.save_for_backward(shapedirs, betas)
 
 
+@without_autocast
 def _offsets_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     shapedirs, betas = ctx.saved_tensors
     for_template, for_shapedirs, for_betas, _ = ctx.needs_input_grad
-    # contiguous: the order in which a matrix product adds, and so its rounding, may depend on strides
-    flat_grad = grad.reshape(-1, shapedirs[..., 0].numel()).contiguous()
+    # contiguous: the order in which sums and matrix products add, and so their rounding, may depend on strides
+    grad = grad.contiguous()
+    flat_grad = grad.reshape(-1, shapedirs[..., 0].numel())
     flat_betas = betas.reshape(-1, betas.shape[-1]).contiguous()
     return (
         grad.sum_to_size(shapedirs.shape[:2]) if for_template else None,
@@ -183,7 +186,7 @@ def _offsets_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 define_op(
     "joint_offsets",
-    internal=True,
+    implementations={"cpp": native_cpu(_NATIVE), "triton": triton_backend(), "cuda": native_cuda(_NATIVE)},
     forward=Kernel(
         "(Tensor t_parent_joint, Tensor shapedirs, Tensor betas, str backend) -> Tensor",
         fake=lambda t_parent_joint, shapedirs, betas, backend: betas.new_empty(

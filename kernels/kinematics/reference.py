@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._autocast import without_autocast
 from .._rotations import quat_conjugate, quat_multiply
 
 
+@without_autocast
 def forward_kinematics(
     rotations: Tensor,
     t_parent_joint: Tensor,
@@ -94,6 +96,7 @@ def _root_under_cpf(
     return R_world_root, t_world_cpf - algebra.rotate(R_world_root, t_root_cpf)
 
 
+@without_autocast
 def joint_offsets(t_parent_joint: Tensor, t_parent_joint_shapedirs: Tensor, betas: Tensor) -> Tensor:
     """(J, 3), (J, 3, S), (*batch, S) -> (*batch, J, 3): the offsets of bodies of shape ``betas``."""
     return t_parent_joint + (t_parent_joint_shapedirs @ betas[..., None, :, None])[..., 0]

@@ -1,4 +1,5 @@
-"""Cases of ``forward_kinematics``: the body's tree and others, every representation, output and placement."""
+"""Cases of ``forward_kinematics``, the body's tree and others, every representation, output and placement, and of
+``joint_offsets``."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._spec import Case, OpSpec, Tolerance
-from . import forward_kinematics
+from . import forward_kinematics, joint_offsets
 from .op import NUMBERS
 
 # SMPL-H's body joints without the pelvis.
@@ -88,6 +89,27 @@ def _bytes_moved(case: Case, dtype: torch.dtype) -> int:
     return (per_pose * math.prod(sizes["batch"]) + shared) * dtype.itemsize
 
 
+def _offsets_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    J, S, batch = (case.sizes[name] for name in ("J", "S", "batch"))
+    sizes = ((0.2, (J, 3)), (0.02, (J, 3, S)), (1.0, (*batch, S)))
+    return tuple(
+        (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(device, dtype)
+        for scale, shape in sizes
+    )
+
+
+def _offsets_call(
+    case: Case, t_parent_joint: Tensor, shapedirs: Tensor, betas: Tensor, backend: str | None = None
+) -> tuple[Tensor, ...]:
+    return (joint_offsets(t_parent_joint, shapedirs, betas, backend=backend),)
+
+
+def _offsets_bytes(case: Case, dtype: torch.dtype) -> int:
+    J, S, rows = case.sizes["J"], case.sizes["S"], math.prod(case.sizes["batch"])
+    return (3 * J * (1 + S) + rows * (S + 3 * J)) * dtype.itemsize
+
+
 _QUATERNION = {"representation": "quaternion"}
 _ROT6D = {"representation": "rot6d"}
 
@@ -142,5 +164,18 @@ SPECS = (
         tolerances={torch.float32: Tolerance(5e-6, 3e-5), torch.float64: Tolerance(1e-14, 1e-13)},
         bytes_moved=_bytes_moved,
         row_axes=(3, 2, 1),
+    ),
+    OpSpec(
+        name="joint_offsets",
+        cases=(
+            Case("body", {"J": len(BODY_PARENTS), "S": 16, "batch": (4, 17)}),
+            Case("few_numbers", {"J": 5, "S": 3, "batch": (19,)}),
+            Case("one_joint_one_shape", {"J": 1, "S": 1, "batch": ()}),
+            Case("empty", {"J": 5, "S": 16, "batch": (0, 3)}),
+        ),
+        make_inputs=_offsets_inputs,
+        call=_offsets_call,
+        tolerances={torch.float32: Tolerance(1e-6, 5e-6), torch.float64: Tolerance(1e-15, 1e-14)},
+        bytes_moved=_offsets_bytes,
     ),
 )

@@ -78,7 +78,7 @@ def motion_metrics(
     Leading axes broadcast, without a copy: targets (B, 1, T, ...) serve S samples (B, S, T, ...).
 
     Args:
-        pred_joints: (*#batch, T, J, 3) world positions in metres, z up, floor at z = 0, pelvis first; T >= 1, J >= 1.
+        pred_joints: (*#batch, T, J, 3) world positions in metres, z up, floor at z = 0, pelvis first; T >= 1, J >= 2.
         target_joints: the same.
         pred_rotmats: (*#batch, T, K, 3, 3) local rotations; K = 21 in the published numbers.
         target_rotmats: the same.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._autocast import without_autocast
 from .._rotations import geodesic_angle, rotation_vector, unit_quaternion
 from ..procrustes import procrustes_align
 
@@ -108,6 +109,7 @@ def head_angle_deg(pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
     return torch.rad2deg(mean_over_frames(geodesic_angle(pred, target), mask))
 
 
+@without_autocast
 def head_rotation_frobenius(pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
     """World rotations of the head, (..., T, 3, 3)."""
     product = pred @ target.transpose(-1, -2)

@@ -23,10 +23,15 @@ class Moments(NamedTuple):
 
 
 def masked_moments(values: Tensor, counted: Tensor, dim: int | tuple[int, ...], ddof: int) -> Moments:
-    """Moments of ``values`` over ``dim`` (kept with size 1) among the elements where ``counted``."""
+    """Moments of ``values`` over ``dim`` (kept with size 1) among the elements where ``counted``.
+
+    The mean is corrected by the mean of what differs from it: equal values then have exactly no spread, whatever their
+    sum is rounded to.
+    """
     count = counted.sum(dim=dim, keepdim=True).to(values.dtype)
     clean = torch.where(counted, values, 0.0)
     mean = clean.sum(dim=dim, keepdim=True) / count.clamp_min(1.0)
+    mean = mean + torch.where(counted, values - mean, 0.0).sum(dim=dim, keepdim=True) / count.clamp_min(1.0)
     squares = torch.where(counted, values - mean, 0.0).square().sum(dim=dim, keepdim=True)
     enough = count > ddof
     std = torch.where(enough, (squares / (count - ddof).clamp_min(1.0)).sqrt(), 0.0)

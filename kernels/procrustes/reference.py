@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .._autocast import without_autocast
 from .._polar import nearest_rotation
 
 COINCIDENT = 4.0
@@ -51,6 +52,7 @@ class Fit(NamedTuple):
     factor: Tensor
 
 
+@without_autocast
 def procrustes_align(
     source: Tensor, target: Tensor, weights: Tensor, *, with_scale: bool = True, fix_det: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -70,6 +72,7 @@ def procrustes_align(
     return aligned[..., :N, :], fit.R, t[..., 0, :], fit.scale
 
 
+@without_autocast
 def procrustes_residual(
     source: Tensor, target: Tensor, weights: Tensor, *, with_scale: bool = True, fix_det: bool = True
 ) -> Tensor:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._autocast import without_autocast
 from ..kinematics import forward_kinematics
 from ..procrustes import procrustes_align
 from ..so3 import project_so3
@@ -32,6 +33,7 @@ class Pose(NamedTuple):
     """(..., 3) origin of the CPF in the head's axes, metres."""
 
 
+@without_autocast
 def decode(
     rotations: Tensor,
     betas: Tensor | None,
@@ -87,6 +89,7 @@ def rotation_of_columns(rot6d: Tensor) -> Tensor:
     return torch.stack((first, second, torch.linalg.cross(first, second, dim=-1)), dim=-1)
 
 
+@without_autocast
 def place(pose: Pose, T_world_cpf: Tensor, parents: tuple[int, ...], head: int, valid: Tensor) -> Tensor:
     """Joints (B, G, T, 1 + J, 3), root first, of bodies whose CPF is ``T_world_cpf`` (B, T, 7)."""
     neutral = torch.zeros(7, dtype=T_world_cpf.dtype, device=T_world_cpf.device)
@@ -179,6 +182,7 @@ def aligned_distance(x: Tensor, y: Tensor, alignment: str) -> Tensor:
     return (procrustes_align(source, onto, backend="reference").aligned - y).norm(dim=-1).mean(-1)
 
 
+@without_autocast
 def rotation_difference(a: Tensor, b: Tensor, kind: str) -> Tensor:
     """Mean over the joints of (B, G, T, J, 3, 3)."""
     if kind == "frobenius":

@@ -31,7 +31,7 @@ from .arguments import (
     tensors_among,
     used_noise,
 )
-from .op import LogRatio, keeps_residual
+from .op import keeps_residual, log_ratio
 
 __all__ = [
     "ProjectedStep",
@@ -416,7 +416,7 @@ def _innovations(
             chosen,
         )
     weight = reference.total_weight(shape, mask, weights, x0_pred)
-    ratio = LogRatio.apply(
+    ratio = log_ratio(
         flattened(x0_pred, shape),
         flattened(other, shape).detach(),
         drawn_noise(noise, key, shape),

@@ -48,6 +48,7 @@ class LogRatio(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *tensors, ctx.drop_quadratic = inputs
         ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -55,6 +56,22 @@ class LogRatio(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x0_pred = reference.log_ratio_backward(grad, *ctx.saved_tensors, ctx.drop_quadratic)
         return grad_x0_pred, None, None, None, None, None, None, None
+
+
+class _LogRatioForward(LogRatio):
+    """The same with a forward-mode derivative, which torch.compile does not take in a function of its own."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        x0_pred, other, *rest = ctx.saved_tensors
+        ones = x0_pred.new_ones(x0_pred.shape[0], dtype=reference.compute_dtype(x0_pred, other))
+        slopes = reference.log_ratio_backward(ones, x0_pred, other, *rest, ctx.drop_quadratic)
+        return (slopes * tangent).sum((1, 2), dtype=torch.float64).to(ones.dtype)
+
+
+def log_ratio(*arguments: Any) -> Tensor:
+    """:class:`LogRatio` of these arguments."""
+    return (LogRatio if torch.compiler.is_compiling() else _LogRatioForward).apply(*arguments)
 
 
 def _constant_scalars(implementation: Implementation) -> Implementation:

@@ -19,7 +19,7 @@ from mgrpo.kernels import BackendError, ForwardKinematics, forward_kinematics, j
 from mgrpo.kernels._spec import Case
 from mgrpo.kernels.kinematics.spec import BODY_HEAD, BODY_PARENTS, SMALL_HEAD, SMALL_TREE, SPECS
 
-(SPEC,) = SPECS
+SPEC, _ = SPECS
 CASES = [pytest.param(case, id=case.name) for case in SPEC.cases]
 FULL_CASES = [pytest.param(case, id=case.name) for case in SPEC.cases if 0 not in case.sizes["batch"]]
 DTYPES = [pytest.param(torch.float32, id="f32"), pytest.param(torch.float64, id="f64")]

@@ -315,6 +315,47 @@ def test_second_derivatives_are_right_or_refused(spec: OpSpec, backend: str) -> 
 
 
 @pytest.mark.parametrize("spec", BY_SPEC)
+def test_derivatives_by_torch_func_are_right_or_refused(spec: OpSpec, backend: str) -> None:
+    """Of an operator without a forward-mode derivative torch makes zeros, and says nothing."""
+    if not spec.differentiable or F64 not in spec.tolerances:
+        pytest.skip(f"{spec.name} has no gradient in float64")
+    case = smallest_case(spec)
+    inputs = spec.make_inputs(case, F64, DEVICE, 8)
+    serves(spec, backend, inputs)
+    floats = tuple(i for i, x in enumerate(inputs) if x.is_floating_point())
+    leaves = leaves_of(spec, inputs)
+    exact = spec.call(case, *leaves, backend="reference")
+    smooth = [result.requires_grad for result in exact]
+    probes = probes_for(exact)
+    back_propagate(exact, probes)
+    directions = [torch.randn_like(inputs[i]) for i in floats]
+    slope = sum(
+        (leaves[i].grad * d).sum() for i, d in zip(floats, directions, strict=True) if leaves[i].grad is not None
+    )
+
+    def function(*changed: Tensor) -> Tensor:
+        arguments = list(inputs)
+        for i, value in zip(floats, changed, strict=True):
+            arguments[i] = value
+        results = spec.call(case, *arguments, backend=backend)
+        return sum((r * p).sum() for r, p, wanted in zip(results, probes, smooth, strict=True) if wanted)
+
+    given = tuple(inputs[i] for i in floats)
+    size = 10 * spec.tolerances[F64].gradient * (1.0 + sum(d.abs().sum() for d in directions).item())
+    if backend == "reference":
+        _, tangent = torch.func.jvp(function, given, tuple(directions))
+        torch.testing.assert_close(tangent, slope, rtol=1e-8, atol=size)
+        grads = torch.func.grad(function, tuple(range(len(given))))(*given)
+        total = sum((grad * d).sum() for grad, d in zip(grads, directions, strict=True))
+        torch.testing.assert_close(total, slope, rtol=1e-8, atol=size)
+        return
+    with pytest.raises(kernels.BackendError, match=rf"the '{backend}' backend has no forward-mode derivative"):
+        torch.func.jvp(function, given, tuple(directions))
+    with pytest.raises(kernels.BackendError, match=rf"the '{backend}' backend has no derivative for torch\.func"):
+        torch.func.grad(function, tuple(range(len(given))))(*given)
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
 def test_compiles_to_one_graph(spec: OpSpec, backend: str) -> None:
     torch._dynamo.reset()
     case = smallest_case(spec)
@@ -335,6 +376,24 @@ def test_compiles_to_one_graph(spec: OpSpec, backend: str) -> None:
         assert (a.grad is None) == (b.grad is None)
         if a.grad is not None:
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
+def test_autocast_changes_nothing(spec: OpSpec, backend: str) -> None:
+    """Products of matrices in bfloat16 would move joints by centimetres."""
+    for case in quick_cases(spec, backend):
+        inputs = spec.make_inputs(case, torch.float32, DEVICE, 21)
+        serves(spec, backend, inputs)
+        wanted, wanted_grads = run(spec, case, inputs, backend)
+        leaves = leaves_of(spec, inputs)
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+            results = spec.call(case, *leaves, backend=backend)
+        back_propagate(results, probes_for(results))
+        pairs = [*zip(results, wanted, strict=True), *zip((x.grad for x in leaves), wanted_grads, strict=True)]
+        for got, expected in pairs:
+            assert (got is None) == (expected is None)
+            if got is not None:
+                torch.testing.assert_close(got.detach(), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("spec", BY_SPEC)

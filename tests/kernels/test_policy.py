@@ -245,6 +245,21 @@ def test_thresholds_at_zero_are_the_published_behaviour():
     assert (result.advantages[1] == 0).all() and result.dead[:, 0].tolist() == [False, True]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scheme", ADVANTAGE_SCHEMES)
+def test_groups_without_any_spread_are_dead_whatever_their_size(scheme, dtype):
+    """The mean of n equal numbers, or of n equal sums, as a rounded sum over n often is not that number: without
+    thresholds what is left would make a group alive, and with eps 0 unit advantages of nothing."""
+    options = {"scheme": scheme, "weights": [0.3, 0.7, 0.1], "eps": 0.0, "dead_ratio": 0.0, "dead_abs": 0.0}
+    for size in (2, 3, 5, 6, 7, 10, 16):
+        for trim in (0.0, 0.2):
+            r = rewards(size, (40, 1, K), dtype).expand(40, size, K)
+            result = group_advantages(r, trim=trim, **options)
+            assert not result.alive.any() and (result.advantages == 0).all() and (result.per_reward == 0).all()
+            if scheme != SUMMED:
+                assert result.dead.all() and (result.std == 0).all()
+
+
 @pytest.mark.parametrize("scheme", ADVANTAGE_SCHEMES)
 def test_all_groups_dead(scheme):
     result = group_advantages(torch.ones(B, G, K), scheme=scheme)
