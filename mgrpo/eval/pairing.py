@@ -130,7 +130,10 @@ def _refuse_gaps(tracks: MotionTracks) -> None:
 
 def _by_times(pred: MotionTracks, truth: MotionTracks, fps: float) -> Pair:
     if pred.times is None or truth.times is None:
-        raise InputError("--trim times needs time stamps in both files; --trim start compares from the first frame")
+        raise InputError(
+            "--trim times needs time stamps in both files, which --pred-fps and --gt-fps overrule; --trim start "
+            "compares from the first frame"
+        )
     start, end = max(pred.times[0], truth.times[0]), min(pred.times[-1], truth.times[-1])
     count = int(np.floor((end - start) * fps + 1e-6)) + 1
     if count < 1:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from .container import Container
 from .rotations import RotationMotion
-from .tracks import ReadOptions, numbers, stamped_rate, whole_numbers
+from .tracks import ReadOptions, numbers, stamped_rate, stamped_times, whole_numbers
 
 KEYS = ("Ts_world_root", "body_quats", "betas")
 """Arrays that are needed."""
@@ -34,7 +33,7 @@ def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
         frame_nums = whole_numbers(arrays["frame_nums"], "frame_nums", frames)
     if "timestamps_ns" in arrays:
         stamps = whole_numbers(arrays["timestamps_ns"], "timestamps_ns", frames)
-        times = stamps.astype(np.float64) / 1e9
+        times = stamped_times(stamps, options)
         rate = stamped_rate(stamps, frame_nums)
     contacts = T_world_cpf = hands = None
     if "contacts" in arrays:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from mgrpo.body import default_body
 from mgrpo.data.clip import CLIP_KEYS, MotionClip, load_clip
 from mgrpo.data.packs import PACK_KEYS, fit_pack, read_pack
@@ -11,7 +9,15 @@ from mgrpo.errors import InputError
 
 from .container import Container
 from .rotations import RotationMotion
-from .tracks import MotionTracks, ReadOptions, numbers, stamped_rate, tracks_from_joints, whole_numbers
+from .tracks import (
+    MotionTracks,
+    ReadOptions,
+    numbers,
+    stamped_rate,
+    stamped_times,
+    tracks_from_joints,
+    whole_numbers,
+)
 
 
 def matches_clip(file: Container) -> bool:
@@ -88,7 +94,7 @@ def read_joints(file: Container, options: ReadOptions) -> list[MotionTracks]:
             habit_up=up,
             format="joints npz",
             frame_nums=frame_nums,
-            times=None if stamps is None else stamps.astype(np.float64) / 1e9,
+            times=None if stamps is None else stamped_times(stamps, options),
             notes=notes,
         )
     ]

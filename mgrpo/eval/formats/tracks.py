@@ -95,7 +95,7 @@ class ReadOptions:
     body: BodyModel | None = None
     """Body for formats that hold rotations; None: not given."""
     fps: float | None = None
-    """Frame rate instead of the file's; None: the file's, or its format's habit."""
+    """Frame rate instead of the file's, and of its time stamps; None: the file's, or its format's habit."""
     up: Up = "auto"
     """Axis that points up in the file."""
     unit: Unit = "auto"
@@ -233,6 +233,11 @@ def whole_numbers(value: object, label: str, count: int) -> np.ndarray:
     if array.dtype.kind not in "iu" or array.shape != (count,):
         raise InputError(f"{label} must be {count} whole numbers, got dtype {array.dtype} and shape {array.shape}")
     return array.astype(np.int64)
+
+
+def stamped_times(stamps: np.ndarray, options: ReadOptions) -> np.ndarray | None:
+    """Time stamps ``(T,)`` in nanoseconds as seconds; None where the reader was told a rate, which overrules them."""
+    return stamps.astype(np.float64) / 1e9 if options.fps is None else None
 
 
 def stamped_rate(stamps: np.ndarray, frame_nums: np.ndarray | None) -> float | None:
