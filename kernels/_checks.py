@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._shapes import broadcast_shape
+
 Dim = str | int
 GEOMETRY_DTYPES = (torch.float32, torch.float64)
 STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -123,8 +125,8 @@ def check_broadcastable(function: str, name: str, got: Sequence[int], batch: Seq
 def broadcast_batch(function: str, **batches: Sequence[int]) -> tuple[int, ...]:
     """The common shape of several arguments' leading axes; each keyword is an argument's name."""
     try:
-        return tuple(torch.broadcast_shapes(*batches.values()))
-    except RuntimeError:
+        return broadcast_shape(*batches.values())
+    except ValueError:
         listed = ", ".join(f"{name} {tuple(batch)}" for name, batch in batches.items())
         raise ValueError(
             f"{function}(): {' and '.join(batches)} must have batch axes that broadcast, got {listed}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mgrpo.kernels._rotations import geodesic_angle, quat_conjugate, quat_multiply
+from mgrpo.kernels._shapes import broadcast_shape
 
 
 def _small(dtype: torch.dtype) -> float:
@@ -134,7 +135,7 @@ def yaw_rotation(angle: Tensor) -> Tensor:
 def se3(quat: Tensor, translation: Tensor) -> Tensor:
     """Join wxyz quaternions ``(…, 4)`` and translations ``(…, 3)`` in metres into transforms ``(…, 7)``; leading axes
     broadcast."""
-    shape = torch.broadcast_shapes(quat.shape[:-1], translation.shape[:-1])
+    shape = broadcast_shape(quat.shape[:-1], translation.shape[:-1])
     return torch.cat((quat.expand(*shape, 4), translation.expand(*shape, 3)), dim=-1)
 
 

@@ -11,6 +11,7 @@ from mgrpo.body.model import HEAD_ROW, BodyModel
 from mgrpo.errors import InputError
 from mgrpo.geometry import quat_normalize, quat_to_rotmat, rotmat_to_quat, se3_from_rotmat
 from mgrpo.kernels import forward_kinematics
+from mgrpo.kernels._shapes import broadcast_shape
 
 
 class PlacedBody(NamedTuple):
@@ -38,14 +39,14 @@ def _checked(
     if pose.shape[-1] != 7:
         raise InputError(f"poses must have shape (*batch, 7) (wxyz and xyz), got {tuple(pose.shape)}")
     try:
-        shape = torch.broadcast_shapes(local_rotmats.shape[:-3], betas.shape[:-1], pose.shape[:-1])
-    except RuntimeError as error:
+        shape = broadcast_shape(local_rotmats.shape[:-3], betas.shape[:-1], pose.shape[:-1])
+    except ValueError as error:
         raise InputError(
             f"batch axes must broadcast: local_rotmats {tuple(local_rotmats.shape)}, betas {tuple(betas.shape)}, "
             f"pose {tuple(pose.shape)}"
         ) from error
     offsets = body.t_parent_joint(betas)[..., :count, :].to(local_rotmats.dtype)
-    return local_rotmats.expand(*shape, count, 3, 3), offsets, tuple(shape)
+    return local_rotmats.expand(*shape, count, 3, 3), offsets, shape
 
 
 def _with_root(

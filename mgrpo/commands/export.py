@@ -307,9 +307,7 @@ def posed(source: RotationMotion, sample: int, name: str) -> PosedMotion:
     """One sample of the motion that was read."""
     frames = len(source)
     numbers = np.arange(frames) if source.frame_nums is None else source.frame_nums
-    # a rate that was told overrules the file's stamps, which it contradicts
-    stamped = source.times is not None and source.options.fps is None
-    times = source.times if stamped else numbers / source.fps
+    times = numbers / source.fps if source.times is None else source.times
     body = source.body
     quats = source.body_quats[sample]
     if source.hand_quats is not None and source.options.body is not None:

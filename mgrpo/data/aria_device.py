@@ -34,9 +34,12 @@ def read_device_cpf(path: Path) -> np.ndarray:
         return np.concatenate((values[:4] / np.linalg.norm(values[:4]), values[4:]))
     if values.shape in ((3, 4), (4, 4)):
         R = values[:3, :3]
-        if np.allclose(R @ R.T, np.eye(3), atol=1e-2) and np.linalg.det(R) > 0:
+        upright = np.allclose(values[3:], [0.0, 0.0, 0.0, 1.0], atol=1e-2)  # one written column by column is not
+        if upright and np.allclose(R @ R.T, np.eye(3), atol=1e-2) and np.linalg.det(R) > 0:
             return pose_from_matrix(values[:3])
-    raise InputError(f"{path}: expected 7 numbers (unit quaternion wxyz, then metres) or a rigid 3x4 or 4x4 matrix")
+    raise InputError(
+        f"{path}: expected 7 numbers (unit quaternion wxyz, then metres) or a rigid 3x4 or 4x4 matrix, row by row"
+    )
 
 
 def pose_from_matrix(matrix: np.ndarray) -> np.ndarray:

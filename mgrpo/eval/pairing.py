@@ -51,9 +51,9 @@ def pair(pred: MotionTracks, truth: MotionTracks, *, fps: float | None = None, t
         fps: rate at which they are compared; None: the truth's. Positions are interpolated linearly, rotations
             spherically.
         trim: ``off``: both must have the same number of frames (and the same frame numbers where both have them);
-            ``times``: the stretch of time that both cover, by their time stamps; ``numbers``: the frame numbers that
-            both have, where one file has none it counts from 0; ``start``: from the first frame to the end of the
-            shorter; ``auto``: the first of these that the files allow.
+            ``times``: the stretch of time that both cover, by their time stamps, without gaps; ``numbers``: the frame
+            numbers that both have, where one file has none it counts from 0; ``start``: from the first frame to the end
+            of the shorter; ``auto``: the first of these that the files allow.
 
     Raises:
         InputError: a truth of several samples, lengths that differ without ``trim``, nothing in common, a motion with
@@ -130,7 +130,10 @@ def _refuse_gaps(tracks: MotionTracks) -> None:
 
 def _by_times(pred: MotionTracks, truth: MotionTracks, fps: float) -> Pair:
     if pred.times is None or truth.times is None:
-        raise InputError("--trim times needs time stamps in both files; --trim start compares from the first frame")
+        raise InputError(
+            "--trim times needs time stamps in both files, which --pred-fps and --gt-fps overrule; --trim start "
+            "compares from the first frame"
+        )
     start, end = max(pred.times[0], truth.times[0]), min(pred.times[-1], truth.times[-1])
     count = int(np.floor((end - start) * fps + 1e-6)) + 1
     if count < 1:
@@ -142,7 +145,30 @@ def _by_times(pred: MotionTracks, truth: MotionTracks, fps: float) -> Pair:
     _refuse_too_many(count, f"{(end - start):.4g} s at {fps:g} frames per second")
     grid = start + np.arange(count) / fps
     parts = [_at(one, np.interp(grid, one.times, np.arange(len(one))), fps) for one in (pred, truth)]
-    return Pair(*parts, None, (f"compared at the times that both cover: {count} frames, {(end - start):.2f} s",))
+    notes = [f"compared at the times that both cover: {count} frames, {(end - start):.2f} s"]
+    missing = _in_gaps(pred.times, grid) | _in_gaps(truth.times, grid)
+    gone = int(missing.sum())
+    if gone == count:
+        raise InputError(
+            f"at every time that both cover ({start:.3f} to {end:.3f} s) one of them has a gap; are they of one clock? "
+            "--trim start ignores the times"
+        )
+    if gone:
+        notes.append(f"{gone} of them lie in gaps of the time stamps; these and steps across them are not measured")
+    return Pair(*parts, torch.from_numpy(~missing) if gone else None, tuple(notes))
+
+
+def _in_gaps(times: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Which moments of ``grid (N,)`` lie where a motion with stamps ``times (T,)`` lost frames: between two stamps that
+    are further apart than one and a half usual steps. Seconds; ``(N,)`` bool."""
+    if len(times) < 3:
+        return np.zeros(len(grid), bool)
+    steps = np.diff(times)
+    usual = float(np.median(steps))
+    low = np.clip(np.searchsorted(times, grid, side="right") - 1, 0, len(steps) - 1)
+    # of two stamps, what is nearer to one than a hundredth of a step is that one
+    inside = np.minimum(grid - times[low], times[low + 1] - grid) > 0.01 * usual
+    return (steps[low] > 1.5 * usual) & inside
 
 
 def _by_numbers(pred: MotionTracks, truth: MotionTracks, fps: float) -> Pair:

@@ -13,6 +13,7 @@ from mgrpo.geometry import quat_normalize, se3, se3_multiply
 from mgrpo.guidance.config import GuidanceConfig, Phase
 from mgrpo.guidance.observations import HandObservations
 from mgrpo.kernels import HandTargets, KeypointTargets, WristTargets, motion_guidance, project_so3
+from mgrpo.kernels._shapes import broadcast_shape
 from mgrpo.kernels.guidance import FEET
 
 NUM_BODY = 21
@@ -218,5 +219,5 @@ def _unit(poses: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
     """Poses with unit quaternions; one that holds NaN or infinity was not seen."""
     known = torch.isfinite(poses).all(dim=-1)
     unit = torch.cat((quat_normalize(poses[..., :4]), poses[..., 4:]), dim=-1)
-    shape = torch.broadcast_shapes(known.shape, confidence.shape)
+    shape = broadcast_shape(known.shape, confidence.shape)
     return unit.expand(*shape, 7), torch.where(known, confidence, 0.0).expand(shape)

@@ -285,6 +285,13 @@ def _split_poses(path: Path, name: str, array: np.ndarray) -> tuple[np.ndarray, 
         if bool((off > 1e-2).any()) or bool((torch.linalg.det(R) < 0).any()):
             row = int(((off > 1e-2) | (torch.linalg.det(R) < 0)).int().argmax())
             raise InputError(f"{path}: {name}: the 3x3 part of matrix {row} is no rotation; expected rigid transforms")
+        below = np.abs(array[:, 3:] - np.array([0.0, 0.0, 0.0, 1.0])).reshape(len(array), -1)  # nothing for 3x4
+        if bool((below > 1e-2).any()):
+            row = int((below > 1e-2).any(axis=1).argmax())
+            raise InputError(
+                f"{path}: {name}: the last row of matrix {row} is not 0, 0, 0, 1. If matrices are written column by "
+                "column, as WebXR and three.js do, transpose them"
+            )
         return quat_normalize(rotmat_to_quat(R)).numpy(), array[:, :3, 3].astype(np.float64), "wxyz"
     raise InputError(f"{path}: {name} must have shape (N, 7) (wxyz and xyz) or (N, 4, 4), got {array.shape}")
 

@@ -56,6 +56,19 @@ def test_help_and_version_load_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[0, 0, 2] set()", done.stderr
 
 
+def test_posing_motion_loads_no_symbolic_shapes(tmp_path: Path) -> None:
+    """torch.broadcast_shapes() imports them and sympy, which takes longer than the rest of a short command."""
+    code = (
+        "import sys; from mgrpo.cli import main; "
+        f"code = main(['export', 'demo', '--clip', 'walk', '--to', 'csv', '-o', {str(tmp_path / 'walk.csv')!r}]); "
+        "print(code, 'torch' in sys.modules, 'sympy' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.stdout.splitlines()[-1] == "0 True False", done.stderr
+
+
 def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0 and capsys.readouterr().out == f"mgrpo {__version__}\n"
     assert main(["--help"]) == 0

@@ -421,6 +421,7 @@ def test_files_that_hold_no_head(name: str, content: str, said: str, tmp_path: P
         ({"t": TIMES, "poses": head()[:, :6]}, r"poses must have shape \(N, 7\)"),
         ({"t": TIMES, "poses": 2 * as_matrices(head())}, "the 3x3 part of matrix 0 is no rotation"),
         ({"t": TIMES, "poses": as_matrices(head()) * [[-1], [1], [1], [1]]}, "is no rotation"),
+        ({"t": TIMES, "poses": as_matrices(head()).swapaxes(1, 2)}, "the last row of matrix 0 is not 0, 0, 0, 1"),
         ({"t": np.array(["a"] * 120), "poses": head()}, "t must hold numbers"),
         ({"t": TIMES * np.nan, "poses": head()}, "time 0 is not finite"),
         ({"t": TIMES * 1e12, "poses": head()}, "is the unit right"),

@@ -18,6 +18,7 @@ from mgrpo.data import save_clip
 from mgrpo.errors import InputError
 from mgrpo.eval import compare_files
 from mgrpo.eval.formats import ReadOptions, RotationMotion, read_motions, read_tracks
+from mgrpo.eval.pairing import pair
 from mgrpo.geometry import axis_angle_to_quat, quat_to_rotmat
 from mgrpo.viz.stage import Stage
 from tests.mgrpo import motion_formats as formats
@@ -124,6 +125,22 @@ def test_clocks_bring_recordings_together(tmp_path: Path) -> None:
     assert first.present.tolist() == [True] * 20 + [False] * 5
     assert second.present.tolist() == [False] * 5 + [True] * 20
     assert np.abs(second.joints[0, 5:] - first.joints[0, :20]).max() < 1e-5
+
+
+@pytest.mark.parametrize("rate", [10.0, 30.0, 60.0])
+def test_a_rate_that_is_told_overrules_time_stamps(tmp_path: Path, rate: float) -> None:
+    made = formats.Made(frames=20)
+    file = formats.write_egoallo(tmp_path / "a.npz", [made], clock_s=100.0)
+    joints = tmp_path / "joints.npz"
+    np.savez(joints, joints=made.joints.numpy(), timestamps_ns=np.arange(20) * 10**9)
+    for path in (file, joints):
+        stage = stage_of(path, options=ReadOptions(fps=rate))
+        assert (stage.fps, stage.frames) == (rate, 20) and bool(stage.actors[0].present.all())
+    truth = read_motions(file, ReadOptions(BODY))[0].tracks()
+    told = read_motions(file, ReadOptions(BODY, fps=rate))[0].tracks()
+    assert pair(told, truth, trim="auto", fps=rate).fps == rate
+    with pytest.raises(InputError, match="--pred-fps and --gt-fps overrule"):
+        pair(told, truth, trim="times")
 
 
 def test_unrelated_files_begin_together(tmp_path: Path) -> None:

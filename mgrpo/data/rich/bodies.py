@@ -294,8 +294,9 @@ def read_gravity(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: can't be read as a table of transforms ({error})") from error
     for key, matrix in table.items():
         R = matrix[:3, :3] if matrix.shape == (4, 4) else np.zeros((3, 3))
-        if not np.isfinite(matrix).all() or not np.allclose(R @ R.T, np.eye(3), atol=5e-3) or np.linalg.det(R) < 0:
-            raise InputError(f"{path}: '{key}' must be a rigid 4x4 matrix")
+        rigid = np.isfinite(matrix).all() and np.allclose(R @ R.T, np.eye(3), atol=5e-3) and np.linalg.det(R) > 0
+        if not rigid or not np.allclose(matrix[3], [0.0, 0.0, 0.0, 1.0], atol=5e-3):
+            raise InputError(f"{path}: '{key}' must be a rigid 4x4 matrix, row by row")
     return table
 
 

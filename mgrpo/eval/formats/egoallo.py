@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from .container import Container
 from .rotations import RotationMotion
-from .tracks import ReadOptions, numbers, whole_numbers
+from .tracks import ReadOptions, numbers, stamped_rate, stamped_times, whole_numbers
 
 KEYS = ("Ts_world_root", "body_quats", "betas")
 """Arrays that are needed."""
@@ -34,9 +33,8 @@ def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
         frame_nums = whole_numbers(arrays["frame_nums"], "frame_nums", frames)
     if "timestamps_ns" in arrays:
         stamps = whole_numbers(arrays["timestamps_ns"], "timestamps_ns", frames)
-        times = stamps.astype(np.float64) / 1e9
-        if frames > 1 and stamps[-1] > stamps[0]:
-            rate = _rate(stamps, frame_nums)
+        times = stamped_times(stamps, options)
+        rate = stamped_rate(stamps, frame_nums)
     contacts = T_world_cpf = hands = None
     if "contacts" in arrays:
         contacts = numbers(arrays["contacts"], "contacts", (samples, frames, 21)).numpy()
@@ -65,13 +63,3 @@ def read(file: Container, options: ReadOptions) -> list[RotationMotion]:
             hand_quats=hands,
         )
     ]
-
-
-def _rate(stamps: np.ndarray, frame_nums: np.ndarray | None) -> float | None:
-    """Frames per second by the first and last stamp; rounded where that changes it by less than a stamp's jitter. None
-    where the frame numbers don't rise, which is told when they are used."""
-    steps = len(stamps) - 1 if frame_nums is None else int(frame_nums[-1] - frame_nums[0])
-    if steps <= 0:
-        return None
-    rate = steps * 1e9 / float(stamps[-1] - stamps[0])
-    return float(round(rate)) if abs(rate - round(rate)) < 1e-4 * rate else rate

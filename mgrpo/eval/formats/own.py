@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from mgrpo.body import default_body
 from mgrpo.data.clip import CLIP_KEYS, MotionClip, load_clip
 from mgrpo.data.packs.fitting import fit_pack
@@ -13,7 +11,15 @@ from mgrpo.errors import InputError
 
 from .container import Container
 from .rotations import RotationMotion
-from .tracks import MotionTracks, ReadOptions, numbers, tracks_from_joints, whole_numbers
+from .tracks import (
+    MotionTracks,
+    ReadOptions,
+    numbers,
+    stamped_rate,
+    stamped_times,
+    tracks_from_joints,
+    whole_numbers,
+)
 
 
 def matches_clip(file: Container) -> bool:
@@ -74,11 +80,14 @@ def read_joints(file: Container, options: ReadOptions) -> list[MotionTracks]:
         joints = joints[None]
     frames = joints.shape[1] if joints.ndim == 4 else 0
     notes: list[str] = []
-    rate = float(numbers(arrays["fps"].reshape(-1), "fps", (1,))[0]) if "fps" in arrays else None
     up = str(arrays["up"].reshape(-1)[0]) if "up" in arrays and arrays["up"].size else None
     if up not in (None, "z", "y", "-y"):
         raise InputError(f"up must be 'z', 'y' or '-y', got {up!r}")
     stamps = whole_numbers(arrays["timestamps_ns"], "timestamps_ns", frames) if "timestamps_ns" in arrays else None
+    frame_nums = whole_numbers(arrays["frame_nums"], "frame_nums", frames) if "frame_nums" in arrays else None
+    rate = None if stamps is None else stamped_rate(stamps, frame_nums)
+    if "fps" in arrays:
+        rate = float(numbers(arrays["fps"].reshape(-1), "fps", (1,))[0])
     return [
         tracks_from_joints(
             joints,
@@ -86,8 +95,8 @@ def read_joints(file: Container, options: ReadOptions) -> list[MotionTracks]:
             fps=options.rate(rate, 30.0, notes),
             habit_up=up,
             format="joints npz",
-            frame_nums=whole_numbers(arrays["frame_nums"], "frame_nums", frames) if "frame_nums" in arrays else None,
-            times=None if stamps is None else stamps.astype(np.float64) / 1e9,
+            frame_nums=frame_nums,
+            times=None if stamps is None else stamped_times(stamps, options),
             notes=notes,
         )
     ]

@@ -95,7 +95,7 @@ class ReadOptions:
     body: BodyModel | None = None
     """Body for formats that hold rotations; None: not given."""
     fps: float | None = None
-    """Frame rate instead of the file's; None: the file's, or its format's habit."""
+    """Frame rate instead of the file's, and of its time stamps; None: the file's, or its format's habit."""
     up: Up = "auto"
     """Axis that points up in the file."""
     unit: Unit = "auto"
@@ -233,3 +233,24 @@ def whole_numbers(value: object, label: str, count: int) -> np.ndarray:
     if array.dtype.kind not in "iu" or array.shape != (count,):
         raise InputError(f"{label} must be {count} whole numbers, got dtype {array.dtype} and shape {array.shape}")
     return array.astype(np.int64)
+
+
+def stamped_times(stamps: np.ndarray, options: ReadOptions) -> np.ndarray | None:
+    """Time stamps ``(T,)`` in nanoseconds as seconds; None where the reader was told a rate, which overrules them."""
+    return stamps.astype(np.float64) / 1e9 if options.fps is None else None
+
+
+def stamped_rate(stamps: np.ndarray, frame_nums: np.ndarray | None) -> float | None:
+    """Frames per second by time stamps ``(T,)`` in nanoseconds: those between the first and the last one, rounded where
+    that changes it by less than a stamp's jitter. Without frame numbers, a step of more than two usual ones is a gap
+    and counts as many. None where stamps or frame numbers don't rise, which is told when they are used."""
+    steps = np.diff(stamps)
+    if not len(steps) or not (steps > 0).all():
+        return None
+    usual = steps / np.median(steps)
+    counted = np.where(usual > 2.5, np.rint(usual), 1.0)
+    count = counted.sum() if frame_nums is None else frame_nums[-1] - frame_nums[0]
+    if count <= 0:
+        return None
+    rate = float(count) * 1e9 / float(stamps[-1] - stamps[0])
+    return float(round(rate)) if abs(rate - round(rate)) < 1e-4 * rate else rate

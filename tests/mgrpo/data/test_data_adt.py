@@ -414,7 +414,8 @@ def test_device_poses_from_a_file(tmp_path: Path) -> None:
     assert read_device_cpf(path) == pytest.approx([1, 0, 0, 0, 0.1, 0.2, 0.3])
     path.write_text(json.dumps([[1, 0, 0, 0.1], [0, 0, -1, 0.2], [0, 1, 0, 0.3], [0, 0, 0, 1]]))
     assert read_device_cpf(path) == pytest.approx([0.5**0.5, 0.5**0.5, 0, 0, 0.1, 0.2, 0.3])
-    for content in ("[1, 2]", "{", "[2, 0, 0, 0, 1, 1, 1]", "[[1,0,0,0],[0,1,0,0],[0,0,-1,0]]", '["a"]'):
+    by_columns = "[[1,0,0,0],[0,1,0,0],[0,0,1,0],[0.1,0.2,0.3,1]]"
+    for content in ("[1, 2]", "{", "[2, 0, 0, 0, 1, 1, 1]", "[[1,0,0,0],[0,1,0,0],[0,0,-1,0]]", '["a"]', by_columns):
         path.write_text(content)
         with pytest.raises(InputError, match=r"cpf\.json"):
             read_device_cpf(path)

@@ -220,9 +220,10 @@ def test_gravity_from_the_scan_and_from_a_table(
     assert abs(float(toes.min()) - float(shaped(demo(body))[:, [10, 11], 2].min())) < 0.01
     with pytest.raises(InputError, match="has no 'BBQ'"):
         gravity_of_table(read_gravity(tmp_path / "up.json"), "BBQ")
-    (tmp_path / "up.json").write_text(json.dumps({"Gym": (2 * to_world).tolist()}))
-    with pytest.raises(InputError, match="must be a rigid 4x4 matrix"):
-        read_gravity(tmp_path / "up.json")
+    for wrong in (2 * to_world, to_world.T):
+        (tmp_path / "up.json").write_text(json.dumps({"Gym": wrong.tolist()}))
+        with pytest.raises(InputError, match="must be a rigid 4x4 matrix, row by row"):
+            read_gravity(tmp_path / "up.json")
 
 
 def test_toes_on_a_line_say_no_tilt(

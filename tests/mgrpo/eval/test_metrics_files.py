@@ -22,7 +22,7 @@ from mgrpo.eval import compare_files
 from mgrpo.eval.alignment import ALIGNMENTS, align, heading
 from mgrpo.eval.evaluate import EvaluationResult
 from mgrpo.eval.formats import FORMATS as FORMATS_READ
-from mgrpo.eval.formats import MotionTracks, ReadOptions
+from mgrpo.eval.formats import MotionTracks, ReadOptions, read_motions
 from mgrpo.eval.joint_sets import JOINT_NAMES, JOINT_SETS, joint_rows
 from mgrpo.eval.matching import match
 from mgrpo.eval.metrics import METRICS
@@ -287,6 +287,52 @@ def test_times_choose_the_frames() -> None:
         pair(pred, late, trim="times")
     with pytest.raises(InputError, match="time stamps in both"):
         pair(pred, whole, trim="times")
+
+
+def test_gaps_of_time_stamps_are_not_measured(tmp_path: Path) -> None:
+    whole = numbered(linear(30, 30.0), list(range(30)), True)
+    bent = dataclasses.replace(whole, joints=whole.joints + (torch.arange(30)[:, None, None] % 7) ** 2 * 0.1)
+    there = [2, 3, 4, 5, 9, 10, 11, 12, 13]
+    expected = [True] * 4 + [False] * 3 + [True] * 5
+    with_gap = numbered(bent, there, True)
+    for trim in ("times", "auto"):
+        for both in (pair(with_gap, bent, trim=trim), pair(bent, with_gap, trim=trim)):  # whichever has the gap
+            assert both.mask is not None and both.mask.tolist() == expected
+            torch.testing.assert_close(both.pred.joints[:, both.mask], both.truth.joints[:, both.mask])
+            assert any("3 of them lie in gaps" in note for note in both.notes)
+    assert pair(bent, bent, trim="times").mask is None
+    slow = numbered(bent, list(range(0, 30, 3)), True)  # a slower recording has no gaps
+    assert pair(slow, bent, trim="times").mask is None and pair(bent, slow, trim="times").mask is None
+    pred, truth = (
+        save(tmp_path / name, one.joints, timestamps_ns=np.rint(one.times * 1e9).astype(np.int64))
+        for name, one in (("p.npz", with_gap), ("t.npz", bent))
+    )
+    found = compare_files(pred, truth, trim="auto", per_frame=True)
+    assert only(found)["mpjpe_mm"] < 1e-3 and only(found)["mpjve_mm_s"] < 0.1
+    assert found.frames[0].frames.tolist() == [0, 1, 2, 3, 7, 8, 9, 10, 11]
+    apart = dataclasses.replace(whole, times=np.concatenate((np.arange(15), 100 + np.arange(15))) / 30.0)
+    between = dataclasses.replace(whole, times=1.0 + whole.times / 30)
+    with pytest.raises(InputError, match="one of them has a gap"):
+        pair(between, apart, trim="times")
+
+
+def test_a_rate_comes_from_time_stamps_where_nothing_else_tells_it(tmp_path: Path) -> None:
+    whole = linear(30, 30.0)
+    stamps = np.rint(np.arange(30) * 1e9 / 60).astype(np.int64)
+    there = np.r_[0:9, 20:30]  # a gap changes no rate
+    for rows in (np.arange(30), there):
+        path = tmp_path / f"{len(rows)}.npz"
+        np.savez(path, joints=whole.joints[0, rows].numpy(), up="z", timestamps_ns=stamps[rows])
+        (motion,) = read_motions(path, ReadOptions())
+        assert motion.fps == 60.0 and not any("frame rate" in note for note in motion.notes)
+    np.savez(path, joints=whole.joints[0].numpy(), up="z", timestamps_ns=stamps, fps=30.0)
+    assert read_motions(path, ReadOptions())[0].fps == 30.0
+    formats.write_egoallo(path, [Made(1)])
+    arrays = dict(np.load(path))
+    del arrays["frame_nums"]
+    arrays["timestamps_ns"] = np.rint(np.cumsum(np.where(np.arange(FRAMES) == 3, 9, 1)) * 1e9 / 50).astype(np.int64)
+    np.savez(path, **arrays)
+    assert read_motions(path, ReadOptions(default_body()))[0].fps == 50.0
 
 
 # ---- files and folders ----
