@@ -118,7 +118,10 @@ def resample(
         usual = float(np.median(np.diff(times))) / 1e9
         advice = "take another part (--start, --end), or bridge longer gaps (--max-gap)"
         if usual > max_gap_s:
-            advice = f"its poses are {usual:.3g} s apart. If they are not, times have another unit: give --time-unit"
+            advice = (
+                f"its poses are {usual:.3g} s apart. If they are so in truth, bridge the time between them (--max-gap); "
+                "if not, times have another unit: give --time-unit"
+            )
         elif trajectory.seconds < 3 * FRAME_NS / 1e9:
             advice = "if it is longer in truth, its times have another unit: give --time-unit"
         raise InputError(
