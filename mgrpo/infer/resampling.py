@@ -119,7 +119,7 @@ def resample(
         advice = "take another part (--start, --end), or bridge longer gaps (--max-gap)"
         if usual > max_gap_s:
             advice = (
-                f"its poses are {usual:.3g} s apart. If they are so in truth, bridge the time between them (--max-gap); "
+                f"its poses are {usual:.3g} s apart. If they are so in truth, bridge the time between (--max-gap); "
                 "if not, times have another unit: give --time-unit"
             )
         elif trajectory.seconds < 3 * FRAME_NS / 1e9:

@@ -114,7 +114,7 @@ MPS = "mps/closed_loop_trajectory.csv"
     ("make", "said"),
     [
         (lambda d: table(d, TIMES[::-1]), "time goes backwards in 119 of 120 rows, first in row 2; sort the rows"),
-        (lambda d: table(d, 1000 * TIMES), r"its poses are 16.7 s apart\. .* bridge .* \(--max-gap\); if not, .*"),
+        (lambda d: table(d, 1000 * TIMES), "its poses are 16.7 s apart. .* (--max-gap); if not .* give --time-unit"),
         (lambda d: table(d, np.rint(1e9 * TIMES) + 1.7e18), "is the unit right? See --time-unit"),
         (lambda d: table(d, 0 * TIMES), "all 120 head poses have one time; name the column that is the time"),
         (lambda d: table(d, places=changed(PLACES, slice(60, 61), np.nan)), "column x is not finite in data row 61"),
