@@ -148,6 +148,7 @@ def sanitizer_environment() -> dict[str, str]:
 
 
 def main() -> None:
+    """Build the library as the command line says and print its path."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--sanitize", action="store_true", help="with AddressSanitizer and UndefinedBehaviorSanitizer")
     parser.add_argument("--ucontext", action="store_true", help="change stacks without assembler")

@@ -170,7 +170,7 @@ def accumulate_gradients(
             mean; a tensor is not read on the host.
         weights: of all the sampler's S steps; default those of ``config.step_weight``.
         alive: samples of living groups, (R, M) bool; the others, which the denominator does not count, are left out of
-            the KL term too. Default: all live.
+            the loss, its KL term and the clip's statistics. Default: all live.
         reference: frozen prior for the KL term.
         backward: what takes the gradients of a loss, where it must be scaled first; default ``loss.backward()``.
     """
@@ -254,16 +254,14 @@ def _step_loss(
         with torch.no_grad():
             target = for_members(predict(reference))
         kl_reference = sde_kl(x0_pred, target, scale, deviation, **options)
-    pulled = kl_reference.view(-1, members)
-    if alive is not None:
-        pulled = torch.where(alive, pulled, 0.0)
     result = grpo_loss(
         log_ratio.view(-1, members),
         advantages,
         clip_range=config.clip_range,
+        valid=alive,
         weights=torch.full_like(advantages, weight),
         denominator=denominator,
-        kl=pulled if config.kl_coef else None,
+        kl=kl_reference.view(-1, members) if config.kl_coef else None,
         kl_coef=config.kl_coef,
     )
 
