@@ -372,6 +372,18 @@ def test_a_ratio_is_against_the_fastest_reference() -> None:
     assert wanted.judge(measured(ours=10.0, reference=100.0)).state == "met"
 
 
+def test_a_ratio_says_how_near_its_bound_it_was_measured() -> None:
+    wanted = requirement.speed_up("a", "w", 10)
+    reference = measured(reference=90.0)
+    ours = {"implementation": "mgrpo cpp", "kind": "ours", "median_us": 10.0}
+    by_bytes = wanted.judge([*reference, row(**ours, bound="bytes", bound_share=1.07)])
+    assert by_bytes.state == "missed", "a figure stays what it is, whatever bounds it"
+    assert "107% of the rate of a copy of as many bytes" in by_bytes.measured
+    by_operations = wanted.judge([*reference, row(**ours, bound="operations", bound_share=0.36)])
+    assert "36% of the rate of a matrix product" in by_operations.measured
+    assert "rate" not in wanted.judge([*reference, row(**ours, bound="", bound_share=None)]).measured
+
+
 @pytest.mark.parametrize(
     "rows",
     [
