@@ -10,7 +10,7 @@
 namespace mgrpo {
 
 // In the order of mgrpo.kernels.ADVANTAGE_SCHEMES.
-enum class Scheme : int { kNormalizeThenSum, kSumThenNormalize, kGdpo, kCenterOnly, kBatchStd };
+enum class Scheme : int { kNormalizeThenSum, kSumThenNormalize, kGdpo, kCenterOnly, kBatchStd, kWinRate };
 
 constexpr double kGdpoEps = 1e-4;
 
@@ -48,29 +48,38 @@ struct AdvantageJob {
   bool* alive;            // (B)
   Column* columns;        // (B, C)
   Moments* groups;        // (B), of the advantages before whitening
+  double* rates;          // (B, G, K) win rates; null where the scheme has none
   double* totals;         // (B, G) weighted sum of the rewards, NaN for a member that cannot be scored
   double* raw;            // (B, G) advantages before whitening and clamp
   double* batch_std;      // (C)
   Moments* whole;         // (1), of the living groups' advantages
 
-  // Columns of a group: its rewards, then their sum where the scheme normalises it.
+  // Columns of a group: its rewards, then their sum where the scheme normalises it; or its win rates, then its rewards.
   MGRPO_HD bool sums_first() const { return options.scheme == Scheme::kSumThenNormalize; }
-  MGRPO_HD int64_t C() const { return K + (sums_first() ? 1 : 0); }
+  MGRPO_HD bool ranks() const { return options.scheme == Scheme::kWinRate; }
+  MGRPO_HD int64_t C() const { return ranks() ? 2 * K : K + (sums_first() ? 1 : 0); }
   // NaN where the member is not counted in the column.
   MGRPO_HD double value(int64_t b, int64_t g, int64_t c) const {
     const double total = totals[b * G + g];
-    if (c == K || total != total) return total;
-    const double r = static_cast<double>(rewards[(b * G + g) * K + c]);
+    if ((c == K && !ranks()) || total != total) return total;
+    if (ranks() && c < K) return rates[(b * G + g) * K + c];
+    return reward(b, g, ranks() ? c - K : c);
+  }
+  // NaN where it is not finite.
+  MGRPO_HD double reward(int64_t b, int64_t g, int64_t k) const {
+    const double r = static_cast<double>(rewards[(b * G + g) * K + k]);
     return r - r == 0 ? r : NAN;
   }
 };
 
-inline constexpr int64_t workspace_doubles(int64_t B, int64_t G, int64_t columns) {
-  return B * columns * 8 + B * 3 + 2 * B * G + columns + 3;
+template <class T>
+inline int64_t workspace_doubles(const AdvantageJob<T>& job) {
+  const int64_t rates = job.ranks() ? job.B * job.G * job.K : 0;
+  return job.B * job.C() * 8 + job.B * 3 + 2 * job.B * job.G + job.C() + 3 + rates;
 }
 static_assert(sizeof(Column) == 8 * sizeof(double) && sizeof(Moments) == 3 * sizeof(double), "workspace layout");
 
-// Lays the intermediate arrays of `job`, whose sizes and options are set, into workspace_doubles() numbers.
+// Lays the intermediate arrays of `job`, whose sizes and options are set, into workspace_doubles(job) numbers.
 template <class T>
 inline void place_workspace(AdvantageJob<T>& job, double* workspace) {
   const int64_t C = job.C();
@@ -80,6 +89,7 @@ inline void place_workspace(AdvantageJob<T>& job, double* workspace) {
   job.totals = reinterpret_cast<double*>(job.whole + 1);
   job.raw = job.totals + job.B * job.G;
   job.batch_std = job.raw + job.B * job.G;
+  job.rates = job.ranks() ? job.batch_std + C : nullptr;
 }
 
 MGRPO_HD bool is_finite(double x) { return x - x == 0; }
@@ -149,7 +159,27 @@ MGRPO_HD void score_member(const AdvantageJob<T>& job, int64_t item) {
   job.totals[item] = scorable ? total : NAN;
 }
 
-// Phase 2, per column (b, c): its moments.
+// Phase 2 of win_rate, per reward of a member (b, g, k): the share of the other counted members that it beats. NaN where
+// the member is not counted; 0 where there is no other.
+template <class T>
+MGRPO_HD void rate_member(const AdvantageJob<T>& job, int64_t item) {
+  const int64_t b = item / (job.G * job.K), g = item / job.K % job.G, k = item % job.K;
+  const auto value = [&](int64_t other) {
+    const double total = job.totals[b * job.G + other];
+    return total == total ? job.reward(b, other, k) : NAN;
+  };
+  const double own = value(g);
+  double points = 0, others = 0;
+  for (int64_t other = 0; other < job.G; ++other) {
+    const double v = value(other);
+    if (v != v || other == g) continue;
+    others += 1;
+    points += own > v ? 1.0 : own == v ? 0.5 : 0.0;
+  }
+  job.rates[item] = own != own ? NAN : others > 0 ? points / others : 0.0;
+}
+
+// Phase 3, per column (b, c): its moments.
 template <class T>
 MGRPO_HD void measure_column(const AdvantageJob<T>& job, int64_t item) {
   const int64_t b = item / job.C(), c = item % job.C();
@@ -160,16 +190,19 @@ MGRPO_HD void measure_column(const AdvantageJob<T>& job, int64_t item) {
   if (job.options.trim > 0) column.kept = moments_of(job.G, values, [&](int64_t g) { return is_kept(job, b, g, c); });
 }
 
-// Phase 3, per column: dead or alive, and what centres and divides it; needs batch_std.
+// Phase 4, per column: dead or alive, and what centres and divides it; needs batch_std.
 template <class T>
 MGRPO_HD void judge_column(const AdvantageJob<T>& job, int64_t item) {
   const AdvantageOptions& o = job.options;
   const int64_t b = item / job.C(), c = item % job.C();
   Column& column = job.columns[item];
   const double std = standard_deviation(column.kept, o.ddof), batch = job.batch_std[c];
-  const double relative = batch * o.dead_ratio;
+  // Win rates have their full spread however small that of the rewards is: those say whether the group is dead.
+  const int64_t judged = job.ranks() && c < job.K ? job.K : 0;
+  const Moments& kept = job.columns[item + judged].kept;
+  const double spread = standard_deviation(kept, o.ddof), relative = job.batch_std[c + judged] * o.dead_ratio;
   const double threshold = relative > o.dead_abs ? relative : o.dead_abs;
-  const bool dead = !(column.kept.count > o.ddof) || std < threshold || std == 0;
+  const bool dead = !(kept.count > o.ddof) || spread < threshold || spread == 0 || std == 0;
   double divisor = 1;
   if (o.scheme == Scheme::kBatchStd) {
     divisor = batch + o.eps;
@@ -179,8 +212,8 @@ MGRPO_HD void judge_column(const AdvantageJob<T>& job, int64_t item) {
   }
   column.divisor = dead ? NAN : divisor;
   column.centre = column.kept.mean;
-  if (c == job.K) return;
-  job.std[b * job.K + c] = static_cast<T>(std);
+  if (c >= job.K) return;
+  job.std[b * job.K + c] = static_cast<T>(spread);
   job.dead[b * job.K + c] = dead;
   if (job.sums_first() && o.trim > 0) {
     // Centred by the members that the total's mean counts, so that the contributions add up to the advantage.
@@ -191,7 +224,7 @@ MGRPO_HD void judge_column(const AdvantageJob<T>& job, int64_t item) {
   }
 }
 
-// Phase 4, per member (b, g): its part of every reward and their weighted sum; g = 0 also says whether the group lives.
+// Phase 5, per member (b, g): its part of every reward and their weighted sum; g = 0 also says whether the group lives.
 template <class T>
 MGRPO_HD void advantage_of_member(const AdvantageJob<T>& job, int64_t item) {
   const int64_t b = item / job.G, g = item % job.G, K = job.K;
@@ -216,7 +249,7 @@ MGRPO_HD void advantage_of_member(const AdvantageJob<T>& job, int64_t item) {
   if (g == 0) job.alive[b] = alive;
 }
 
-// Phase 5 of gdpo, per group: moments of its advantages, of none if it is dead.
+// Phase 6 of gdpo, per group: moments of its advantages, of none if it is dead.
 template <class T>
 MGRPO_HD void measure_group(const AdvantageJob<T>& job, int64_t b) {
   const double* totals = job.totals + b * job.G;
@@ -226,7 +259,7 @@ MGRPO_HD void measure_group(const AdvantageJob<T>& job, int64_t b) {
       job.G, [&](int64_t g) { return raw[g]; }, [&](int64_t g) { return alive && totals[g] == totals[g]; });
 }
 
-// Phase 6, per member: whitening over the batch (gdpo) and clamp.
+// Phase 7, per member: whitening over the batch (gdpo) and clamp.
 template <class T>
 MGRPO_HD void finish_member(const AdvantageJob<T>& job, int64_t item) {
   double a = job.raw[item];

@@ -32,6 +32,7 @@ template <class T>
 void compute_advantages(const AdvantageJob<T>& job) {
   const int64_t members = job.B * job.G, C = job.C(), columns = job.B * C;
   for_each_item(members, job.K, [&](int64_t i) { score_member(job, i); });
+  if (job.ranks()) for_each_item(members * job.K, job.G, [&](int64_t i) { rate_member(job, i); });
   for_each_item(columns, job.G, [&](int64_t i) { measure_column(job, i); });
   for (int64_t c = 0; c < C; ++c) {
     Moments whole = {0, 0, 0};

@@ -45,6 +45,7 @@ __global__ void __launch_bounds__(kThreads, 1)  // of one block: without a numbe
   __shared__ Moments shared[kThreads];
   const int64_t members = job.B * job.G, C = job.C(), columns = job.B * C;
   for_each_item(members, [&](int64_t i) { score_member(job, i); });
+  if (job.ranks()) for_each_item(members * job.K, [&](int64_t i) { rate_member(job, i); });
   for_each_item(columns, [&](int64_t i) { measure_column(job, i); });
   for (int64_t c = 0; c < C; ++c) {
     const Moments whole = merge_all(job.B, shared, [&](int64_t b) { return job.columns[b * C + c].all; });

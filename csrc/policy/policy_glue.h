@@ -73,7 +73,7 @@ AdvantageTensors with_advantage_job(const Tensor& given, const std::optional<Ten
       job.std = output<T>(std);
       job.dead = output<bool>(dead);
       job.alive = output<bool>(alive);
-      Tensor workspace = torch::stable::new_empty(rewards, {workspace_doubles(B, G, job.C())}, ScalarType::Double);
+      Tensor workspace = torch::stable::new_empty(rewards, {workspace_doubles(job)}, ScalarType::Double);
       place_workspace(job, output<double>(workspace));
       compute(job);
     });

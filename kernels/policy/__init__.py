@@ -18,7 +18,7 @@ from . import reference
 
 __all__ = ["ADVANTAGE_SCHEMES", "GroupAdvantages", "GrpoLoss", "group_advantages", "grpo_loss"]
 
-ADVANTAGE_SCHEMES = ("normalize_then_sum", "sum_then_normalize", "gdpo", "center_only", "batch_std")
+ADVANTAGE_SCHEMES = ("normalize_then_sum", "sum_then_normalize", "gdpo", "center_only", "batch_std", "win_rate")
 """How rewards become advantages, see :func:`group_advantages`."""
 
 
@@ -77,10 +77,16 @@ def group_advantages(
     * ``gdpo`` (arXiv 2601.05242): the first, then minus its batch mean and over its batch std + 1e-4
     * ``center_only`` (Dr. GRPO): sum_k w_k (r_k - m_k)
     * ``batch_std``: sum_k w_k (r_k - m_k) / (batch_k + eps)
+    * ``win_rate`` (after Pref-GRPO): ``normalize_then_sum`` of the share of the other scored members that a member
+      beats, a tie counting half, instead of r_k; outliers and the rewards' units lose their influence
+
+    Where each reward shall be clipped by itself, hand ``per_reward`` to :func:`grpo_loss`: ``log_ratio[..., None]``
+    expanded to K, ``weights_k per_reward_k`` as advantages, and the denominator of one reward.
 
     A reward is dead in a group where std_k < max(dead_abs, dead_ratio batch_k), std_k = 0, or fewer than two members
     are scored; its part is then exactly 0, instead of rounding noise promoted to unit size. ``sum_then_normalize``
-    applies the rule to R. No gradient passes to ``rewards``; everything is computed in float64.
+    applies the rule to R, ``win_rate`` to the rewards themselves. No gradient passes to ``rewards``; everything is
+    computed in float64.
 
     Args:
         rewards: (B, G, K), or (B, G) for one reward; higher is better. A member with a NaN or infinite reward (of a

@@ -47,6 +47,16 @@ def trimmed(values: Tensor, counted: Tensor, trim: float) -> Tensor:
     return counted & (rank >= cut) & (rank < count - cut)
 
 
+def win_rates(values: Tensor, counted: Tensor) -> Tensor:
+    """Share of the other counted members of its group that each (B, G, K) value beats, a tie counting half."""
+    own, other = values[:, :, None], values[:, None]
+    points = torch.where(own > other, 1.0, torch.where(own == other, 0.5, 0.0)).to(values.dtype)
+    others = counted[:, None].to(values.dtype)
+    # A member ties with itself.
+    won = (points * others).sum(dim=2) - 0.5
+    return torch.where(counted, won / (counted.sum(dim=1, keepdim=True) - 1).clamp_min(1), 0.0)
+
+
 def standardise(
     values: Tensor,
     counted: Tensor,
@@ -116,6 +126,12 @@ def group_advantages(
     }
     by = {"center_only": "one", "batch_std": "batch"}.get(scheme, "group")
     per_reward, _, std, dead = standardise(rewards, counted, by=by, **limits)
+    if scheme == "win_rate":
+        # Ranks have their full spread however small that of the rewards is: those say whether the group is dead.
+        always = limits | {"dead_ratio": 0.0, "dead_abs": 0.0}
+        per_reward, _, _, level = standardise(win_rates(rewards, counted), counted, by="group", **always)
+        dead = dead | level
+        per_reward = torch.where(dead, 0.0, per_reward)
     if scheme == "sum_then_normalize":
         total = (rewards * weights).sum(dim=2, keepdim=True)
         summed, divisor, _, total_dead = standardise(total, scorable[:, :, None], by="group", **limits)

@@ -71,6 +71,7 @@ SPECS = (
             Case("gdpo_clamped", {"shape": (17, 8, 4)}, {"scheme": "gdpo", "clamp": 1.0, "std_floor_ratio": 0.1}),
             Case("center_only", {"shape": (5, 7, 2), "holes": True}, {"scheme": "center_only", "ddof": 0}),
             Case("batch_std", {"shape": (5, 7, 2)}, {"scheme": "batch_std", "weights": (2.0, -0.5)}),
+            Case("win_rate", {"shape": (5, 7, 2), "holes": True}, {"scheme": "win_rate", "std_floor_ratio": 0.1}),
             Case("one_reward", {"shape": (6, 8)}),
             Case("all_dead", {"shape": (6, 8, 2), "spread": 1e-9}),
             Case("empty", {"shape": (0, 8, 3)}, {"scheme": "gdpo"}),

@@ -59,7 +59,7 @@ class RewardWeights:
 class AdvantageConfig:
     """How rewards become advantages."""
 
-    scheme: Literal["normalize_then_sum", "sum_then_normalize", "gdpo", "center_only", "batch_std"] = (
+    scheme: Literal["normalize_then_sum", "sum_then_normalize", "gdpo", "center_only", "batch_std", "win_rate"] = (
         "normalize_then_sum"
     )
     """Each reward normalised in its group and then summed (paper), or the other schemes of docs/conventions.md."""

@@ -78,6 +78,9 @@ def test_schemes_are_their_formulas():
         group_advantages(r, scheme="batch_std", **options).advantages,
         (centred / (r.flatten(0, 1).std(dim=0) + 1e-4) * w).sum(dim=2),
     )
+    wins = (r[:, :, None] > r[:, None]).double().sum(dim=2) / (G - 1)
+    beaten = (wins - wins.mean(dim=1, keepdim=True)) / (wins.std(dim=1, keepdim=True) + 1e-4)
+    close(group_advantages(r, scheme="win_rate", **options).advantages, (beaten * w).sum(dim=2))
     close(group_advantages(r, eps=0.0, ddof=0).per_reward, centred / r.std(dim=1, keepdim=True, correction=0))
     close(group_advantages(r).std, std[:, 0])
 
@@ -179,6 +182,43 @@ def test_clamp_acts_after_the_sum():
     assert plain.advantages[0, 0] > 16 and clamped.advantages[0, 0] == 5.0
     assert torch.equal(clamped.per_reward, plain.per_reward)
     assert torch.equal(clamped.advantages[0, 1:], plain.advantages[0, 1:])
+
+
+def test_win_rates_see_the_order_alone():
+    r = rewards()
+    expected = group_advantages(r, scheme="win_rate", dead_abs=0.0, dead_ratio=0.0)
+    outlier = torch.where(r == r.amax(dim=1, keepdim=True), 1e6, r.exp())
+    found = group_advantages(outlier, scheme="win_rate", dead_abs=0.0, dead_ratio=0.0)
+    close(found.advantages, expected.advantages)
+    close(found.std, outlier.std(dim=1))  # of the rewards
+
+
+def test_win_rates_of_ties_and_of_missing_members():
+    r = torch.tensor([[1.0, 3.0, 3.0, 2.0, float("nan")]], dtype=torch.float64)
+    wins = torch.tensor([0.0, 2.5, 2.5, 1.0], dtype=torch.float64) / 3
+    found = group_advantages(r, scheme="win_rate", eps=0.0)
+    close(found.advantages[0, :4], (wins - wins.mean()) / wins.std())
+    assert found.advantages[0, 4] == 0
+
+
+def test_win_rates_of_groups_without_spread_say_nothing():
+    r = torch.cat([rewards(), rewards(1) * 1e-9 + 3.0])
+    found = group_advantages(r, scheme="win_rate")
+    assert found.dead[B:].all() and not found.alive[B:].any() and (found.advantages[B:] == 0).all()
+    assert not found.dead[:B].any() and found.alive[:B].all()
+
+
+def test_rewards_clipped_one_by_one_are_the_loss_over_their_parts():
+    # What the docstring of group_advantages recommends, against the sum of one loss per reward.
+    weights = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)
+    log_ratio = (0.3 * rewards(3)[..., 0]).requires_grad_()
+    parts = group_advantages(rewards(), weights=weights).per_reward * weights
+    together = grpo_loss(log_ratio[..., None].expand_as(parts), parts, clip_range=0.2, denominator=float(B * G)).loss
+    apart = sum(grpo_loss(log_ratio, parts[..., k], clip_range=0.2).loss for k in range(K))
+    close(together, apart)
+    close(*(torch.autograd.grad(loss, log_ratio)[0] for loss in (together, apart)))
+    summed = grpo_loss(log_ratio, parts.sum(dim=2), clip_range=0.2).loss
+    assert (together - summed).abs() > 1e-3, "the clip acts on each reward, not on their sum"
 
 
 def test_trim_leaves_extremes_out_of_the_statistics():
