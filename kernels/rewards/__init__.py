@@ -351,7 +351,9 @@ def motion_rewards(
         scores = torch.cat((scores, extra), dim=-1)
     if not with_advantages:
         return MotionRewards(errors, scores, None, None, None, None, None)
-    group = group_advantages(scores, **(advantage_options or {}))
+    # The reference is an explicit choice; the GPU's backends of the rewards need not exist for their advantages.
+    of_the_group = {"backend": "reference"} if chosen == "reference" else {}
+    group = group_advantages(scores, **of_the_group, **(advantage_options or {}))
     return MotionRewards(errors, scores, group.advantages, group.per_reward, group.std, group.dead, group.alive)
 
 

@@ -216,9 +216,10 @@ def _log_prob_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
     ctx.numbers = inputs[3:6]
     ctx.mean, keep, ctx.backend = inputs[11:]
     states = (output[1], None, None) if keep else inputs[:3]
+    # What was kept depends on the states, so it stays differentiable: a second derivative then meets the backward
+    # operator, which refuses it, instead of a constant.
     ctx.save_for_backward(*states, *inputs[6:11])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # of what was kept there is none, and its zeros would be as large as a state
+    ctx.set_materialize_grads(False)  # its first gradient is None, and zeros would be as large as a state
 
 
 def _log_prob_gradient(ctx: Any, grad: Tensor | None, grad_kept: None) -> tuple[Any, ...]:

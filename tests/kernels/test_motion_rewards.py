@@ -714,3 +714,15 @@ def test_recorded_rewards(golden_dir, backend):
                 close(got.rewards[..., column].flatten(), case[f"proper_{label_set}_{name}_reward"].double(), 2e-4)
             recorded = case[f"proper_{label_set}_advantages_sum_of_4_components"].double()
             close(got.advantages.flatten(), recorded, 2e-2)
+
+
+def test_the_reference_asks_no_other_backend_for_the_advantages():
+    # A fused one refuses torch.func.grad, and may not be built.
+    case = make_case(T=4)
+
+    def total(state: Tensor) -> Tensor:
+        return motion_rewards(state, *case.arguments(), backend="reference").rewards.sum()
+
+    wanted = case.state.clone().requires_grad_()
+    total(wanted).backward()
+    torch.testing.assert_close(torch.func.grad(total)(case.state), wanted.grad)
