@@ -62,7 +62,8 @@ def speed_up(name: str, workload: str, ratio: float, *, same_inputs: bool = Fals
 
 
 def no_peer_faster(name: str, workload: str) -> Requirement:
-    """None of the packages that are installed, nor torch.compile, is faster than our fastest backend."""
+    """None of the packages that are installed, nor torch.compile, is faster than our fastest backend. Where there are
+    packages for the operation, at least one must be installed."""
 
     def judge(rows: Sequence[Row]) -> Verdict:
         our, reason = fastest(rows, "ours")
@@ -73,8 +74,9 @@ def no_peer_faster(name: str, workload: str) -> Requirement:
         if busy:
             return Verdict("unmeasured", f"the machine was busy: {', '.join(busy)}")
         measured = sorted((row for row in others if row.measured), key=lambda row: row.median_us or 0.0)
-        if not measured:
-            return Verdict("unmeasured", "no peer could be measured: pip install .[bench]")
+        packages = [row for row in others if row.kind == "peer"]
+        if not measured or (packages and not any(row.measured for row in packages)):
+            return Verdict("unmeasured", "no package could be measured: pip install .[bench]")
         best = measured[0]
         ratio = best.median_us / our.median_us  # type: ignore[operator]
         absent = sum(row.status == "absent" for row in others)

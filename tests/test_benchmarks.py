@@ -406,6 +406,9 @@ def test_no_peer_may_be_faster() -> None:
     assert wanted.judge([*measured(ours=10.0, peer=11.0), busy]).state == "unmeasured"
     absent = row(kind="peer", status="absent", median_us=None)
     assert "1 absent" in wanted.judge([*measured(ours=10.0, peer=11.0), absent]).measured
+    alone = wanted.judge([*measured(ours=10.0, compile=30.0), absent])
+    assert alone.state == "unmeasured" and "pip install" in alone.measured, "the packages are what it is about"
+    assert wanted.judge(measured(ours=10.0, compile=30.0)).state == "met", "there is no package for it"
 
 
 def test_the_check_measures_once_and_again_only_when_busy(capsys: pytest.CaptureFixture[str]) -> None:
