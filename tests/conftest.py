@@ -17,6 +17,8 @@ sys.path.insert(0, str(REPOSITORY / "tools"))
 
 import emulation  # noqa: E402  (tools/emulation.py)
 
+from tests.golden import golden_files, golden_folder, listed_files  # noqa: E402
+
 # Triton reads this when it is imported, which torch.compile may do: so it is set before any test module is loaded.
 # Without a GPU its kernels are interpreted on CPU tensors, see docs/backends.md.
 if not torch.cuda.is_available():
@@ -83,10 +85,24 @@ def _shared_folder(variable: str, default: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def golden_dir() -> Path:
-    """Folder of reference values (``MGRPO_GOLDEN``, default ``../shared/golden``); skips when absent."""
-    return _shared_folder("MGRPO_GOLDEN", REPOSITORY.parent / "shared" / "golden")
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for ``golden_path`` runs once for each file of the family that its mark names:
+    ``@pytest.mark.golden("fk/fk*.npz")``."""
+    if "golden_path" in metafunc.fixturenames:
+        mark = metafunc.definition.get_closest_marker("golden")
+        if mark is None or len(mark.args) != 1:
+            raise pytest.UsageError(f"{metafunc.definition.nodeid}: golden_path needs @pytest.mark.golden(pattern)")
+        (pattern,) = mark.args
+        files = listed_files(pattern)
+        names = [path.stem for path in files] if files else ["none"]
+        metafunc.parametrize("golden_path", files or [pattern], ids=names, indirect=True)
+
+
+@pytest.fixture
+def golden_path(request: pytest.FixtureRequest) -> Path:
+    """A file of the family that the mark of the test names; where there is none, skips or fails."""
+    golden_folder()
+    return request.param if isinstance(request.param, Path) else golden_files(request.param)[0]
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from mgrpo import kernels
 from mgrpo.kernels import BackendError, ForwardKinematics, forward_kinematics, joint_offsets
 from mgrpo.kernels._spec import Case
 from mgrpo.kernels.kinematics.spec import BODY_HEAD, BODY_PARENTS, SMALL_HEAD, SMALL_TREE, SPECS
+from tests.golden import golden_file, golden_files
 
 SPEC, _ = SPECS
 CASES = [pytest.param(case, id=case.name) for case in SPEC.cases]
@@ -717,10 +718,9 @@ def same_quaternions(a: Tensor, b: Tensor) -> Tensor:
 
 @pytest.mark.golden
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
-def test_golden_poses_shapes_and_placement(golden_dir: Path, backend: str, representation: str) -> None:
-    files = sorted(golden_dir.glob("fk/fk*.npz"))
-    assert files
-    kintree = load(golden_dir / "body" / "model.npz")["kintree_table"].astype(np.int32)
+def test_golden_poses_shapes_and_placement(backend: str, representation: str) -> None:
+    files = golden_files("fk/fk*.npz")
+    kintree = load(golden_file("body/*.npz"))["kintree_table"].astype(np.int32)
     parents = [int(parent) - 1 for parent in kintree[0, 1:]]
     for path in files:
         data = {name: torch.from_numpy(array).to(DEVICE) for name, array in load(path).items()}
@@ -762,11 +762,10 @@ def test_golden_poses_shapes_and_placement(golden_dir: Path, backend: str, repre
 
 
 @pytest.mark.golden
-def test_golden_matrices_that_are_no_rotations(golden_dir: Path, backend: str) -> None:
+def test_golden_matrices_that_are_no_rotations(backend: str) -> None:
     """Matrices are chained as they are: here those of quaternions of any length."""
-    files = sorted(golden_dir.glob("fk/fk*.npz"))
-    assert files
-    kintree = load(golden_dir / "body" / "model.npz")["kintree_table"].astype(np.int32)
+    files = golden_files("fk/fk*.npz")
+    kintree = load(golden_file("body/*.npz"))["kintree_table"].astype(np.int32)
     parents = [int(parent) - 1 for parent in kintree[0, 1:]]
     for path in files:
         data = {name: torch.from_numpy(array).to(DEVICE) for name, array in load(path).items()}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mgrpo.body.default import default_body
 from mgrpo.body.smplh import load_smplh
+from mgrpo.eval import metrics
 from mgrpo.geometry import axis_angle_to_quat, axis_angle_to_rotmat, quat_multiply, quat_to_rotmat, rotmat_to_quat
 from mgrpo.kernels import (
     JOINT_REWARDS,
@@ -22,6 +23,7 @@ from mgrpo.kernels import (
     RewardSkeleton,
     available_backends,
     explain_backend,
+    forward_kinematics,
     group_advantages,
     group_rewards,
     motion_rewards,
@@ -30,6 +32,7 @@ from mgrpo.kernels import (
 from mgrpo.models.motion import decode_motion
 from mgrpo.models.state import StateLayout, pack_state
 from mgrpo.rewards import RewardBatch, compute_rewards, reward_skeleton
+from tests.golden import golden_file
 
 
 def serves_the_cpu(backend: str) -> bool:
@@ -667,55 +670,6 @@ def test_compiles_without_graph_breaks(backend):
     close(*(torch.autograd.grad(value, state)[0] for value in (got, expected)), 1e-4)
 
 
-# ---------------------------------------------------------------- recorded values
-
-
-def golden_files(folder: Path) -> list[Path]:
-    found = sorted((folder / "rewards").glob("rewards*.npz"))
-    if not found:
-        pytest.skip(f"no rewards*.npz in {folder / 'rewards'}")
-    return found
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_recorded_rewards(golden_dir, backend):
-    body = load_smplh(golden_dir / "body" / "model.npz", with_mesh=False, dtype=torch.float64)
-    weight_sets = json.loads((golden_dir / "rewards" / "weights.json").read_text())["weight_sets"]
-    for path in golden_files(golden_dir):
-        with np.load(path) as arrays:
-            case = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        conditions = len(case["label_T_world_cpf"])
-        group = int(case["group_size"])
-        pose = case["label_T_world_cpf"].double()
-        target_rotmats = quat_to_rotmat(case["label_body_quats"].double())
-        betas = case["pred_betas"].double().unflatten(0, (conditions, group))
-        motion = case["pred_body_rotmats"].double().unflatten(0, (conditions, group))
-        label = case["label_joint_positions22"].double()
-        names = ("position", "aligned_position", "velocity", "rotation")
-        arguments = (motion, pose, label, target_rotmats, skeleton_of(body))
-        common = {"rewards": names, "representation": "matrix", "betas": betas, "backend": backend}
-        standard = motion_rewards(*arguments, rotation_error="frobenius", **common).errors.flatten(0, 1)
-        published = motion_rewards(*arguments, alignment="egoallo", rotation_error="axis_angle", **common)
-        errors = published.errors.flatten(0, 1)
-        for column, name in enumerate(("mpjpe_m", "pa_mpjpe_standard_m", "mpjve_m_s", "rot_frobenius_mean")):
-            close(standard[:, column], case[f"np64_{name}"], 2e-5)
-        close(errors[:, 1], case["np64_pa_mpjpe_as_coded_m"], 2e-6)
-        for label_set, weights in weight_sets.items():
-            slopes = {
-                "position": weights["pose_weight"], "aligned_position": weights["pose_weight"],
-                "velocity": weights["velocity_weight"], "rotation": weights["rotation_weight"],
-            }  # fmt: skip
-            got = motion_rewards(
-                *arguments, alignment="egoallo", rotation_error="axis_angle", slopes=slopes,
-                advantage_options={"eps": 1e-8, "dead_abs": 0.0, "dead_ratio": 0.0}, **common,
-            )  # fmt: skip
-            for column, name in enumerate(("mpjpe", "pampjpe", "mpjve", "mpjre")):
-                close(got.rewards[..., column].flatten(), case[f"proper_{label_set}_{name}_reward"].double(), 2e-4)
-            recorded = case[f"proper_{label_set}_advantages_sum_of_4_components"].double()
-            close(got.advantages.flatten(), recorded, 2e-2)
-
-
 def test_the_reference_asks_no_other_backend_for_the_advantages():
     # A fused one refuses torch.func.grad, and may not be built.
     case = make_case(T=4)
@@ -726,3 +680,146 @@ def test_the_reference_asks_no_other_backend_for_the_advantages():
     wanted = case.state.clone().requires_grad_()
     total(wanted).backward()
     torch.testing.assert_close(torch.func.grad(total)(case.state), wanted.grad)
+
+
+# ---------------------------------------------------------------- recorded values
+
+
+PUBLISHED_ADVANTAGES = {"eps": 1e-8, "dead_abs": 0.0, "dead_ratio": 0.0}
+COMPONENTS = {
+    "position": ("mpjpe", "pose_weight"),
+    "aligned_position": ("pampjpe", "pose_weight"),
+    "velocity": ("mpjve", "velocity_weight"),
+    "rotation": ("mpjre", "rotation_weight"),
+}
+"""Our rewards, the prototype's name for each of them, and its slope."""
+
+
+def recorded_case(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, float]], float]:
+    """Arrays of a rewards file, in float64 where they are numbers; the sets of slopes; the factor of ``gp_reward``."""
+    with np.load(path, allow_pickle=False) as arrays:
+        case = {name: torch.from_numpy(arrays[name]).double() for name in arrays.files}
+    described = json.loads(path.with_name("weights.json").read_text())
+    return case, described["weight_sets"], described["gp_metric_coefficient"]
+
+
+def grouped(case: dict[str, Tensor], rows: Tensor) -> Tensor:
+    """Rows ``(B G, ...)`` as ``(B, G, ...)``."""
+    return rows.unflatten(0, (-1, int(case["group_size"])))
+
+
+def recorded_arguments(case: dict[str, Tensor]) -> tuple:
+    """All that motion_rewards takes beside the motion of the recorded cases."""
+    body = load_smplh(golden_file("body/*.npz"), with_mesh=False, dtype=torch.float64)
+    target = quat_to_rotmat(case["label_body_quats"])
+    return case["label_T_world_cpf"], case["label_joint_positions22"], target, skeleton_of(body)
+
+
+# float32's rounding of the recorded numbers; of the errors, that of the inputs too; in advantages, what a spread of
+# about a hundredth makes of it
+RECORDED_REWARDS, RECORDED_ERRORS, RECORDED_ADVANTAGES = 4e-7, 2e-6, 1e-4
+
+
+def recorded_slopes(weights: dict[str, float]) -> dict[str, float]:
+    return {name: weights[key] for name, (_, key) in COMPONENTS.items()}
+
+
+@pytest.mark.golden("rewards/rewards*.npz")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_recorded_rewards(golden_path: Path, backend: str):
+    """From matrices to errors, rewards and advantages in one call. The recorded rewards are float32: theirs is all the
+    difference, and the advantages, which divide it by the spread inside a group, magnify it."""
+    case, weight_sets, _ = recorded_case(golden_path)
+    arguments = (grouped(case, case["pred_body_rotmats"]), *recorded_arguments(case))
+    common = {
+        "rewards": tuple(COMPONENTS), "representation": "matrix", "betas": grouped(case, case["pred_betas"]),
+        "backend": backend,
+    }  # fmt: skip
+    standard = motion_rewards(*arguments, rotation_error="frobenius", **common).errors.flatten(0, 1)
+    for column, name in enumerate(("mpjpe_m", "pa_mpjpe_standard_m", "mpjve_m_s", "rot_frobenius_mean")):
+        close(standard[:, column], case[f"np64_{name}"], RECORDED_ERRORS)
+    published = {"alignment": "egoallo", "rotation_error": "axis_angle"}
+    errors = motion_rewards(*arguments, **published, **common).errors.flatten(0, 1)
+    close(errors[:, 1], case["np64_pa_mpjpe_as_coded_m"], RECORDED_ERRORS)
+    for label_set, weights in weight_sets.items():
+        got = motion_rewards(
+            *arguments, slopes=recorded_slopes(weights), advantage_options=PUBLISHED_ADVANTAGES, **published, **common
+        )
+        for column, (name, _) in enumerate(COMPONENTS.values()):
+            recorded = case[f"proper_{label_set}_{name}_reward"]
+            close(got.rewards[..., column].flatten(), recorded, RECORDED_REWARDS)
+        recorded = case[f"proper_{label_set}_advantages_sum_of_4_components"]
+        close(got.advantages.flatten(), recorded, RECORDED_ADVANTAGES)
+
+
+def prototype_bodies(case: dict[str, Tensor], kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Places of the root ``(B G, T, 3)``, joints ``(B G, T, 22, 3)`` and local rotations of a recorded kind of motion.
+
+    The prototype makes quaternions of what its sampler outputs (``raw``: matrices that are no rotations) and chains
+    them without normalising, so that a joint scales what hangs from it. So do the matrices here, which are as much too
+    long: placed by the head's transposed matrix, as theirs is by the conjugate quaternion.
+    """
+    rotmats = case["pred_body_rotmats"].float()
+    if kind == "raw":
+        rotmats = rotmats + case["pred_body_rotmats_noise_int8"].float() / case["noise_denominator"].float()
+    quats = rotmat_to_quat(rotmats.double())
+    scaled = quat_to_rotmat(quats) * quats.square().sum(-1)[..., None, None]
+    pose, _, _, skeleton = recorded_arguments(case)
+    pose = pose.repeat_interleave(int(case["group_size"]), 0)
+    betas = case["pred_betas"]
+    offsets = skeleton.t_parent_joint + torch.einsum("jks,...s->...jk", skeleton.t_parent_joint_shapedirs, betas)
+    eyes = skeleton.t_head_cpf + torch.einsum("ks,...s->...k", skeleton.t_head_cpf_shapedirs, betas)
+    origin = pose.new_tensor([1.0, 0, 0, 0, 0, 0, 0]).expand(*betas.shape[:-1], 7)
+    hung = forward_kinematics(scaled, offsets, skeleton.parents, origin)
+    head = hung.R_world_joint[..., skeleton.head, :, :]
+    R_world_cpf = quat_to_rotmat(pose[..., :4])
+    R_world_root = R_world_cpf @ head.mT
+    at_head = (head.mT @ hung.joints[..., skeleton.head, :, None])[..., 0]
+    t_world_root = pose[..., 4:] - (R_world_cpf @ (eyes + at_head)[..., None])[..., 0]
+    joints = (R_world_root[..., None, :, :] @ hung.joints[..., None])[..., 0] + t_world_root[..., None, :]
+    return t_world_root, torch.cat((t_world_root[..., None, :], joints), dim=-2), quat_to_rotmat(quats)
+
+
+@pytest.mark.golden("rewards/rewards*.npz")
+@pytest.mark.parametrize("kind", ["proper", "raw"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_recorded_rewards_of_posed_bodies(golden_path: Path, backend: str, kind: str):
+    """Every component that the prototype reports, from joints, and its totals. The score of its stand-in for a critic
+    is given: what that looked at is not recorded."""
+    case, weight_sets, penetration_factor = recorded_case(golden_path)
+    group = int(case["group_size"])
+    root, joints, rotmats = prototype_bodies(case, kind)
+    close(root, case[f"{kind}_pred_T_world_root"][..., 4:], 2e-6)
+    frames = joints.shape[1] // case[f"{kind}_pred_joint_positions22"].shape[1]  # every so many frames are recorded
+    close(joints[:, ::frames], case[f"{kind}_pred_joint_positions22"], 3e-6)
+    _, target_joints, target_rotmats, _ = recorded_arguments(case)
+    recorded = {name.removeprefix(f"{kind}_"): value for name, value in case.items() if name.startswith(f"{kind}_")}
+
+    close(metrics.gnd(joints), recorded["foot_contact_reward"], 0)
+    # the mean jerk of the whole batch, to that of each recording; third differences of float32 positions
+    jerk = metrics.jitter_m_s3(joints).mean() / metrics.jitter_m_s3(target_joints)
+    close(jerk.repeat_interleave(group), recorded["jitter_reward"], 2e-5)
+    for label_set, weights in weight_sets.items():
+        scores = group_rewards(
+            grouped(case, joints), target_joints, grouped(case, rotmats), target_rotmats, rewards=tuple(COMPONENTS),
+            alignment="egoallo", rotation_error="axis_angle", slopes=recorded_slopes(weights), backend=backend,
+        ).rewards.flatten(0, 1)  # fmt: skip
+        parts = dict(zip((name for name, _ in COMPONENTS.values()), scores.unbind(-1), strict=True))
+        parts["foot_skate"] = torch.exp(-weights["fs_weight"] * metrics.fs_egoallo_m(joints))
+        parts["gp"] = penetration_factor * metrics.gp_sum_m(joints)
+        for name, value in parts.items():
+            tolerance = 2e-5 if name in ("foot_skate", "gp") else RECORDED_REWARDS  # sums of float32
+            if (kind, name) == ("raw", "mpjre"):  # the prototype's logarithm depends on the quaternion's length
+                tolerance = 1e-3
+            close(value, recorded[f"{label_set}_{name}_reward"], tolerance, msg=lambda text, n=name: f"{n}: {text}")
+        critic = torch.exp(weights["critic_weight"] * recorded[f"{label_set}_stub_critic_raw"])
+        close(critic, recorded[f"{label_set}_critic_score"], RECORDED_REWARDS)
+        close(parts["mpjpe"], recorded[f"{label_set}_total_no_critic"], RECORDED_REWARDS)
+        total = critic + sum(value for name, value in parts.items() if name != "gp")
+        tolerance = 1e-3 if kind == "raw" else 2e-5
+        close(total, recorded[f"{label_set}_total_with_stub_critic"], tolerance)
+        if kind == "raw":  # a rotation reward that is off by so much says nothing of advantages, see test_policy.py
+            continue
+        for rewards, name in ((total[:, None], "of_total_with_stub_critic"), (scores, "sum_of_4_components")):
+            found = group_advantages(grouped(case, rewards), **PUBLISHED_ADVANTAGES).advantages
+            close(found.flatten(), recorded[f"{label_set}_advantages_{name}"], RECORDED_ADVANTAGES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
+import re
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from mgrpo.kernels import (
     grpo_loss,
     use_backend,
 )
+from tests.golden import golden_files
 
 B, G, K = 6, 8, 3
 SUMMED = "sum_then_normalize"
@@ -808,36 +809,31 @@ def test_second_derivative_only_in_the_reference(backend):
 # -------------------------------------------------------------------- golden
 
 
-def cases(folder: Path, pattern: str) -> list[Path]:
-    found = sorted(folder.glob(pattern))
-    if not found:
-        pytest.skip(f"no {pattern} in {folder}")
-    return found
-
-
-@pytest.mark.golden
-def test_golden_clipped_loss(golden_dir):
-    for path in cases(golden_dir / "loss", "author_grpo_*.npz"):
-        case = np.load(path, allow_pickle=False)
-        settings_ = json.loads(path.with_suffix(".json").read_text())
-        old, new = (torch.from_numpy(case[f"log_probs_{which}"]) for which in ("old", "new"))
-        advantages = torch.from_numpy(case["advantages"]).clamp(-settings_["adv_clip"], settings_["adv_clip"])
-        losses = {"": settings_["clip_range"], "_clip0p2": 0.2, "_clip1e9": 1e9}
-        for suffix, clip_range in losses.items():
-            if f"loss{suffix}" not in case:
-                continue
-            result = grpo_loss(new - old, advantages, clip_range=clip_range)
+@pytest.mark.golden("loss/author_grpo_*.npz")
+def test_golden_clipped_loss(golden_path):
+    """From the recorded log-probs to every recorded loss: that of the file's clip range, of the ranges in names such as
+    ``loss_clip0p2``, of a policy that has not moved, and with a frozen layer, which no loss knows of."""
+    case = np.load(golden_path, allow_pickle=False)
+    settings_ = json.loads(golden_path.with_suffix(".json").read_text())
+    old, new = (torch.from_numpy(case[f"log_probs_{which}"]) for which in ("old", "new"))
+    advantages = torch.from_numpy(case["advantages"]).clamp(-settings_["adv_clip"], settings_["adv_clip"])
+    recorded = [name for name in case.files if re.fullmatch(r"loss(_.+)?", name)]
+    assert "loss" in recorded
+    for name in recorded:
+        log_ratio = torch.zeros_like(old) if name == "loss_old_policy" else new - old
+        limit = re.fullmatch(r"loss_clip(.+)", name)
+        clip_range = float(limit[1].replace("p", ".")) if limit else settings_["clip_range"]
+        result = grpo_loss(log_ratio, advantages, clip_range=clip_range)
+        np.testing.assert_allclose(result.loss.item(), case[name], rtol=2e-5, err_msg=name)
+        if name != "loss_old_policy":
             np.testing.assert_allclose(result.ratio.numpy(), case["ratio"], rtol=1e-6)
-            np.testing.assert_allclose(result.loss.item(), case[f"loss{suffix}"], rtol=2e-5)
-        unmoved = grpo_loss(torch.zeros_like(old), advantages, clip_range=settings_["clip_range"])
-        np.testing.assert_allclose(unmoved.loss.item(), case["loss_old_policy"], rtol=2e-5)
 
 
 @pytest.mark.golden
-def test_golden_advantages(golden_dir):
+def test_golden_advantages():
     published = {"eps": 1e-8, "dead_abs": 0.0, "dead_ratio": 0.0}
     components = ("mpjpe", "pampjpe", "mpjve", "mpjre")
-    for path in cases(golden_dir / "rewards", "rewards*.npz"):
+    for path in golden_files("rewards/rewards*.npz"):
         case = np.load(path, allow_pickle=False)
         group = int(case["group_size"])
         found = 0

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mgrpo import kernels
 from mgrpo.kernels import procrustes_align, procrustes_residual
+from tests.golden import golden_files
 
 F32, F64 = torch.float32, torch.float64
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -672,10 +673,8 @@ def load(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.golden
-def test_golden_alignments(golden_dir: Path, backend: str) -> None:
-    files = sorted(golden_dir.glob("metrics/procrustes*.npz"))
-    assert files
-    for path in files:
+def test_golden_alignments(backend: str) -> None:
+    for path in golden_files("metrics/procrustes*.npz"):
         data = {name: torch.from_numpy(array) for name, array in load(path).items()}
         for prefix, with_scale in (("sim", True), ("fixscale", False)):
             for suffix, dtype, tolerance in (("f64", F64, 1e-9), ("f32", F32, 2e-5)):
@@ -694,10 +693,8 @@ def test_golden_alignments(golden_dir: Path, backend: str) -> None:
 
 
 @pytest.mark.golden
-def test_golden_aligned_errors_of_motions(golden_dir: Path, backend: str) -> None:
-    files = sorted(golden_dir.glob("metrics/metrics*.npz"))
-    assert files
-    for path in files:
+def test_golden_aligned_errors_of_motions(backend: str) -> None:
+    for path in golden_files("metrics/metrics*.npz"):
         data = {name: torch.from_numpy(array) for name, array in load(path).items() if array.dtype.kind == "f"}
 
         def joints(kind: str, data: dict[str, Tensor] = data) -> Tensor:

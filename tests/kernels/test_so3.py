@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mgrpo import kernels
 from mgrpo.kernels import project_so3
+from tests.golden import golden_files
 
 F64 = torch.float64
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -242,10 +243,8 @@ def test_vmap_of_the_reference(tiny: torch.Generator) -> None:
 
 
 @pytest.mark.golden
-def test_golden_projected_matrices(golden_dir: Path, backend: str) -> None:
-    files = sorted(golden_dir.glob("fk/lie*.npz"))
-    assert files
-    for path in files:
+def test_golden_projected_matrices(backend: str) -> None:
+    for path in golden_files("fk/lie*.npz"):
         with np.load(path, allow_pickle=False) as data:
             matrices, expected = (
                 torch.from_numpy(data[name]).to(DEVICE) for name in ("matrices", "matrices_svd_projected")

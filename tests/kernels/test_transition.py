@@ -36,6 +36,7 @@ from mgrpo.kernels import (
     use_backend,
 )
 from mgrpo.kernels.transition.op import keeps_residual
+from tests.golden import golden_file, golden_files
 
 N, T, D = 5, 7, 6
 BACKENDS = kernels.available_backends("sde_step")
@@ -1083,18 +1084,11 @@ def test_known_to_dispatch():
 # -------------------------------------------------------------------- golden
 
 
-def cases(folder: Path, pattern: str) -> list[Path]:
-    found = sorted(folder.glob(pattern))
-    if not found:
-        pytest.skip(f"no {pattern} in {folder}")
-    return found
-
-
 @pytest.mark.golden
-def test_golden_log_probs_of_the_sampler(golden_dir):
+def test_golden_log_probs_of_the_sampler():
     """The prototype's log-probs of its own samples, which are -mean(noise^2) / 2 - ln s - ln(2 pi) / 2."""
-    schedule = np.load(golden_dir / "schedule" / "schedule.npz", allow_pickle=False)
-    for path in cases(golden_dir / "sampler", "author_logprob_*.npz"):
+    schedule = np.load(golden_file("schedule/schedule*.npz"), allow_pickle=False)
+    for path in golden_files("sampler/author_logprob_*.npz"):
         case = np.load(path, allow_pickle=False)
         for eta in json.loads(path.with_suffix(".json").read_text())["etas"]:
             key = f"eta{eta}".replace(".", "p")

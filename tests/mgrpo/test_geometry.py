@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mgrpo import geometry as g
+from tests.golden import golden_files
 
 
 def random_quats(count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -30,13 +30,11 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
 
 
 @pytest.fixture(scope="module")
-def lie(golden_dir: Path) -> list[dict[str, Tensor]]:
+def lie() -> list[dict[str, Tensor]]:
     cases = []
-    for path in sorted(golden_dir.glob("fk/*.npz")):
+    for path in golden_files("fk/lie*.npz"):
         with np.load(path, allow_pickle=False) as archive:
-            if "exp_wxyz" in archive.files:
-                cases.append({key: torch.from_numpy(archive[key]) for key in archive.files})
-    assert cases, f"no Lie group reference file in {golden_dir}/fk"
+            cases.append({key: torch.from_numpy(archive[key]) for key in archive.files})
     return cases
 
 

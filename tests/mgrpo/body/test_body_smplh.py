@@ -24,6 +24,7 @@ from mgrpo.body import (
 )
 from mgrpo.body.smplh import SMPLH_ENV
 from mgrpo.errors import InputError
+from tests.golden import golden_file, golden_files
 
 VERTICES = 6300
 
@@ -65,20 +66,16 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
 
 
 @pytest.fixture(scope="module")
-def golden_body(golden_dir: Path) -> BodyModel:
-    files = sorted(golden_dir.glob("body/*.npz"))
-    assert files, f"no body file in {golden_dir}/body"
-    return load_smplh(files[0], dtype=torch.float64)
+def golden_body() -> BodyModel:
+    return load_smplh(golden_file("body/*.npz"), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
-def golden_fk(golden_dir: Path) -> list[dict[str, Tensor]]:
+def golden_fk() -> list[dict[str, Tensor]]:
     cases = []
-    for path in sorted(golden_dir.glob("fk/*.npz")):
+    for path in golden_files("fk/fk*.npz"):
         with np.load(path, allow_pickle=False) as archive:
-            if "Ts_world_joint_f64" in archive.files:
-                cases.append({key: torch.from_numpy(archive[key]) for key in archive.files})
-    assert cases, f"no kinematics reference file in {golden_dir}/fk"
+            cases.append({key: torch.from_numpy(archive[key]) for key in archive.files})
     return cases
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,14 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgrpo.data.amass.floor import NOISE, TOE_CLEARANCE_M, cluster_heights, find_floor
+from tests.golden import golden_file
 
 TOES = (10, 11)
 ROOT, LEFT_ANKLE, LEFT_KNEE, LEFT_WRIST, LEFT_HIP = 0, 7, 4, 20, 1
 
 
 @pytest.mark.golden
-def test_floor_cases(golden_dir: Path) -> None:
-    path = golden_dir / "dataset" / "floor_cases.npz"
+def test_floor_cases() -> None:
+    path = golden_file("dataset/floor_cases*.npz")
     with np.load(path, allow_pickle=False) as data:
         arrays = dict(data)
     names = sorted({key.rpartition(".")[0] for key in arrays})

@@ -34,6 +34,7 @@ from mgrpo.data.amass.recording import read_recording
 from mgrpo.data.amass.writer import DATASETS, list_text, write_hdf5
 from mgrpo.errors import InputError
 from mgrpo.geometry import axis_angle_to_rotmat, quat_to_rotmat, se3_apply
+from tests.golden import golden_file, golden_files
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -51,10 +52,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def golden_run(golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def golden_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """EgoAllo's own results, and ours for the same recordings."""
-    golden, out = golden_dir / "dataset", tmp_path_factory.mktemp("golden") / "dataset.hdf5"
-    words = ["--body", str(golden_dir / "body" / "model.npz"), "--betas", "as-is", "--parity", "--workers", "1"]
+    golden, out = golden_file("dataset/*.hdf5").parent, tmp_path_factory.mktemp("golden") / "dataset.hdf5"
+    words = ["--body", str(golden_file("body/*.npz")), "--betas", "as-is", "--parity", "--workers", "1"]
     assert main(["data", "amass", str(golden / "raw"), str(out), *words]) == 0
     return golden, out
 
@@ -84,9 +85,9 @@ def test_egoallos_file_is_reproduced(golden_run: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.golden
-def test_floor_and_labels_of_the_reference(golden_run: tuple[Path, Path], golden_dir: Path) -> None:
+def test_floor_and_labels_of_the_reference(golden_run: tuple[Path, Path]) -> None:
     golden, out = golden_run
-    body = float64_body(load_smplh(golden_dir / "body" / "model.npz", with_mesh=False))
+    body = float64_body(load_smplh(golden_file("body/*.npz"), with_mesh=False))
     expected = json.loads((golden / "expected.json").read_text())["processing"]
     assert expected
     with h5py.File(out) as file:
@@ -104,11 +105,10 @@ def test_floor_and_labels_of_the_reference(golden_run: tuple[Path, Path], golden
 
 
 @pytest.mark.golden
-def test_processed_recordings_of_the_reference(golden_run: tuple[Path, Path], golden_dir: Path) -> None:
+def test_processed_recordings_of_the_reference(golden_run: tuple[Path, Path]) -> None:
     golden, out = golden_run
-    body = float64_body(load_smplh(golden_dir / "body" / "model.npz", with_mesh=False))
-    paths = sorted((golden / "processed_selected").rglob("*.npz"))
-    assert paths
+    body = float64_body(load_smplh(golden_file("body/*.npz"), with_mesh=False))
+    paths = golden_files("dataset/processed_selected/**/*.npz")
     with h5py.File(out) as file:
         for path in paths:
             group = file[path.relative_to(golden / "processed_selected").as_posix()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,18 +10,18 @@ import torch
 from mgrpo.body import default_body
 from mgrpo.data import cut_windows, deterministic_windows, load_motion, slice_starts
 from mgrpo.errors import InputError
+from tests.golden import golden_file
 
 
 @pytest.mark.golden
-def test_items_of_egoallos_reader(golden_dir: Path) -> None:
+def test_items_of_egoallos_reader() -> None:
     """Length, order and starts. A start was recorded as the first frame with the slice's first pose: where somebody
     stands still, several frames have it."""
     h5py = pytest.importorskip("h5py")
-    files = sorted(golden_dir.glob("dataset/*.hdf5"))
-    assert files, f"no dataset in {golden_dir}"
-    cases = json.loads((files[0].parent / "expected.json").read_text())["reader"]
+    path = golden_file("dataset/*.hdf5")
+    cases = json.loads((path.parent / "expected.json").read_text())["reader"]
     assert cases
-    with h5py.File(files[0]) as file:
+    with h5py.File(path) as file:
         for case in cases:
             poses = {name: file[name]["T_world_root"][:] for name in case["groups"]}
             # With sequences that are too short before and between those that count.

@@ -19,6 +19,7 @@ from mgrpo.errors import InputError
 from mgrpo.geometry import axis_angle_to_rotmat, quat_to_rotmat, se3_apply
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig
 from mgrpo.models.state import StateLayout, pack_windows
+from tests.golden import golden_files
 
 SCHEDULE = CosineSchedule.make()
 SMALL = DenoiserConfig(
@@ -92,12 +93,6 @@ class GoldenCase(NamedTuple):
         assert total == pytest.approx(arrays[f"grad_norm_{tag}"].item(), rel=tolerance)
 
 
-def golden_paths(golden_dir: Path) -> list[Path]:
-    paths = sorted((golden_dir / "loss").glob("denoising_*.npz"))
-    assert len(paths) >= 2
-    return paths
-
-
 def golden_case(path: Path, dtype: torch.dtype) -> GoldenCase:
     described = json.loads(path.with_suffix(".json").read_text())
     assert described["loss_config"] == {}, "only EgoAllo's default loss is compared"
@@ -131,10 +126,8 @@ PRECISIONS = [(torch.float32, "f32", 2e-6), (torch.float64, "f64model", 2e-8)]
 
 @pytest.mark.golden
 @pytest.mark.parametrize(("dtype", "tag", "tolerance"), PRECISIONS)
-def test_loss_and_gradients_match_the_reference(
-    golden_dir: Path, dtype: torch.dtype, tag: str, tolerance: float
-) -> None:
-    for path in golden_paths(golden_dir):
+def test_loss_and_gradients_match_the_reference(dtype: torch.dtype, tag: str, tolerance: float) -> None:
+    for path in golden_files("loss/denoising_*.npz"):
         case = golden_case(path, dtype)
         model, windows = case.model, case.windows
         # The reference draws who keeps the condition too; at its rate of dropout, 0, all do.
@@ -147,10 +140,8 @@ def test_loss_and_gradients_match_the_reference(
 @pytest.mark.golden
 @pytest.mark.parametrize(("dtype", "tag", "tolerance"), PRECISIONS)
 @pytest.mark.parametrize("parts", [2, 3])
-def test_parts_of_the_batch_add_up_to_the_reference(
-    golden_dir: Path, dtype: torch.dtype, tag: str, tolerance: float, parts: int
-) -> None:
-    for path in golden_paths(golden_dir):
+def test_parts_of_the_batch_add_up_to_the_reference(dtype: torch.dtype, tag: str, tolerance: float, parts: int) -> None:
+    for path in golden_files("loss/denoising_*.npz"):
         case = golden_case(path, dtype)
         model = case.model
         counts = count_frames(model.layout, case.windows)
@@ -168,8 +159,8 @@ def test_parts_of_the_batch_add_up_to_the_reference(
 
 
 @pytest.mark.golden
-def test_level_weights_match_the_reference(golden_dir: Path) -> None:
-    for path in golden_paths(golden_dir):
+def test_level_weights_match_the_reference() -> None:
+    for path in golden_files("loss/denoising_*.npz"):
         weights = golden_case(path, torch.float32).arrays["weight_t"]
         torch.testing.assert_close(SCHEDULE.training_weight_f32[1:], weights[1:], atol=0, rtol=1e-6)
 

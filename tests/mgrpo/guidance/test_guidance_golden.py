@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,18 @@ from mgrpo.body.placement import place_on_cpf
 from mgrpo.guidance import GuidanceConfig, GuidedMotion, guide
 from mgrpo.kernels import available_backends
 from mgrpo.kernels.guidance import DAMPING_RULES
+from tests.golden import golden_file, golden_files
 
 pytestmark = pytest.mark.golden
 BACKENDS = list(available_backends("motion_guidance"))
 
 
-def cases(golden_dir: Path) -> dict[str, dict[str, Any]]:
+def cases() -> dict[str, dict[str, Any]]:
     """Every recorded run, by the name of its file."""
     found = {}
-    for path in sorted((golden_dir / "guidance").glob("no_hands_*.npz")):
+    for path in golden_files("guidance/no_hands_*.npz"):
         with np.load(path) as arrays:
             found[path.stem] = dict(arrays)
-    assert found, f"{golden_dir}/guidance holds no recorded runs"
     return found
 
 
@@ -38,12 +37,10 @@ def tensors(arrays: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
-def guided(
-    golden_dir: Path, given: dict[str, Tensor], backend: str, damping: str, iterations: int = 20
-) -> tuple[GuidedMotion, float]:
+def guided(given: dict[str, Tensor], backend: str, damping: str, iterations: int = 20) -> tuple[GuidedMotion, float]:
     """Guidance of a recorded input, and the mean distance in metres of its joints from the recorded result's."""
     dtype = given["contacts"].dtype
-    body = resolve_body(str(golden_dir / "body" / "model.npz"), with_mesh=False).to(dtype=dtype)
+    body = resolve_body(str(golden_file("body/*.npz")), with_mesh=False).to(dtype=dtype)
     result = guide(
         body,
         given["body_rotmats_in"],
@@ -62,9 +59,9 @@ def guided(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_costs_and_joints_of_the_original(golden_dir: Path, backend: str) -> None:
-    for name, arrays in cases(golden_dir).items():
-        result, distance = guided(golden_dir, tensors(arrays, torch.float32), backend, "adaptive")
+def test_costs_and_joints_of_the_original(backend: str) -> None:
+    for name, arrays in cases().items():
+        result, distance = guided(tensors(arrays, torch.float32), backend, "adaptive")
         start, end = float(arrays["total_initial_jaxls"][0]), float(arrays["total_final_jaxls"][0])
         assert result.costs[0, 0].item() == pytest.approx(start, rel=1e-4), name
         assert result.costs[0, -1].item() <= 1.001 * end, name
@@ -74,32 +71,33 @@ def test_costs_and_joints_of_the_original(golden_dir: Path, backend: str) -> Non
             assert distance < 0.005, name
 
 
-def test_where_the_original_was_cut_off_its_minimum_lies_elsewhere(golden_dir: Path) -> None:
-    """Contradictory contacts: both rules end at one motion, of a cost 7 % below the recorded one and far from it. The
+def test_where_the_original_was_cut_off_its_minimum_lies_elsewhere() -> None:
+    """Where it ran out of iterations (contradictory contacts), both rules go on to one motion, of no higher a cost. The
     original's own rule passes by at its cost and its joints after some more iterations."""
-    arrays = cases(golden_dir)["no_hands_T128_post_hard"]
-    assert arrays["termination_criteria"][0].tolist() == [False, False, False, True], "it ran out of iterations"
-    end, given = float(arrays["total_final_jaxls"][0]), tensors(arrays, torch.float64)
-    near, distance = guided(golden_dir, given, "cpp", "egoallo", 28)
-    assert near.costs[0, -1].item() <= 1.001 * end and distance < 0.005
-    ends = {rule: guided(golden_dir, given, "cpp", rule, 300) for rule in DAMPING_RULES}
-    for result, distance in ends.values():
-        assert int(result.iterations[0]) < 300 and result.costs[0, -1].item() < 0.935 * end
-        assert 0.015 < distance < 0.025
-    body = resolve_body(str(golden_dir / "body" / "model.npz"), with_mesh=False).to(dtype=torch.float64)
-    shape = given["betas"].mean(1, keepdim=True)
-    adaptive, egoallo = (
-        place_on_cpf(body, result.body_rotmats, shape, given["Ts_world_cpf"]).joints for result, _ in ends.values()
-    )
-    assert (adaptive - egoallo).norm(dim=-1).mean() < 0.003
+    for name, arrays in cases().items():
+        if arrays["termination_criteria"][0].tolist() != [False, False, False, True]:
+            continue
+        end, given = float(arrays["total_final_jaxls"][0]), tensors(arrays, torch.float64)
+        longer = int(arrays["max_iters"][()]) * 7 // 5
+        near, distance = guided(given, "cpp", "egoallo", longer)
+        assert near.costs[0, -1].item() <= 1.001 * end and distance < 0.005, name
+        ends = {rule: guided(given, "cpp", rule, 300) for rule in DAMPING_RULES}
+        for result, _ in ends.values():
+            assert int(result.iterations[0]) < 300 and result.costs[0, -1].item() < end, name
+        body = resolve_body(str(golden_file("body/*.npz")), with_mesh=False).to(dtype=torch.float64)
+        shape = given["betas"].mean(1, keepdim=True)
+        adaptive, egoallo = (
+            place_on_cpf(body, result.body_rotmats, shape, given["Ts_world_cpf"]).joints for result, _ in ends.values()
+        )
+        assert (adaptive - egoallo).norm(dim=-1).mean() < 0.003, name
 
 
 @pytest.mark.parametrize("damping", list(DAMPING_RULES))
-def test_the_path_to_the_solution(golden_dir: Path, damping: str) -> None:
+def test_the_path_to_the_solution(damping: str) -> None:
     """Where the original takes every step, the costs on the way are its own, but for its inexact linear solves."""
-    for name, arrays in cases(golden_dir).items():
+    for name, arrays in cases().items():
         history = arrays["cost_history"][0][: int(arrays["iterations"][0])]
-        result, distance = guided(golden_dir, tensors(arrays, torch.float64), "reference", damping)
+        result, distance = guided(tensors(arrays, torch.float64), "reference", damping)
         costs = result.costs[0].numpy()
         if (np.diff(history) < 0).all():
             np.testing.assert_allclose(costs[2 : len(history)], history[2:], rtol=0.003, err_msg=name)

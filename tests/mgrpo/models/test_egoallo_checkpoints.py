@@ -25,6 +25,7 @@ from mgrpo.errors import InputError
 from mgrpo.models import egoallo
 from mgrpo.models.denoiser import Denoiser, DenoiserConfig, RotaryEmbedding
 from mgrpo.storage import StorageError
+from tests.golden import golden_file
 
 TINY = DenoiserConfig(
     max_t=50, d_latent=16, d_feedforward=24, d_noise_emb=8, num_heads=2, encoder_layers=1, decoder_layers=2
@@ -64,8 +65,8 @@ def rewrite(experiment: Path, change: Callable[[dict[str, torch.Tensor]], dict[s
 
 
 @pytest.mark.golden
-def test_the_released_layout_is_read_and_written_back(golden_dir: Path, tmp_path: Path) -> None:
-    layout = golden_dir / "network" / "checkpoint_layout"
+def test_the_released_layout_is_read_and_written_back(tmp_path: Path) -> None:
+    layout = golden_file("network/checkpoint_layout/model_config.yaml").parent
     denoiser = Denoiser.from_egoallo(layout)
     (weights,) = layout.glob("checkpoints_*/model.safetensors")
     stored = load_file(weights)
@@ -82,8 +83,8 @@ def test_the_released_layout_is_read_and_written_back(golden_dir: Path, tmp_path
 
 
 @pytest.mark.golden
-def test_the_reference_configurations_survive_the_yaml(golden_dir: Path, tmp_path: Path) -> None:
-    for entry in json.loads((golden_dir / "network" / "configs.json").read_text()):
+def test_the_reference_configurations_survive_the_yaml(tmp_path: Path) -> None:
+    for entry in json.loads(golden_file("network/configs.json").read_text()):
         denoiser = network(DenoiserConfig(**entry["config"]))
         denoiser.save_egoallo(tmp_path / entry["name"], step=1)
         assert equal(Denoiser.from_egoallo(tmp_path / entry["name"]), denoiser), entry["name"]
