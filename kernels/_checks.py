@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -139,6 +140,15 @@ def check_choice(function: str, name: str, value: object, choices: Sequence[str]
         raise ValueError(f"{function}(): {name} must be one of {', '.join(choices)}, got {value!r}")
 
 
+def is_finite(value: float) -> bool:
+    """Whether a number is neither infinite nor NaN, nor an int beyond every float.
+
+    By comparisons, which torch.compile turns into guards where a number changes from call to call; math.isfinite it
+    cannot trace. With the largest float, since of a comparison with infinity it would take the answer for granted.
+    """
+    return -sys.float_info.max <= value <= sys.float_info.max
+
+
 def check_number(
     function: str,
     name: str,
@@ -152,7 +162,7 @@ def check_number(
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{function}(): {name} must be a number, got {type(value).__name__}")
     below = value <= minimum if exclusive_minimum else value < minimum
-    if below or value > maximum or not math.isfinite(value):
+    if below or value > maximum or not is_finite(value):
         limits = []
         if minimum > -math.inf:
             limits.append(f"{'>' if exclusive_minimum else '>='} {minimum:g}")
@@ -166,7 +176,8 @@ def check_integer(function: str, name: str, value: object, *, minimum: int | Non
     if isinstance(value, bool):
         raise TypeError(f"{function}(): {name} must be an int, got bool")
     try:
-        number = operator.index(value)
+        # An int as it is: under torch.compile operator.index makes a constant of one that changes from call to call.
+        number = value if isinstance(value, int) else operator.index(value)
     except TypeError:
         raise TypeError(f"{function}(): {name} must be an int, got {type(value).__name__}") from None
     if minimum is not None and number < minimum:

@@ -36,7 +36,7 @@ define_op(
     },
     forward=Kernel(
         "(Tensor condition, Tensor member, SymInt frames, int channels, float scale, float lattice, int octaves,"
-        " int seed, int iteration, str backend) -> Tensor",
+        " SymInt seed, SymInt iteration, str backend) -> Tensor",
         fake=_fake,
         backends={
             "reference": reference.perlin_noise,

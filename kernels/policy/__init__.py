@@ -13,6 +13,7 @@ from .. import _checks
 from .._checks import STATE_DTYPES, check_choice, check_device, check_integer, check_number, check_tensor
 from .._dispatch import resolve
 from .._library import call_op
+from .._numbers import as_tensor, listed_on, varies
 from . import op as _op  # noqa: F401  (registers the operators)
 from . import reference
 
@@ -207,6 +208,8 @@ def grpo_loss(
     log_ratio = log_ratio.to(dtype)
     advantages, weights = (None if x is None else x.detach().to(dtype) for x in (advantages, weights))
     kl = None if kl is None else kl.to(dtype)
+    if kl is not None and varies(kl_coef):
+        kl, kl_coef = kl * kl_coef, 1.0
     chosen = resolve(function, backend, log_ratio)
     if chosen == "reference":
         divisor = fixed if fixed > 0 else counted
@@ -240,10 +243,7 @@ def _check_weights(function: str, weights: Tensor | Sequence[float] | None, kind
         raise ValueError(f"{function}(): weights must have shape (K,) with K = {kinds}, got {tuple(weights.shape)}")
     if _checks.readable(weights) and not bool(torch.isfinite(weights).all()):
         raise ValueError(f"{function}(): weights must be finite, got {weights.tolist()}")
-    if listed is None or rewards.device.type == "cpu":
-        return weights
-    # Filled on the device: a copy from the host would wait for it, and cannot be part of a CUDA graph.
-    return torch.stack([torch.full((), w, dtype=torch.float64, device=rewards.device) for w in listed])
+    return weights if listed is None else listed_on(listed, rewards.device)
 
 
 def _check_clip_range(function: str, clip_range: float | tuple[float, float]) -> tuple[float, float]:
@@ -269,4 +269,6 @@ def _check_denominator(
         check_device(function, "denominator", denominator, "log_ratio", log_ratio.device)
         return 0.0, denominator.detach().double()
     check_number(function, "denominator", denominator, minimum=0.0, exclusive_minimum=True)
+    if varies(denominator):
+        return 0.0, as_tensor(denominator, (), log_ratio)
     return float(denominator), None

@@ -32,8 +32,8 @@ for _name, _reference in (
             "cuda": native_cuda([f"{_name}_fwd"], (torch.int64,)),
         },
         forward=Kernel(
-            "(Tensor step_member, Tensor condition, SymInt count, int seed, int iteration, int stream, str backend)"
-            " -> Tensor",
+            "(Tensor step_member, Tensor condition, SymInt count, SymInt seed, SymInt iteration, int stream,"
+            " str backend) -> Tensor",
             fake=_fake,
             backends={
                 "reference": _reference,

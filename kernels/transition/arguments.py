@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._checks import STATE_DTYPES, check_device, check_tensor
+from .._checks import STATE_DTYPES, check_device, check_tensor, is_finite
 from .._noise_key import MAX_COUNT, NoiseKey
+from .._numbers import as_tensor, listed_on, varies
 from ..rng import philox_normal
 
 
@@ -131,7 +132,8 @@ def flattened(state: Tensor, shape: tuple[int, int, int]) -> Tensor:
 def check_scalar(
     function: str, name: str, value: float | Tensor, like: Tensor, minimum: float = -math.inf, exclusive: bool = False
 ) -> float | Tensor:
-    """A finite float, or an (N,) tensor on the states' device."""
+    """A finite float, or an (N,) tensor on the states' device, which under torch.compile a number that changes from
+    call to call becomes."""
     if isinstance(value, Tensor):
         if value.dim() == 0:
             value = value.expand(like.shape[0])
@@ -150,11 +152,13 @@ def check_scalar(
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{function}(): {name} must be a number or a torch.Tensor, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not is_finite(value):
         raise ValueError(f"{function}(): {name} must be finite, got {value!r}")
     if value < minimum or (exclusive and value == minimum):
         raise ValueError(_limit(function, name, exclusive, minimum, repr(value)))
-    return float(value)
+    value = float(value)
+    # 0 stays a number: of s it says that there is no noise.
+    return as_tensor(value, like.shape[:1], like) if value != 0.0 and varies(value) else value
 
 
 def check_std(function: str, s: float | Tensor, like: Tensor) -> float | Tensor:
@@ -186,9 +190,9 @@ def check_weighting(
         mask = mask.reshape(shape[:2])
     if channel_weights is None:
         return mask, None
-    given = not isinstance(channel_weights, Tensor)
-    if given:
-        channel_weights = torch.tensor([float(w) for w in channel_weights], dtype=torch.float64)
+    listed = None if isinstance(channel_weights, Tensor) else [float(w) for w in channel_weights]
+    if listed is not None:
+        channel_weights = torch.tensor(listed, dtype=torch.float64)
     else:
         check_tensor(function, "channel_weights", channel_weights, dtypes=STATE_DTYPES)
     channel_weights = channel_weights.detach()
@@ -204,8 +208,8 @@ def check_weighting(
                 f"{function}(): channel_weights must be finite, >= 0 and not all 0, got a minimum of {smallest:g} and "
                 f"a sum of {total:g}"
             )
-    if given:
-        channel_weights = channel_weights.to(state.device)
+    if listed is not None:
+        channel_weights = listed_on(listed, state.device)
     else:
         check_device(function, "channel_weights", channel_weights, "the states", state.device)
     return mask, channel_weights.double()

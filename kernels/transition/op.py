@@ -17,7 +17,7 @@ from .._dispatch import Implementation
 from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
 from . import reference
 
-_NOISE = "Tensor? noise, Tensor? step_member, Tensor? condition, int seed, int iteration, int stream"
+_NOISE = "Tensor? noise, Tensor? step_member, Tensor? condition, SymInt seed, SymInt iteration, int stream"
 _SCALARS = "float A, float B, float s, Tensor? A_rows, Tensor? B_rows, Tensor? s_rows"
 _WEIGHTING = "Tensor? mask, Tensor? channel_weights, bool mean"
 _MATRICES = "int first_channel, int matrices, bool fix_det"
