@@ -366,7 +366,7 @@ __global__ void __launch_bounds__(128)
   }
   sum_over_block(sums, kTotals, totals);
   const FrameCounts<T> counts = {totals[kOnes], totals[kPairs], totals[kFours]};
-  const T jerk_sign = sign_of(totals[kJitter] - totals[kRecordedJerk]);
+  const T jerk_sign = sign_of_jitter(totals[kJitter], totals[kRecordedJerk]);
   __syncthreads();
   if (thread < kRewardKinds) totals[thread] = T(0);
   __syncthreads();

@@ -403,7 +403,7 @@ MGRPO_CALLED void joint_gradients(const RewardOptions& options, const Group<T>& 
   }
   T jitter = T(0);
   if (options.wanted[kJitter])
-    jitter = s.of[kJitter] * sign_of(sum_of_third_differences(N, w.all_joints, w) - group.jerk);
+    jitter = s.of[kJitter] * sign_of_jitter(sum_of_third_differences(N, w.all_joints, w), group.jerk);
   for (int axis = 0; axis < 3; ++axis) w.steps[3 * w.blocks + axis] = none;
   if (options.wanted[kVelocity])
     for (int i = 0; i < 3 * N; i += 3) {

@@ -377,6 +377,12 @@ MGRPO_HD void add_distance_gradient(const T* x, const T* y, T strength, T* grad)
   add_vec3(grad, strength * direction(load_vec3(x) - load_vec3(y)));
 }
 
+// A length in which the way from one cloud to the other has squares that neither overflow nor vanish.
+template <class T>
+MGRPO_HD T unit_of_moves(const Cloud<T>& X, const Cloud<T>& Y) {
+  const Vec3<T> way = X.restored_mean() - Y.restored_mean();
+  return larger(larger(X.size, Y.size), larger(abs(way.x), larger(abs(way.y), abs(way.z))));
+}
 // The joints' mean distance after the best similarity transform of x onto y, or of y onto x (egoallo: how far y moves).
 template <class T>
 MGRPO_HD T aligned_distance(int alignment, int N, const T* x, const T* y) {
@@ -390,9 +396,10 @@ MGRPO_HD T aligned_distance(int alignment, int N, const T* x, const T* y) {
   const Fit<T> fit = fit_similarity<T>(pair, true, true);
   const Mat3<T> B = fit.factor * fit.R;
   const Vec3<T> shift = X.restored_mean();
+  const T unit = unit_of_moves(X, Y), inverse = T(1) / unit;
   T sum = T(0);
-  for (int i = 0; i < N; ++i) sum += length(B * pair.x.at(i) + shift - load_vec3(y + 3 * i));
-  return weights.share * sum;
+  for (int i = 0; i < N; ++i) sum += length(inverse * (B * pair.x.at(i) + shift - load_vec3(y + 3 * i)));
+  return unit * (weights.share * sum);
 }
 // `scratch` holds 3 N numbers.
 template <class T>
@@ -407,11 +414,12 @@ MGRPO_HD void add_aligned_gradient(int alignment, int N, const T* x, const T* y,
     const Fit<T> fit = fit_similarity<T>(pair, true, true);
     const Mat3<T> B = fit.factor * fit.R;
     const Vec3<T> shift = X.restored_mean();
+    const T inverse = T(1) / unit_of_moves(X, Y);
     Mat3<T> grad_B = zero3<T>();
     Vec3<T> sum = zero_vec3<T>();
     for (int i = 0; i < N; ++i) {
       const Vec3<T> centred = pair.x.at(i);
-      const Vec3<T> g = (strength * weights.share) * direction(B * centred + shift - load_vec3(y + 3 * i));
+      const Vec3<T> g = (strength * weights.share) * direction(inverse * (B * centred + shift - load_vec3(y + 3 * i)));
       grad_B = grad_B + outer(g, centred);
       sum = sum + g;
     }
@@ -444,6 +452,12 @@ MGRPO_HD void add_penetration_gradient(int N, const T* x, T strength, T* grad) {
   for (int i = 0; i < N; ++i) grad[3 * i + 2] += select(-x[3 * i + 2] == depth, -part, T(0));
 }
 
+// The length, or the largest number where its square has overflowed: that times a weight of zero is zero.
+template <class T>
+MGRPO_HD T held_finite(T length) {
+  const T largest = T(Precision<typename Number<T>::Element>::kLargest);
+  return select(length > largest, largest, length);
+}
 // How far a foot slides from `before` to `now`, weighted by how near the floor it arrives.
 template <class T>
 MGRPO_HD T slide(Vec3<T> before, Vec3<T> now, T inverse_height) {
@@ -451,7 +465,7 @@ MGRPO_HD T slide(Vec3<T> before, Vec3<T> now, T inverse_height) {
   const T u = larger(T(0), now.z) * inverse_height;
   const T weight = select(u >= T(1), T(0), T(2) - exp2_series(min(T(1), u), Element()));
   const T x = now.x - before.x, y = now.y - before.y;
-  return weight * sqrt(x * x + y * y);
+  return weight * held_finite(sqrt(x * x + y * y));
 }
 // d(slide) / d(now); that of `before` is minus its x and y.
 template <class T>
@@ -463,7 +477,7 @@ MGRPO_HD Vec3<T> slide_gradient(Vec3<T> before, Vec3<T> now, T inverse_height) {
   const T x = now.x - before.x, y = now.y - before.y, speed = sqrt(x * x + y * y);
   const T scale = select(speed == T(0), T(0), weight / speed);
   const T fall = select(high | (now.z < T(0)), T(0), T(Element(-0.69314718055994531)) * inverse_height * power);
-  return {scale * x, scale * y, fall * speed};
+  return {scale * x, scale * y, fall * held_finite(speed)};
 }
 
 // The third difference of four successive positions.
@@ -490,11 +504,21 @@ MGRPO_HD T terms_of(const RewardOptions& options, int kind, FrameCounts<T> count
   if (kind == kJitter) return counts.four * points / (fps * fps * fps);
   return counts.one;  // head position, penetration, and the aligned distance, which is a mean already
 }
+// Whether a jerk has overflowed: then it is above the recording's, whatever that is.
+template <class T>
+MGRPO_HD bool overflowed(T jerk) {
+  return jerk > Precision<T>::kLargest;
+}
+template <class T>
+MGRPO_HD T sign_of_jitter(T sum, T recorded_sum) {
+  return overflowed(sum) ? T(1) : sign_of(sum - recorded_sum);
+}
 // The error from its sum; jitter compares with the recording's.
 template <class T>
 MGRPO_HD T error_of(const RewardOptions& options, int kind, T sum, T recorded_sum, FrameCounts<T> counts) {
   const T terms = terms_of(options, kind, counts);
-  return kind == kJitter ? abs(sum / terms - recorded_sum / terms) : sum / terms;
+  const T error = sum / terms;
+  return kind == kJitter && !overflowed(error) ? abs(error - recorded_sum / terms) : error;
 }
 // dL/d(sum) from dL/d(error) and dL/d(reward); jitter's without the sign. Of no meaning where nothing counts.
 template <class T>

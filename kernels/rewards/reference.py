@@ -158,7 +158,10 @@ def errors(
             column = mean_over_frames((-x[..., 2]).amax(-1).clamp_min(0), valid)
         elif name == "jitter":
             four = valid[..., 3:] & valid[..., 2:-1] & valid[..., 1:-2] & valid[..., :-3]
-            column = (_jerk(x, four, fps) - _jerk(y, four, fps)).abs()
+            jerk = _jerk(x, four, fps)
+            # Where that overflows it is above the recording's, which may overflow as well.
+            recorded = torch.where(jerk == math.inf, 0.0, _jerk(y, four, fps))
+            column = (jerk - recorded).abs()
         else:
             column = mean_over_frames((x[..., head, :] - y[..., head, :]).norm(dim=-1), valid)
         columns.append(column)
@@ -179,7 +182,10 @@ def mean_over_frames(values: Tensor, counted: Tensor) -> Tensor:
 def aligned_distance(x: Tensor, y: Tensor, alignment: str) -> Tensor:
     """Mean over the joints of (B, G, T, N, 3) after each frame's alignment."""
     source, onto = (x, y) if alignment == "standard" else (y, x)
-    return (procrustes_align(source, onto, backend="reference").aligned - y).norm(dim=-1).mean(-1)
+    moves = procrustes_align(source, onto, backend="reference").aligned - y
+    # In units of the frame's longest move: squares of metres overflow long before metres do.
+    longest = moves.detach().abs().amax((-1, -2)).clamp_min(torch.finfo(y.dtype).tiny)
+    return longest * (moves / longest[..., None, None]).norm(dim=-1).mean(-1)
 
 
 @without_autocast
@@ -192,7 +198,9 @@ def rotation_difference(a: Tensor, b: Tensor, kind: str) -> Tensor:
         return (torch.remainder(difference + math.pi, 2 * math.pi) - math.pi).abs().mean((-1, -2))
     relative = a.mT @ b
     # atan2 of sine and cosine: the arc cosine of the trace would lose half of the digits near zero.
-    return torch.atan2(_axial(relative).norm(dim=-1), relative.diagonal(dim1=-2, dim2=-1).sum(-1) - 1).mean(-1)
+    sine = _axial(relative).norm(dim=-1)
+    angle = torch.atan2(sine, relative.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)
+    return torch.where(sine.isinf(), math.nan, angle).mean(-1)  # of two infinities there is an angle, 45 degrees
 
 
 def axis_angle(rotmats: Tensor) -> Tensor:
@@ -222,8 +230,9 @@ def _axial(a: Tensor) -> Tensor:
 
 def _slide(foot: Tensor, limit: float) -> Tensor:
     """(B, G, T - 1) metres per frame that (B, G, T, 3) slides, weighed by how near the floor it arrives."""
-    weight = (2 - torch.exp2(foot[..., 1:, 2].clamp_min(0) / limit)).clamp_min(0)
-    return weight * foot[..., :2].diff(dim=-2).norm(dim=-1)
+    weight = 2 - torch.exp2(foot[..., 1:, 2].clamp(0, limit) / limit)
+    # Held finite where squares overflow, because a weight may be zero.
+    return weight * foot[..., :2].diff(dim=-2).norm(dim=-1).clamp_max(torch.finfo(foot.dtype).max)
 
 
 def _jerk(joints: Tensor, counted: Tensor, fps: float) -> Tensor:

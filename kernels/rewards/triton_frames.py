@@ -58,6 +58,20 @@ def _third_difference(a, b, c, d):
 
 
 @triton.jit
+def _over_largest(a):
+    """A vector over its largest entry, and that: its squares neither overflow nor vanish. Zeros stay zero."""
+    size = tl.maximum(tl.abs(a[0]), tl.maximum(tl.abs(a[1]), tl.abs(a[2])))
+    divisor = tl.where(size == 0, 1.0, size)
+    return (a[0] / divisor, a[1] / divisor, a[2] / divisor), size
+
+
+@triton.jit
+def _length_of_any_size(a):
+    unit, size = _over_largest(a)
+    return size * vec3_length(unit)
+
+
+@triton.jit
 def _near_floor(z, inverse_height):
     """Height in units of the limit, cut to [0, 1], and where it is above that."""
     u = tl.where(z < 0, 0.0, z) * inverse_height
@@ -69,7 +83,7 @@ def _slide(before, now, inverse_height):
     """How far a foot slides, weighted by how near the floor it arrives."""
     u, high = _near_floor(now[2], inverse_height)
     x, y = now[0] - before[0], now[1] - before[1]
-    return tl.where(high, 0.0, 2 - tl.exp2(u)) * tl.sqrt(x * x + y * y)
+    return tl.where(high, 0.0, (2 - tl.exp2(u)) * tl.sqrt(x * x + y * y))
 
 
 @triton.jit
@@ -81,7 +95,7 @@ def _slide_grad(before, now, inverse_height):
     speed = tl.sqrt(x * x + y * y)
     scale = tl.where(high | (speed == 0), 0.0, (2 - power) / tl.where(speed == 0, 1.0, speed))
     fall = tl.where(high | (now[2] < 0), 0.0, -0.69314718055994531 * inverse_height * power)
-    return scale * x, scale * y, fall * speed
+    return scale * x, scale * y, tl.where(fall == 0, 0.0, fall * speed)
 
 
 @triton.jit
@@ -123,7 +137,7 @@ def frames_fwd_kernel(
             head_distance += tl.sum(tl.where(i == head, vec3_length(d), 0.0), 1)
         if WANTED[_ALIGNED]:
             a = load_vec3(aligned_ptr, 3 * (N * frame[:, None] + i), one[:, None] & inside)
-            aligned += tl.sum(vec3_length(vec3_sub(a, y)), 1)
+            aligned += tl.sum(_length_of_any_size(vec3_sub(a, y)), 1)
         if WANTED[_PENETRATION]:
             depth = tl.maximum(depth, tl.max(-x[2], 1))
             lost += tl.sum(tl.where(x[2] != x[2], 1.0, 0.0), 1)  # a maximum may forget a NaN
@@ -232,7 +246,8 @@ def errors_fwd_kernel(
             error = _row_sum(terms_ptr, row, T, present, SUMMED) / terms
             if KINDS[k] == _JITTER:
                 row = _first_term(count, _RECORDED_JERK) + sequence
-                error = tl.abs(error - _row_sum(terms_ptr, row, T, present, SUMMED) / terms)
+                recorded = _row_sum(terms_ptr, row, T, present, SUMMED) / terms
+                error = tl.where(error == float("inf"), error, tl.abs(error - recorded))  # above any other
         tl.store(out_errors_ptr + sequence * len(KINDS) + k, error, mask=present)
         tl.store(out_rewards_ptr + sequence * len(KINDS) + k, tl.exp(-SLOPES[k] * error), mask=present)
 
@@ -259,7 +274,7 @@ def strengths_bwd_kernel(
         if KINDS[k] == _JITTER:
             jerk = _row_sum(terms_ptr, _first_term(count, _JITTER) + sequence, T, present, SUMMED)
             recorded_jerk = _row_sum(terms_ptr, _first_term(count, _RECORDED_JERK) + sequence, T, present, SUMMED)
-            strength *= sign(jerk - recorded_jerk)
+            strength *= tl.where(jerk == float("inf"), 1.0, sign(jerk - recorded_jerk))
         tl.store(out_strengths_ptr + 8 * sequence + KINDS[k], strength, mask=present)
 
 
@@ -289,7 +304,7 @@ def aligned_bwd_kernel(
         y = _load_points(target_ptr, sequence // G * T + t, target_sizes, target_strides, tl.where(inside, i, -1), one)
         offset = 3 * (N * frame[:, None] + i)
         a = load_vec3(aligned_ptr, offset, one[:, None] & inside)
-        grad = vec3_scale(strength, vec3_direction(vec3_sub(a, y)))
+        grad = vec3_scale(strength, vec3_direction(_over_largest(vec3_sub(a, y))[0]))
         store_vec3(grad_aligned_ptr, offset, grad, lanes[:, None] & inside)
 
 
