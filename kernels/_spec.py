@@ -47,9 +47,14 @@ class OpSpec:
     bytes_moved: Callable[[Case, torch.dtype], int]
     """Bytes that a forward call must read and write at least once."""
     differentiable: bool = True
-    row_axes: tuple[int, ...] | None = None
-    """For each input, how many trailing axes make up one row, where rows do not depend on each other; None where they
-    do."""
+    row_axes: tuple[int | None, ...] | Callable[[Case], tuple[int | None, ...]] | None = None
+    """For each input, or those of a case, how many trailing axes make up one row, None for an input that belongs to no
+    row; None where rows depend on each other. Inputs may be fewer."""
+
+    def row_axes_of(self, case: Case) -> tuple[int | None, ...]:
+        """``row_axes`` of the inputs of one case."""
+        assert self.row_axes is not None
+        return self.row_axes(case) if callable(self.row_axes) else self.row_axes
 
 
 def all_specs() -> tuple[OpSpec, ...]:

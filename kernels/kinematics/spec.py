@@ -76,6 +76,18 @@ def _case(
     return Case(name, {**sizes, **(more or {})}, options)
 
 
+def _row_axes(case: Case) -> tuple[int | None, ...]:
+    """Of what ``_make_inputs`` makes."""
+    axes: list[int | None] = [1 + len(NUMBERS[case.options.get("representation", "matrix")]), 2]
+    if "betas_batch" in case.sizes:  # offsets and their directions are the skeleton's
+        axes[1:] = [None, None, 1]
+    if case.sizes["root_batch"] is not None:
+        axes.append(1)
+    if "cpf_batch" in case.sizes:
+        axes.append(1)
+    return tuple(axes)
+
+
 def _bytes_moved(case: Case, dtype: torch.dtype) -> int:
     sizes, J = case.sizes, len(case.sizes["parents"])
     representation, output = (case.options.get(name, "matrix") for name in ("representation", "output"))
@@ -163,7 +175,7 @@ SPECS = (
         call=_call,
         tolerances={torch.float32: Tolerance(5e-6, 3e-5), torch.float64: Tolerance(1e-14, 1e-13)},
         bytes_moved=_bytes_moved,
-        row_axes=(3, 2, 1),
+        row_axes=_row_axes,
     ),
     OpSpec(
         name="joint_offsets",

@@ -74,6 +74,17 @@ def _options(case: Case, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
     return options
 
 
+def _row_axes(inputs: int) -> Callable[[Case], tuple[int | None, ...]]:
+    """Of that many inputs, the last one keys where the noise is drawn, and a mask."""
+
+    def axes(case: Case) -> tuple[int, ...]:
+        own = len(case.sizes["shape"]) - 1
+        drawn = bool(case.sizes.get("drawn"))
+        return (*[own] * (inputs - drawn), *[0] * drawn, *[1] * bool(case.sizes.get("masked")))
+
+    return axes
+
+
 def _constant(numbers: Tensor, like: Tensor) -> Tensor:
     """Numbers of at most seven digits: exact in every dtype."""
     return (numbers / 32.0).to(like.dtype)
@@ -172,7 +183,7 @@ SPECS = (
         call=_call_step,
         tolerances=_TOLERANCES,
         bytes_moved=_bytes_moved(3, 1),
-        row_axes=(2, 2, 2),
+        row_axes=_row_axes(3),
     ),
     OpSpec(
         name="projected_sde_step",
@@ -194,7 +205,7 @@ SPECS = (
             torch.float16: Tolerance(3e-6, 1e-3),
         },
         bytes_moved=_bytes_moved(3, 2),
-        row_axes=(2, 2, 2),
+        row_axes=_row_axes(3),
     ),
     OpSpec(
         name="sde_log_prob",
@@ -203,7 +214,7 @@ SPECS = (
         call=_call_log_prob,
         tolerances=_TOLERANCES,
         bytes_moved=_bytes_moved(3, 0),
-        row_axes=(2, 2, 2),
+        row_axes=_row_axes(3),
     ),
     OpSpec(
         name="sde_log_ratio",
@@ -212,7 +223,7 @@ SPECS = (
         call=_call_log_ratio,
         tolerances=_TOLERANCES,
         bytes_moved=_bytes_moved(3, 0),
-        row_axes=(2, 2, 2),
+        row_axes=_row_axes(3),
     ),
     OpSpec(
         name="sde_kl",
@@ -221,6 +232,6 @@ SPECS = (
         call=_call_kl,
         tolerances=_TOLERANCES,
         bytes_moved=_bytes_moved(2, 0),
-        row_axes=(2, 2),
+        row_axes=_row_axes(2),
     ),
 )

@@ -351,3 +351,20 @@ def test_gradients_and_transforms_are_not_passed_by(monkeypatch: pytest.MonkeyPa
         torch.func.grad(total)(M)
     with FakeTensorMode():
         assert kernels.project_so3(torch.empty(2, 3, 3), backend="cpp").shape == (2, 3, 3)
+
+
+def test_the_page_of_backends_lists_what_is_registered() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "backends.md").read_text()
+    columns, listed = None, {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] == "operator":
+            columns = [cell.strip("`") for cell in cells[1:]]
+        elif columns and line.startswith("| `"):
+            for op in cells[0].replace("`", "").split(", "):
+                assert op not in listed
+                listed[op] = {name for name, cell in zip(columns, cells[1:], strict=True) if cell == "yes"}
+        elif columns and not line.startswith("|"):
+            break
+    registered = kernels._dispatch._ops
+    assert listed == {op: {"reference", *registered[op].implementations} for op in kernels.registered_ops()}
