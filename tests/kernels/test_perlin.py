@@ -191,7 +191,7 @@ def test_operator_and_compilation(backend):
     assert torch.equal(compiled(torch.ones(3, 20, 3), keys[0]), shifted(torch.ones(3, 20, 3), keys[0]))
 
 
-def test_no_value_is_read():
+def test_no_value_is_read_by_the_checks():
     with use_backend(None):  # the meta device has the reference alone
         assert noise(condition=torch.empty(6, dtype=torch.int64, device="meta"), octaves=2).shape == (6, 64, 3)
 

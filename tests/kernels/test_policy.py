@@ -598,7 +598,8 @@ def test_compiled_equals_eager():
 
 
 def test_no_value_is_read_and_no_device_mixed():
-    """On the meta device a read of a value raises: what passes there waits for no GPU and fits a CUDA graph."""
+    """On the meta device a read of a value raises: neither checks nor reference wait for a GPU. Of the launchers it
+    says nothing, see test_capture.py."""
     with use_backend(None):  # the meta device has the reference alone
         _call_everything_on_meta()
 
