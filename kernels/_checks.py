@@ -115,7 +115,8 @@ def check_device(function: str, name: str, value: Tensor, other_name: str, devic
 
 def check_broadcastable(function: str, name: str, got: Sequence[int], batch: Sequence[int], other_name: str) -> None:
     """Check that the leading axes ``got`` of ``name`` broadcast to ``batch``, those of ``other_name``."""
-    fits = len(got) <= len(batch) and all(g in (1, b) for g, b in zip(reversed(got), reversed(batch)))
+    # Not `g in (1, b)`, in which torch.compile loses a size that changes from call to call.
+    fits = len(got) <= len(batch) and all(g == b or g == 1 for g, b in zip(reversed(got), reversed(batch)))
     if not fits:
         raise ValueError(
             f"{function}(): {name} must have batch axes that broadcast to {tuple(batch)}, those of {other_name}, "

@@ -505,7 +505,7 @@ def _check_betas(
     check_like(function, "betas", betas, "motion", motion)
     batch = motion.shape[:3]
     lead = betas.shape[:-1]
-    if len(lead) > 3 or any(size not in (1, full) for size, full in zip(reversed(lead), reversed(batch))):
+    if len(lead) > 3 or any(size != full and size != 1 for size, full in zip(reversed(lead), reversed(batch))):
         raise ValueError(
             f"{function}(): betas must have batch axes that broadcast to {tuple(batch)}, those of motion, "
             f"got {tuple(betas.shape)}"

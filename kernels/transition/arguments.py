@@ -145,7 +145,7 @@ def check_scalar(
             )
         check_device(function, name, value, "the states", like.device)
         if minimum > -math.inf and _checks.readable(value):
-            wrong = value <= minimum if exclusive else value < minimum
+            wrong = ~(torch.isfinite(value) & (value > minimum if exclusive else value >= minimum))
             if bool(wrong.any()):
                 row = int(wrong.nonzero()[0, 0])
                 raise ValueError(_limit(function, name, exclusive, minimum, f"{float(value[row])!r} in row {row}"))
