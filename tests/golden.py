@@ -3,6 +3,18 @@
 One rule for every test marked ``golden``. The default folder holds every family of :data:`FAMILIES`: where it is there,
 a missing family is a failure, and where it is not, the tests skip. A folder that ``MGRPO_GOLDEN`` names was asked for:
 it must be there and hold something, but it may hold some families only, and the tests of the others skip.
+
+Results in the default folder that no test compares:
+
+* ``fk.npz`` ``T_world_cpf_from_mesh_*``, ``lie.npz`` ``se3_tangent``: the CPF comes from the skeleton here, and nothing
+  needs the exponential of a twist.
+* ``guidance`` ``terms_*_np64``, ``lambda_history``: the optimiser reports total costs, which are compared.
+* ``loss/author_grpo_*`` ``log_probs_old``, ``grad_norm_old_policy``: of a network whose weights are not recorded; the
+  former is an input.
+* ``rewards`` ``*_stub_critic_raw``: of inputs that are not recorded; an input.
+* ``dataset/processed_selected`` ``floor_height``: that of ``expected.json`` is compared.
+* ``schedule`` ``beta_coeff_weights``: 1 / (i + 1); they act in ``loss_term_betas_*``, which is compared.
+* ``body`` ``J``, and names: not used.
 """
 
 from __future__ import annotations

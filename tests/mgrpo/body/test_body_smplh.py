@@ -135,6 +135,11 @@ def test_single_precision(golden_body: BodyModel, golden_fk: list[dict[str, Tens
         placed = place_on_root(body, rotmats, betas, case["T_world_root"].float())
         close(placed.joints[:, 1:], case["Ts_world_joint_f32"][..., 4:], 2e-5)
         close(cpf_of(body, placed, betas)[:, 4:], case["T_world_cpf_f32"][:, 4:], 2e-5)
+        close(body.t_parent_joint(betas), case["t_parent_joint_f32"], 2e-6)
+        close(body.t_head_cpf(betas), case["T_head_cpf_f32"][:, 4:], 2e-6)
+        rest = body.rest_joints(betas)
+        close(rest[:, 1:] - rest[:, :1], case["joints_zero_f32"], 2e-6)
+        close(rest[:, 0], case["root_offset_f32"].reshape(-1, 3), 2e-6)
         on_cpf = place_on_cpf(body, rotmats, betas, case["Ts_world_cpf_target"].float())
         close(on_cpf.joints[:, 1:], case["Ts_world_joint_from_cpf_f32"][..., 4:], 2e-5)
 

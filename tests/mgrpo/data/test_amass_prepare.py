@@ -121,6 +121,7 @@ def test_processed_recordings_of_the_reference(golden_run: tuple[Path, Path]) ->
             trans = found["T_world_root"][:, 4:] - body.rest_joints(found["betas"])[0, 0]
             np.testing.assert_allclose(trans, wanted["trans"][1:], atol=2e-5)
             np.testing.assert_array_equal(found["contacts"], wanted["contacts"][1:, 1:])
+            assert len(found["contacts"]) == int(wanted["num_frames"]) - 1 and int(wanted["fps"]) == 30
             # turns of more than half a round are there, so rotations are compared, not their logarithms
             pose = axis_angle_to_rotmat(torch.from_numpy(wanted["pose_body"][1:]).double().unflatten(1, (21, 3)))
             np.testing.assert_allclose(quat_to_rotmat(found["body_quats"]), pose, atol=1e-5)

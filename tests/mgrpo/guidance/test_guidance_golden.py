@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mgrpo.body import resolve_body
 from mgrpo.body.placement import place_on_cpf
+from mgrpo.geometry import quat_to_rotmat
 from mgrpo.guidance import GuidanceConfig, GuidedMotion, guide
 from mgrpo.kernels import available_backends
 from mgrpo.kernels.guidance import DAMPING_RULES
@@ -102,5 +103,8 @@ def test_the_path_to_the_solution(damping: str) -> None:
         if (np.diff(history) < 0).all():
             np.testing.assert_allclose(costs[2 : len(history)], history[2:], rtol=0.003, err_msg=name)
             assert int(result.iterations[0]) == len(history), name
+            recorded = quat_to_rotmat(torch.from_numpy(arrays["body_quats_out"]).double())
+            if damping == "egoallo":
+                torch.testing.assert_close(result.body_rotmats.double(), recorded, rtol=0, atol=2e-3)
         elif damping == "egoallo":  # it depends on the path, of which this is nearly the original's
             assert costs[-1] < 1.02 * history[-1] and distance < 0.005, name
