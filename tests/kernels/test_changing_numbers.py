@@ -14,6 +14,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from mgrpo.kernels import (
     NoiseKey,
     available_backends,
+    forward_kinematics,
     group_advantages,
     group_rewards,
     grpo_loss,
@@ -200,3 +201,22 @@ def test_inductor_serves_changing_numbers() -> None:
     for i in range(MANY):
         numbers = 0.1 + 0.02 * i, 3 + i, 2 + i
         torch.testing.assert_close(compiled(*numbers), step(*numbers), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [3, 4, 7, 11])
+def test_a_changing_batch_may_have_the_size_of_another_axis(frames):
+    # 3, 4 and 7 are also sizes of the rotations, of the joints and of the root's pose.
+    def joints(rotmats, offsets, T_world_root):
+        return forward_kinematics(rotmats, offsets, (-1, 0, 1, 2), T_world_root=T_world_root).joints
+
+    made = torch.Generator().manual_seed(frames)
+    arguments = [torch.randn(frames, *shape, generator=made) for shape in ((4, 3, 3), (4, 3), (7,))]
+    torch.compiler.reset()
+    compiled = torch.compile(joints, fullgraph=True, dynamic=True, backend="aot_eager")
+    assert torch.equal(compiled(*arguments), joints(*arguments))
+
+
+def test_a_row_without_a_spread_is_refused():
+    state = torch.zeros(2, 3, 4)
+    with pytest.raises(ValueError, match="got nan in row 1"):
+        sde_step(state, state, 0.5, 0.5, torch.tensor([0.1, math.nan]), state)
