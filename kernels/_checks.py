@@ -28,8 +28,13 @@ def debug_enabled() -> bool:
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether reading values costs no wait for a device, or was asked for. A graph being made has none to read."""
-    return (tensor.device.type == "cpu" or debug_enabled()) and not torch.compiler.is_compiling()
+    """Whether reading values costs no wait for a device, or was asked for. A graph being made has none to read, and
+    under torch.vmap a tensor has those of all slices."""
+    if torch.compiler.is_compiling() or not (tensor.device.type == "cpu" or debug_enabled()):
+        return False
+    while torch._C._functorch.is_gradtrackingtensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return not torch._C._functorch.is_batchedtensor(tensor)
 
 
 def check_tensor(
