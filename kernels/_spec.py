@@ -7,6 +7,7 @@ nothing else lists ops.
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -55,6 +56,14 @@ class OpSpec:
         """``row_axes`` of the inputs of one case."""
         assert self.row_axes is not None
         return self.row_axes(case) if callable(self.row_axes) else self.row_axes
+
+    def smallest_case(self) -> Case:
+        """The case with the fewest numbers that is not empty."""
+
+        def numbers(case: Case) -> float:
+            return sum(x.numel() for x in self.make_inputs(case, torch.float64, torch.device("cpu"), 5)) or math.inf
+
+        return min(self.cases, key=numbers)
 
 
 def all_specs() -> tuple[OpSpec, ...]:

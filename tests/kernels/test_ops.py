@@ -57,11 +57,6 @@ def serves(spec: OpSpec, backend: str, inputs: Sequence[Tensor]) -> None:
         pytest.skip(str(error))
 
 
-def smallest_case(spec: OpSpec) -> Case:
-    """The case with the fewest numbers that is not empty."""
-    return min(spec.cases, key=lambda case: sum(x.numel() for x in spec.make_inputs(case, F64, DEVICE, 5)) or math.inf)
-
-
 def probes_for(results: Sequence[Tensor]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(77)
     return [
@@ -225,12 +220,12 @@ def test_a_bad_row_touches_no_other(spec: OpSpec, backend: str) -> None:
 def small_cases(spec: OpSpec, most: int = 700) -> list[Case]:
     """The cases of at most ``most`` numbers, and at least one."""
     sizes = [(case, sum(x.numel() for x in spec.make_inputs(case, F64, DEVICE, 8))) for case in spec.cases]
-    return [case for case, size in sizes if 0 < size <= most] or [smallest_case(spec)]
+    return [case for case, size in sizes if 0 < size <= most] or [spec.smallest_case()]
 
 
 def quick_cases(spec: OpSpec, backend: str) -> list[Case]:
     """Small cases, of the interpreter, which is slow, the smallest one."""
-    return [smallest_case(spec)] if backend == "triton" and DEVICE.type == "cpu" else small_cases(spec, 7000)
+    return [spec.smallest_case()] if backend == "triton" and DEVICE.type == "cpu" else small_cases(spec, 7000)
 
 
 @pytest.mark.parametrize("change", unusual.CHANGES)
@@ -310,7 +305,7 @@ def test_second_derivatives_are_right_or_refused(spec: OpSpec, backend: str, out
     incoming gradients are constants: what is kept for the backward pass must then carry the dependence."""
     if not spec.differentiable or F64 not in spec.tolerances:
         pytest.skip(f"{spec.name} has no gradient in float64")
-    case = smallest_case(spec)
+    case = spec.smallest_case()
     inputs = spec.make_inputs(case, F64, DEVICE, 8)
 
     def of_the_gradients(backend: str) -> list[Tensor | None]:
@@ -343,7 +338,7 @@ def test_derivatives_by_torch_func_are_right_or_refused(spec: OpSpec, backend: s
     """Of an operator without a forward-mode derivative torch makes zeros, and says nothing."""
     if not spec.differentiable or F64 not in spec.tolerances:
         pytest.skip(f"{spec.name} has no gradient in float64")
-    case = smallest_case(spec)
+    case = spec.smallest_case()
     inputs = spec.make_inputs(case, F64, DEVICE, 8)
     serves(spec, backend, inputs)
     floats = tuple(i for i, x in enumerate(inputs) if x.is_floating_point())
@@ -382,7 +377,7 @@ def test_derivatives_by_torch_func_are_right_or_refused(spec: OpSpec, backend: s
 @pytest.mark.parametrize("spec", BY_SPEC)
 def test_compiles_to_one_graph(spec: OpSpec, backend: str) -> None:
     torch._dynamo.reset()
-    case = smallest_case(spec)
+    case = spec.smallest_case()
     inputs = spec.make_inputs(case, LOWEST[spec.name], DEVICE, 5)
     serves(spec, backend, inputs)
 

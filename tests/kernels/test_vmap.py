@@ -8,7 +8,6 @@ from torch import Tensor
 
 from mgrpo.kernels import NoiseKey, available_backends, sde_step
 from mgrpo.kernels._spec import OpSpec, all_specs
-from tests.kernels.test_ops import smallest_case
 
 SLICES = 3
 CPU = torch.device("cpu")
@@ -24,11 +23,11 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 def slices_of(spec: OpSpec) -> list[tuple[Tensor, ...]]:
     dtype = min(spec.tolerances, key=lambda one: one.itemsize if one.itemsize >= 4 else 99)
-    return [spec.make_inputs(smallest_case(spec), dtype, CPU, seed) for seed in range(1, 1 + SLICES)]
+    return [spec.make_inputs(spec.smallest_case(), dtype, CPU, seed) for seed in range(1, 1 + SLICES)]
 
 
 def results_of(spec: OpSpec, slice_: tuple[Tensor, ...], backend: str) -> tuple[Tensor, ...]:
-    results = spec.call(smallest_case(spec), *slice_, backend=backend)
+    results = spec.call(spec.smallest_case(), *slice_, backend=backend)
     return tuple(x for x in results if x is not None) if isinstance(results, tuple) else (results,)
 
 
