@@ -223,7 +223,7 @@ class Suite:
             one,
             mode,
             "busy" if timing.busy else "ok",
-            "other processes took the processor while it ran" if timing.busy else "",
+            "other processes took the processor while it ran, or its time was over" if timing.busy else "",
             samples=timing.samples,
             p20_us=timing.p20 * 1e6,
             median_us=timing.median * 1e6,
