@@ -351,9 +351,9 @@ def motion_rewards(
         scores = torch.cat((scores, extra), dim=-1)
     if not with_advantages:
         return MotionRewards(errors, scores, None, None, None, None, None)
-    # The reference is an explicit choice; the GPU's backends of the rewards need not exist for their advantages.
-    of_the_group = {"backend": "reference"} if chosen == "reference" else {}
-    group = group_advantages(scores, **of_the_group, **(advantage_options or {}))
+    # The reference asks no fused backend; the rewards' GPU backends need not exist for advantages.
+    options = {"backend": "reference" if chosen == "reference" else None} | dict(advantage_options or {})
+    group = group_advantages(scores, **options)
     return MotionRewards(errors, scores, group.advantages, group.per_reward, group.std, group.dead, group.alive)
 
 

@@ -681,6 +681,10 @@ def test_the_reference_asks_no_other_backend_for_the_advantages():
     wanted = case.state.clone().requires_grad_()
     total(wanted).backward()
     torch.testing.assert_close(torch.func.grad(total)(case.state), wanted.grad)
+    chosen = motion_rewards(
+        case.state, *case.arguments(), backend="reference", advantage_options={"backend": "reference"}
+    )
+    assert chosen.advantages is not None, "the group's own backend may be named beside the rewards'"
 
 
 # ---------------------------------------------------------------- recorded values

@@ -74,6 +74,7 @@ class JoblibArray:
 
 
 def checked_shape(shape: Any) -> tuple[int, ...]:
+    """The shape, a tuple of counts; refused if it is anything else. Nothing is allocated by it."""
     if not isinstance(shape, tuple) or len(shape) > MAX_DIMENSIONS:
         raise Refused(f"it has an array of shape {short(shape)}")
     if any(not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= 2**62 for size in shape):

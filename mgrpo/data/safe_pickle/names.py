@@ -101,6 +101,7 @@ _TORCH = ("torch.", "torch_")
 
 
 def named(module: Any, name: Any) -> Name:
+    """What a file names, if it is among the few that are answered or passed on; anything else is refused by name."""
     if not isinstance(module, str) or not isinstance(name, str):
         raise Refused("it names something by what is not a name")
     text = f"{module}.{name}"
