@@ -91,7 +91,7 @@ def motion_guidance(
     iteration. Not differentiable.
 
     Args:
-        rotmats: local rotations to start from and to stay near, (*batch, T, N, 3, 3), N = 21 (body) or 51 (with
+        rotmats: local rotations to start from and to stay near, (*batch, T, N, 3, 3), T >= 1, N = 21 (body) or 51 (with
             fingers); rotations, see :func:`project_so3`. A sequence that holds NaN or infinity is returned as it is,
             and does not touch the others.
         t_parent_joint: bone offsets in metres, (*#batch, N, 3), the same for all frames of a sequence.
@@ -119,6 +119,8 @@ def motion_guidance(
     """
     sizes: dict[str, int] = {}
     check_tensor(_NAME, "rotmats", rotmats, ("*batch", "T", "N", 3, 3), sizes=sizes)
+    if sizes["T"] == 0:
+        raise ValueError(f"{_NAME}(): rotmats must have T >= 1, got {tuple(rotmats.shape)} with T = 0")
     parents = _checked_parents(parents, sizes["N"])
     weights = _checked_weights(GuidanceWeights() if weights is None else weights)
     iterations = check_integer(_NAME, "iterations", iterations, minimum=0)

@@ -42,7 +42,7 @@ def _reference(
     rule: list[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, T, N = rotmats.shape[:3]
-    if B == 0 or T == 0 or rotmats.is_meta:  # nothing to search, or no numbers that could say when it ends
+    if B == 0 or rotmats.is_meta:  # nothing to search, or no numbers that could say when it ends
         return rotmats.clone(), rotmats.new_zeros(B, iterations + 1), lengths.new_zeros(B)
     frame = torch.arange(T, device=rotmats.device)
     valid, stays = frame < lengths[:, None], frame < held[:, None]

@@ -106,7 +106,8 @@ def group_advantages(
         backend: see :mod:`mgrpo.kernels`.
 
     Raises:
-        TypeError, ValueError: wrong type, dtype, shape or value; G < 2, as a single member has nothing to compare with.
+        TypeError, ValueError: wrong type, dtype, shape or value; no reward; G < 2, as a single member has nothing to
+            compare with.
     """
     function = "group_advantages"
     check_tensor(function, "rewards", rewards, dtypes=STATE_DTYPES)
@@ -117,6 +118,8 @@ def group_advantages(
             f"{function}(): rewards must have groups of G >= 2 members to compare, got {tuple(rewards.shape)} with "
             f"G = {rewards.shape[1]}"
         )
+    if rewards.dim() == 3 and rewards.shape[2] == 0:
+        raise ValueError(f"{function}(): rewards must have K >= 1 rewards, got {tuple(rewards.shape)} with K = 0")
     check_choice(function, "scheme", scheme, ADVANTAGE_SCHEMES)
     ddof = check_integer(function, "ddof", ddof, minimum=0)
     if ddof > 1:

@@ -404,7 +404,7 @@ def _innovations(
         if noise is not None and noise.dtype == torch.float64:
             noise = noise.to(reference.compute_dtype(x0_pred, other))
         return call_op(
-            "sde_log_ratio",
+            function,
             flattened(x0_pred, shape),
             flattened(other, shape).detach(),
             *noise_arguments(noise, key, shape),

@@ -28,6 +28,10 @@ def check_states(function: str, **states: Tensor) -> tuple[int, int, int]:
                 f"got {tuple(state.shape)}"
             )
         check_device(function, name, state, first_name, first.device)
+    if 0 in first.shape[1:]:
+        raise ValueError(
+            f"{function}(): {first_name} must have no empty axis after the first, got {tuple(first.shape)}"
+        )
     return _flat_shape(first)
 
 

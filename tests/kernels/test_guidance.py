@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 
 import pytest
 import torch
 from torch import Tensor
 
 from mgrpo import kernels
+from mgrpo.kernels._library import call_op
 from mgrpo.kernels._rotations import quat_multiply
 from mgrpo.kernels.guidance import GuidanceWeights, HandTargets, KeypointTargets, WristTargets, lie, motion_guidance
 from mgrpo.kernels.guidance.problem import DAMPING_RULES, tree_of
@@ -232,6 +234,21 @@ def test_what_has_no_cost_stays(backend: str) -> None:
         assert unchanged == (length == 1), "one frame alone has nothing to gain"
 
 
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend in ("cpp", "reference")])
+@pytest.mark.parametrize("name", ["body", "everything", "held_wrists", "empty"])
+def test_opcheck(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def record(op: str, *arguments: object) -> object:
+        calls.append(arguments)
+        return call_op(op, *arguments)
+
+    monkeypatch.setattr(sys.modules[motion_guidance.__module__], "call_op", record)
+    run(name, backend)
+    (arguments,) = calls
+    torch.library.opcheck(torch.ops.mgrpo.motion_guidance.default, arguments)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_frames_no_iterations(backend: str) -> None:
     inputs, (rotmats, costs, done) = run("body", backend, iterations=0)
@@ -239,8 +256,8 @@ def test_no_frames_no_iterations(backend: str) -> None:
     assert torch.isfinite(costs).all() and (costs > 0).all()
     empty = [x[:, :0] if axis in (0, 2, 3) else x for axis, x in enumerate(inputs)]
     empty[4] = torch.zeros_like(empty[4])
-    result = call(CASES["body"], *empty, backend=backend)
-    assert result[0].shape == empty[0].shape and not result[1].any() and not result[2].any()
+    with pytest.raises(ValueError, match=r"motion_guidance\(\): rotmats must have T >= 1, got \(4, 0, 21, 3, 3\)"):
+        call(CASES["body"], *empty, backend=backend)
     inputs = list(inputs)
     inputs[4] = torch.zeros_like(inputs[4])
     result = call(CASES["body"], *inputs, backend=backend)

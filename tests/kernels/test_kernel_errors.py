@@ -74,6 +74,10 @@ def changed(function: Callable[..., object], usual: dict[str, object]) -> Callab
     return make
 
 
+def no_frames(*names: str) -> dict[str, torch.Tensor]:
+    return dict.fromkeys(names, torch.zeros(5, 0, 12))
+
+
 USUAL: dict[str, Callable[[], object]] = {}
 ARGUMENTS: dict[Callable[..., object], dict[str, object]] = {}
 meta = torch.device("meta")
@@ -185,6 +189,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "procrustes_residual: unknown backend": residual(backend="jax"),
     "group_advantages: one axis": advantages(rewards=zeros(6)),
     "group_advantages: groups of one": advantages(rewards=zeros(6, 1, 3)),
+    "group_advantages: no rewards": advantages(rewards=zeros(2, 3, 0)),
     "group_advantages: int64": advantages(rewards=zeros(2, 3).long()),
     "group_advantages: a list": advantages(rewards=[[1.0, 2.0]]),
     "group_advantages: unknown scheme": advantages(scheme="zscore"),
@@ -272,6 +277,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "sde_step: other N in B": step(B=zeros(4)),
     "sde_step: negative s": step(s=-0.1),
     "sde_step: negative s in a row": step(s=torch.tensor([1.0, 1, 1, -1, 1])),
+    "sde_step: no frames": step(**no_frames("x_t", "x0_pred", "noise")),
     "sde_step: mask without log-prob": step(mask=torch.ones(5, 7, dtype=torch.bool)),
     "projected_sde_step: negative channel": projected(first_channel=-1),
     "projected_sde_step: no matrices": projected(matrices=0),
@@ -279,12 +285,16 @@ CALLS: dict[str, Callable[[], object]] = {
     "projected_sde_step: channel fractional": projected(first_channel=1.5),
     "projected_sde_step: other shape": projected(x0_pred=zeros(5, 7, 11)),
     "projected_sde_step: int64": projected(x_t=zeros(5, 7, 12).long()),
+    "projected_sde_step: no frames": projected(**no_frames("x_t", "x0_pred", "noise")),
     "projected_sde_step: no noise": projected(noise=None),
     "sde_log_prob: s is 0": log_prob(s=0.0),
+    "sde_log_prob: no frames": log_prob(**no_frames("x_prev", "x_t", "x0_pred")),
+    "sde_log_prob: no channels": log_prob(x_prev=zeros(5, 7, 0), x_t=zeros(5, 7, 0), x0_pred=zeros(5, 7, 0)),
     "sde_log_prob: unknown reduction": log_prob(reduction="max"),
     "sde_log_prob: other D in weights": log_prob(channel_weights=[1.0, 2.0]),
     "sde_log_prob: weights all 0": log_prob(channel_weights=zeros(6)),
     "sde_log_ratio: other shape": log_ratio(x0_pred_old=zeros(5, 7, 5)),
+    "sde_log_ratio: no frames": log_ratio(**no_frames("x0_pred", "x0_pred_old", "noise")),
     "sde_log_ratio: None for noise": log_ratio(noise=None),
     "sde_log_ratio: key of other N": log_ratio(noise=NoiseKey(1, 2, rows[:4], rows[:4], 3)),
     "sde_log_ratio: int64": log_ratio(x0_pred=state.long()),
@@ -296,6 +306,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "sde_log_ratio: unknown backend": log_ratio(backend="jax"),
     "sde_kl: None": divergence(x0_pred_ref=None),
     "sde_kl: other shape": divergence(x0_pred_ref=zeros(5, 7, 5)),
+    "sde_kl: no frames": divergence(**no_frames("x0_pred", "x0_pred_ref")),
     "sde_kl: elsewhere": divergence(x0_pred_ref=state.to(meta)),
     "sde_kl: s is 0": divergence(s=0.0),
     "sde_kl: unknown reduction": divergence(reduction="max"),

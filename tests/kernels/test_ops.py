@@ -325,7 +325,7 @@ def test_second_derivatives_are_right_or_refused(spec: OpSpec, backend: str, out
         second = of_the_gradients(backend)
     except kernels.BackendError as error:
         assert backend != "reference"
-        assert f"(): the {backend!r} backend has no second derivative" in str(error)
+        assert str(error).startswith(f"{spec.name}(): the {backend!r} backend has no second derivative")
         assert "backend='reference'" in str(error)
         return
     for got, wanted in zip(second, expected, strict=True):

@@ -1007,6 +1007,7 @@ def operator_calls(backend: str) -> list[tuple[Callable[..., object], tuple[obje
         (ops.sde_log_prob.default, (leaf, x, f, 0.0, 0.0, 0.0, *rows, None, None, False, False, backend)),
         (ops.sde_log_ratio.default, (leaf, x, f, *no_key, 2.0, None, *weighting, False, backend)),
         (ops.sde_log_ratio.default, (leaf, x, None, *key, 0.0, rows[0], None, None, False, True, backend)),
+        (ops.sde_kl.default, (leaf, x, None, *no_key, 2.0, None, *weighting, False, backend)),
     ]
 
 
