@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch.autograd import forward_ad
 
 from ._checks import GEOMETRY_DTYPES
 from ._dispatch import DEFAULT_AUTO_ORDER, BackendError, Implementation, register_op
+from ._vmap import Rule
 
 NAMESPACE = "mgrpo"
 NATIVE_NAMESPACE = "mgrpo_native"
@@ -97,6 +99,8 @@ class Kernel:
     """Results' shapes for tracing. Use ``x.new_empty(shape)``, never ``empty_like``: outputs are contiguous."""
     backends: Mapping[str, Callable[..., Any]]
     """Backend name -> function of all arguments but the backend."""
+    vmap: Callable[[Sequence[str]], Rule] | None = None
+    """What makes one call of all slices under ``torch.vmap``, see :mod:`._vmap`; None: a call for each slice."""
 
 
 def native(operator: str) -> Callable[..., Any]:
@@ -232,6 +236,10 @@ def _register(operator: str, kernel: Kernel) -> None:
     _library.define(operator + kernel.schema)
     _library.impl(operator, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{operator}", kernel.fake, lib=_library)
+    if kernel.vmap is not None:
+        registered = getattr(getattr(torch.ops, NAMESPACE), operator).default
+        rule = kernel.vmap([argument.name for argument in registered._schema.arguments])
+        torch.library.register_vmap(f"{NAMESPACE}::{operator}", partial(rule, registered), lib=_library)
 
 
 _runs: dict[str, Callable[..., Any]] = {}

@@ -12,6 +12,7 @@ from .._autocast import without_autocast
 from .._dispatch import Implementation
 from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
 from .._triton import triton_backend, triton_call
+from .._vmap import batches
 
 REPRESENTATIONS = ("matrix", "quaternion", "rot6d")
 OUTPUTS = ("matrix", "quaternion", "positions")
@@ -34,6 +35,8 @@ _INPUTS = (
     "Tensor rotations, Tensor t_parent_joint, Tensor? root, Tensor? t_head_cpf, int[] parents, int head,"
     " str representation, str output"
 )
+_OWN_AXES = {"rotations": "representation", "t_parent_joint": 2, "root": 1, "t_head_cpf": 1}
+_BROADCAST = ("t_parent_joint", "root", "t_head_cpf")
 
 
 def _fake(
@@ -144,6 +147,7 @@ define_op(
             "triton": _with_codes(triton_call(__package__, "forward")),
             "cuda": _with_codes(cuda("forward_kinematics_fwd")),
         },
+        vmap=batches(_BROADCAST, **_OWN_AXES),
     ),
     backward=Kernel(
         f"(Tensor? grad_joints, Tensor? grad_world, Tensor? grad_root, {_INPUTS}, bool[] wanted, str backend)"
@@ -154,6 +158,7 @@ define_op(
             "triton": _with_codes(triton_call(__package__, "backward")),
             "cuda": _with_codes(cuda("forward_kinematics_bwd")),
         },
+        vmap=batches(_BROADCAST, grad_joints=2, grad_world="output", grad_root=1, **_OWN_AXES),
     ),
     setup_context=_setup_context,
     gradient=_gradient,
@@ -197,6 +202,7 @@ define_op(
             "triton": triton_call(__package__, "joint_offsets_forward"),
             "cuda": cuda("joint_offsets_fwd"),
         },
+        vmap=batches(betas=1),
     ),
     backward=Kernel(
         "(Tensor grad_offsets, Tensor shapedirs, str backend) -> Tensor",
@@ -208,6 +214,7 @@ define_op(
             "triton": triton_call(__package__, "joint_offsets_backward"),
             "cuda": cuda("joint_offsets_bwd"),
         },
+        vmap=batches(grad_offsets=2),
     ),
     setup_context=_offsets_setup_context,
     gradient=_offsets_gradient,

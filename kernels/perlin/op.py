@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
+from .._vmap import rows
 from . import reference
 
 
@@ -43,5 +44,6 @@ define_op(
             "cpp": native("perlin_noise_fwd"),
             "cuda": cuda("perlin_noise_fwd"),
         },
+        vmap=rows("condition", "member"),
     ),
 )

@@ -16,8 +16,10 @@ from torch import Tensor
 from .._dispatch import Implementation
 from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
 from .._triton import triton_backend, triton_call
+from .._vmap import batches
 
 _INPUTS = "Tensor source, Tensor target, Tensor? weights, bool with_scale, bool fix_det"
+_OWN_AXES = {"source": 2, "target": 2, "weights": 1}
 _NEEDS = "bool need_source, bool need_target, bool need_weights"
 
 
@@ -92,12 +94,14 @@ define_op(
         f"({_INPUTS}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
         fake=_fake_align,
         backends=_backends("procrustes_align_fwd", "align_forward"),
+        vmap=batches(**_OWN_AXES),
     ),
     backward=Kernel(
         f"(Tensor grad_aligned, Tensor grad_R, Tensor grad_t, Tensor grad_scale, {_INPUTS}, {_NEEDS}, str backend)"
         " -> (Tensor, Tensor, Tensor)",
         fake=_fake_align_backward,
         backends=_backends("procrustes_align_bwd", "align_backward"),
+        vmap=batches(grad_aligned=2, grad_R=2, grad_t=1, grad_scale=0, **_OWN_AXES),
     ),
     setup_context=_setup_context,
     gradient=_align_gradient,
@@ -110,11 +114,13 @@ define_op(
         f"({_INPUTS}, str backend) -> Tensor",
         fake=_fake_residual,
         backends=_backends("procrustes_residual_fwd", "residual_forward"),
+        vmap=batches(**_OWN_AXES),
     ),
     backward=Kernel(
         f"(Tensor grad_residual, {_INPUTS}, {_NEEDS}, str backend) -> (Tensor, Tensor, Tensor)",
         fake=_fake_residual_backward,
         backends=_backends("procrustes_residual_bwd", "residual_backward"),
+        vmap=batches(grad_residual=0, **_OWN_AXES),
     ),
     setup_context=_setup_context,
     gradient=_residual_gradient,

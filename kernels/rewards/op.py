@@ -15,6 +15,7 @@ from torch import Tensor
 from .._dispatch import Implementation
 from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
 from .._triton import triton_backend, triton_call
+from .._vmap import rows
 
 _GROUP = (
     "Tensor? joints, Tensor? target_joints, Tensor? rotmats, Tensor? target_rotmats, Tensor mask, int head, int[] feet,"
@@ -26,7 +27,10 @@ _MOTION = (
     " int[] parents, int head, int[] feet, float[] foot_heights, int representation, bool project, int[] kinds,"
     " float[] slopes, float fps, int rotation_error, int alignment"
 )
+_GROUP_ROWS = ("joints", "target_joints", "rotmats", "target_rotmats", "mask")
+_MOTION_ROWS = ("rotations", "betas", "T_world_cpf", "target_joints", "target_rotmats", "mask")
 _GRADS = "Tensor grad_errors, Tensor grad_rewards, Tensor rewards, "
+_GRAD_ROWS = ("grad_errors", "grad_rewards", "rewards")
 _RESULT = " -> (Tensor, Tensor)"
 
 
@@ -154,6 +158,7 @@ define_op(
             "triton": triton_call(__package__, "group_rewards_forward"),
             "cuda": cuda("group_rewards_fwd"),
         },
+        vmap=rows(*_GROUP_ROWS),
     ),
     backward=Kernel(
         f"({_GRADS}{_GROUP}, bool want_joints, bool want_rotmats, str backend){_RESULT}",
@@ -163,6 +168,7 @@ define_op(
             "triton": triton_call(__package__, "group_rewards_backward"),
             "cuda": _shaped(cuda("group_rewards_bwd")),
         },
+        vmap=rows(*_GRAD_ROWS, *_GROUP_ROWS),
     ),
     setup_context=_group_setup,
     gradient=_group_gradient,
@@ -179,6 +185,7 @@ define_op(
             "triton": triton_call(__package__, "motion_rewards_forward"),
             "cuda": cuda("motion_rewards_fwd"),
         },
+        vmap=rows(*_MOTION_ROWS),
     ),
     backward=Kernel(
         f"({_GRADS}{_MOTION}, bool want_rotations, bool want_betas, str backend){_RESULT}",
@@ -188,6 +195,7 @@ define_op(
             "triton": triton_call(__package__, "motion_rewards_backward"),
             "cuda": cuda("motion_rewards_bwd"),
         },
+        vmap=rows(*_GRAD_ROWS, *_MOTION_ROWS),
     ),
     setup_context=_motion_setup,
     gradient=_motion_gradient,

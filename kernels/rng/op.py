@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
 from .._triton import triton_backend, triton_call
+from .._vmap import rows
 from . import reference
 
 
@@ -41,5 +42,6 @@ for _name, _reference in (
                 "triton": triton_call(__package__, _name),
                 "cuda": cuda(f"{_name}_fwd"),
             },
+            vmap=rows("step_member", "condition"),
         ),
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
 from .._triton import triton_backend, triton_call
+from .._vmap import batches
 
 _OPERATORS = ("project_so3_fwd", "project_so3_bwd")
 
@@ -39,6 +40,7 @@ define_op(
             "triton": triton_call(__package__, "project_so3_forward"),
             "cuda": cuda("project_so3_fwd"),
         },
+        vmap=batches(matrices=2),
     ),
     backward=Kernel(
         "(Tensor grad_R, Tensor matrices, Tensor R, bool fix_det, str backend) -> Tensor",
@@ -48,6 +50,7 @@ define_op(
             "triton": triton_call(__package__, "project_so3_backward"),
             "cuda": cuda("project_so3_bwd"),
         },
+        vmap=batches(grad_R=2, matrices=2, R=2),
     ),
     setup_context=_setup_context,
     gradient=_gradient,

@@ -16,10 +16,13 @@ from torch import Tensor
 from .._checks import STATE_DTYPES
 from .._dispatch import Implementation
 from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
+from .._vmap import rows
 from . import reference
 
 _NOISE = "Tensor? noise, Tensor? step_member, Tensor? condition, SymInt seed, SymInt iteration, int stream"
+_NOISE_ROWS = ("noise", "step_member", "condition")
 _SCALARS = "float A, float B, float s, Tensor? A_rows, Tensor? B_rows, Tensor? s_rows"
+_SCALAR_ROWS = ("A_rows", "B_rows", "s_rows")
 _WEIGHTING = "Tensor? mask, Tensor? channel_weights, bool mean"
 _MATRICES = "int first_channel, int matrices, bool fix_det"
 
@@ -137,6 +140,7 @@ define_op(
         " -> (Tensor, Tensor)",
         fake=_step_fake,
         backends=_backends("sde_step_fwd"),
+        vmap=rows("x_t", "x0_pred", *_NOISE_ROWS, *_SCALAR_ROWS, "mask"),
     ),
     setup_context=_step_context,
     gradient=_step_gradient,
@@ -175,12 +179,14 @@ define_op(
         f"(Tensor x_t, Tensor x0_pred, {_NOISE}, {_SCALARS}, {_MATRICES}, str backend) -> (Tensor, Tensor)",
         fake=_projected_fake,
         backends=_backends("projected_sde_step_fwd"),
+        vmap=rows("x_t", "x0_pred", *_NOISE_ROWS, *_SCALAR_ROWS),
     ),
     backward=Kernel(
         "(Tensor? grad_x_prev, Tensor? grad_projected, Tensor x0_pred, Tensor projected, float B, Tensor? B_rows, "
         f"{_MATRICES}, str backend) -> Tensor",
         fake=lambda grad_x_prev, grad_projected, x0_pred, *rest: x0_pred.new_empty(x0_pred.shape),
         backends=_backends("projected_sde_step_bwd"),
+        vmap=rows("grad_x_prev", "grad_projected", "x0_pred", "projected", "B_rows"),
     ),
     setup_context=_projected_context,
     gradient=_projected_gradient,
@@ -242,12 +248,14 @@ define_op(
         " -> (Tensor, Tensor)",
         fake=_log_prob_fake,
         backends=_backends("sde_log_prob_fwd"),
+        vmap=rows("x_prev", "x_t", "x0_pred", *_SCALAR_ROWS, "mask"),
     ),
     backward=Kernel(
         f"(Tensor grad, Tensor x_prev_or_kept, Tensor? x_t, Tensor? x0_pred, {_SCALARS}, {_WEIGHTING}, "
         "bool needs_x_prev, bool needs_x_t, bool needs_x0_pred, str backend) -> (Tensor, Tensor, Tensor)",
         fake=_log_prob_backward_fake,
         backends=_backends("sde_log_prob_bwd"),
+        vmap=rows("grad", "x_prev_or_kept", "x_t", "x0_pred", *_SCALAR_ROWS, "mask"),
     ),
     setup_context=_log_prob_context,
     gradient=_log_prob_gradient,
@@ -282,12 +290,14 @@ for _name in ("sde_log_ratio", "sde_kl"):  # the same kernels; two operators, so
             "bool drop_quadratic, str backend) -> Tensor",
             fake=_log_ratio_fake,
             backends=_backends("sde_log_ratio_fwd"),
+            vmap=rows("x0_pred", "other", *_NOISE_ROWS, "gain_rows", "mask"),
         ),
         backward=Kernel(
             f"(Tensor grad, Tensor x0_pred, Tensor other, {_NOISE}, float gain, Tensor? gain_rows, {_WEIGHTING}, "
             "bool drop_quadratic, str backend) -> Tensor",
             fake=lambda grad, x0_pred, *rest: x0_pred.new_empty(x0_pred.shape),
             backends=_backends("sde_log_ratio_bwd"),
+            vmap=rows("grad", "x0_pred", "other", *_NOISE_ROWS, "gain_rows", "mask"),
         ),
         setup_context=_log_ratio_context,
         gradient=partial(_log_ratio_gradient, f"{_name}_backward"),
