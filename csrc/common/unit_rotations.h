@@ -23,10 +23,11 @@ struct SquareRange<double> {
   static constexpr double kLeast = 1e-250, kLargest = 1e250, kUp = 0x1p700, kDown = 0x1p-700;
 };
 
-// What a vector was multiplied with, one mostly, and the square of it after that.
+// What a vector was multiplied with, the square of it after that, and whether no lane was touched, as is usual.
 template <class T>
 struct Rescaled {
   T factor, square;
+  bool ordinary;
 };
 template <int N, class T>
 MGRPO_HD T sum_of_squares(const T (&v)[N]) {
@@ -39,16 +40,17 @@ MGRPO_HD Rescaled<T> rescale(T (&v)[N]) {
   using Range = SquareRange<typename Number<T>::Element>;
   const T square = sum_of_squares(v);
   const auto above = square > T(Range::kLeast), below = square < T(Range::kLargest);
-  if (all(above & below)) return {T(1), square};
+  if (all(above & below)) return {T(1), square, true};
   const T factor = select(above, select(below, T(1), T(Range::kDown)), T(Range::kUp));
   for (int i = 0; i < N; ++i) v[i] = factor * v[i];
   // Lanes within the range keep the same number, whatever the others hold.
-  return {factor, select(above & below, square, sum_of_squares(v))};
+  return {factor, select(above & below, square, sum_of_squares(v)), false};
 }
 // One over the length before it was multiplied, from that afterwards; kept a number, and not zero.
 template <class T>
 MGRPO_HD T inverse_before(const Rescaled<T>& scale, T inverse) {
   using Limits = Precision<typename Number<T>::Element>;
+  if (scale.ordinary) return inverse;
   return max(min(scale.factor * inverse, T(Limits::kLargest)), T(Limits::kSmallestNormal));
 }
 
@@ -59,7 +61,7 @@ MGRPO_HD T normalise(T (&v)[N]) {
   const auto zero = scale.square == T(0);
   const T inverse = select(zero, T(0), T(1) / sqrt(scale.square));
   for (int i = 0; i < N; ++i) v[i] = inverse * v[i];
-  return select(zero, T(0), inverse_before(scale, inverse));
+  return scale.ordinary ? inverse : select(zero, T(0), inverse_before(scale, inverse));
 }
 
 // ---- quaternions wxyz ----
