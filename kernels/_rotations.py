@@ -1,4 +1,4 @@
-"""Rotation matrices as angles and rotation vectors, and products of quaternions, in plain torch, for references."""
+"""Rotations from quaternions and two columns, as angles and as rotation vectors, in plain torch, for references."""
 
 from __future__ import annotations
 
@@ -83,3 +83,51 @@ def quat_multiply(a: Tensor, b: Tensor) -> Tensor:
 def quat_conjugate(quat: Tensor) -> Tensor:
     """Conjugates of wxyz quaternions (..., 4): the inverse where they are unit."""
     return torch.cat((quat[..., :1], -quat[..., 1:]), dim=-1)
+
+
+def _scaled(vectors: Tensor) -> Tensor:
+    """The vectors over their largest entries, against overflow and underflow of squares; zero vectors stay zero."""
+    largest = vectors.detach().abs().amax(-1, keepdim=True)
+    return vectors / torch.where(largest == 0, 1, largest)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1, keepdim=True)
+
+
+def quat_normalised(quats: Tensor) -> Tensor:
+    """(*batch, 4) to unit length; a zero quaternion becomes the identity, with a zero gradient."""
+    identity = torch.cat([quats.new_ones(1), quats.new_zeros(3)])
+    scaled = _scaled(quats)
+    scaled = torch.where((quats == 0).all(-1, keepdim=True), identity, scaled)
+    return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+
+
+def quat_matrix(unit: Tensor) -> Tensor:
+    """Unit quaternions (*batch, 4) -> (*batch, 3, 3)."""
+    w, x, y, z = unit.unbind(-1)
+    rows = [
+        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    ]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def rot6d_matrix(rot6d: Tensor) -> Tensor:
+    """Gram-Schmidt of two columns (*batch, 6) -> (*batch, 3, 3).
+
+    A zero column, or a second one parallel to the first, gives the identity and a zero gradient.
+    """
+    a, b = _scaled(rot6d[..., :3]), _scaled(rot6d[..., 3:])
+    axes = torch.eye(3, dtype=rot6d.dtype, device=rot6d.device)
+    no_direction = (a == 0).all(-1, keepdim=True)
+    a = torch.where(no_direction, axes[0], a)
+    first = a / torch.linalg.vector_norm(a, dim=-1, keepdim=True)
+    rest = b - _dot(first, b) * first
+    parallel = _dot(rest, rest) <= (8 * torch.finfo(rot6d.dtype).eps) ** 2 * _dot(b, b)
+    degenerate = no_direction | parallel
+    first = torch.where(degenerate, axes[0], first)
+    rest = torch.where(degenerate, axes[1], rest)
+    second = rest / torch.linalg.vector_norm(rest, dim=-1, keepdim=True)
+    return torch.stack([first, second, torch.linalg.cross(first, second)], dim=-1)

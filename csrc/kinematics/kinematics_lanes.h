@@ -1,4 +1,5 @@
 // Loops over poses, one pose per lane; compiled once per instruction set (common/for_each_isa.h).
+#include "../common/unit_rotations.h"
 #include "kinematics_math.h"
 
 namespace MGRPO_NAMESPACE {

@@ -9,16 +9,11 @@
 #define MGRPO_KINEMATICS_MATH_H
 #include <cstdint>
 
-#include "../common/mat3.h"
+#include "../common/unit_rotations.h"
 #include "kinematics_modes.h"
 #endif
 
 namespace MGRPO_NAMESPACE {
-
-template <class T>
-struct Quat {
-  T w, x, y, z;
-};
 
 // Joint j's numbers stand at `at + j * stride`.
 template <class T>
@@ -28,75 +23,8 @@ struct Table {
   MGRPO_HD T* operator[](int joint) const { return at + joint * stride; }
 };
 
-// ---- unit vectors ----
+// ---- products of quaternions ----
 
-template <class Element>
-struct SquareRange;  // squared lengths between these are computed without overflow or loss
-template <>
-struct SquareRange<float> {
-  static constexpr float kLeast = 1e-24f, kLargest = 1e30f;
-};
-template <>
-struct SquareRange<double> {
-  static constexpr double kLeast = 1e-250, kLargest = 1e250;
-};
-
-// Divides v by its length, whatever its magnitude, and returns one over the length. A zero vector stays, with result 0.
-template <int N, class T>
-MGRPO_HD T normalise(T (&v)[N]) {
-  using Element = typename Number<T>::Element;
-  T squares = v[0] * v[0];
-  for (int i = 1; i < N; ++i) squares = squares + v[i] * v[i];
-  const auto ordinary = (squares > T(SquareRange<Element>::kLeast)) & (squares < T(SquareRange<Element>::kLargest));
-  const T inverse = T(1) / sqrt(squares);
-  if (all(ordinary)) {
-    for (int i = 0; i < N; ++i) v[i] = inverse * v[i];
-    return inverse;
-  }
-  T largest = abs(v[0]);
-  for (int i = 1; i < N; ++i) largest = max(abs(v[i]), largest);
-  const T divisor = select(largest > T(0), largest, T(1));
-  T scaled[N], scaled_squares = T(0);
-  for (int i = 0; i < N; ++i) {
-    scaled[i] = v[i] / divisor;
-    scaled_squares = scaled_squares + scaled[i] * scaled[i];
-  }
-  const auto zero = scaled_squares == T(0);
-  const T factor = select(zero, T(0), T(1) / sqrt(scaled_squares));
-  const T bounded = max(min(factor / divisor, T(Precision<Element>::kLargest)), T(Precision<Element>::kSmallestNormal));
-  for (int i = 0; i < N; ++i) v[i] = select(ordinary, inverse * v[i], factor * scaled[i]);
-  return select(ordinary, inverse, select(zero, T(0), bounded));
-}
-
-// ---- quaternions wxyz ----
-
-template <class T>
-struct UnitQuat {
-  Quat<T> q;
-  T inverse_length;  // of what was normalised; 0 where that was zero and q is the identity
-};
-
-template <class T>
-MGRPO_HD UnitQuat<T> load_unit_quat(const T* p) {
-  T v[4] = {p[0], p[1], p[2], p[3]};
-  const T inverse = normalise(v);
-  return {{select(inverse == T(0), T(1), v[0]), v[1], v[2], v[3]}, inverse};
-}
-template <class T>
-MGRPO_HD Quat<T> load_quat(const T* p) {
-  return {p[0], p[1], p[2], p[3]};
-}
-template <class T>
-MGRPO_HD void store_quat(T* p, Quat<T> q) {
-  p[0] = q.w;
-  p[1] = q.x;
-  p[2] = q.y;
-  p[3] = q.z;
-}
-template <class T>
-MGRPO_HD Vec3<T> imaginary(Quat<T> q) {
-  return {q.x, q.y, q.z};
-}
 template <class T>
 MGRPO_HD Quat<T> conjugate(Quat<T> q) {
   return {q.w, -q.x, -q.y, -q.z};
@@ -111,123 +39,6 @@ template <class T>
 MGRPO_HD Vec3<T> rotate(Quat<T> q, Vec3<T> v) {
   const Vec3<T> twice = T(2) * cross(imaginary(q), v);
   return v + q.w * twice + cross(imaginary(q), twice);
-}
-template <class T>
-MGRPO_HD Mat3<T> quat_matrix(Quat<T> q) {
-  const T x2 = q.x + q.x, y2 = q.y + q.y, z2 = q.z + q.z;
-  const T xx = q.x * x2, yy = q.y * y2, zz = q.z * z2, xy = q.x * y2, xz = q.x * z2, yz = q.y * z2;
-  const T wx = q.w * x2, wy = q.w * y2, wz = q.w * z2;
-  return {{{T(1) - (yy + zz), xy - wz, xz + wy}, {xy + wz, T(1) - (xx + zz), yz - wx}, {xz - wy, yz + wx, T(1) - (xx + yy)}}};
-}
-// dL/d(unnormalised quaternion) from dL/dR of its matrix
-template <class T>
-MGRPO_HD Quat<T> quat_gradient(const UnitQuat<T>& unit, const Mat3<T>& G) {
-  const Quat<T> q = unit.q;
-  const Vec3<T> turn = axial(G), v = imaginary(q);
-  const T s01 = G.m[0][1] + G.m[1][0], s02 = G.m[0][2] + G.m[2][0], s12 = G.m[1][2] + G.m[2][1];
-  const T two = T(2);
-  const Quat<T> g = {dot(v, turn), q.y * s01 + q.z * s02 - two * q.x * (G.m[1][1] + G.m[2][2]) + q.w * turn.x,
-                     q.x * s01 + q.z * s12 - two * q.y * (G.m[0][0] + G.m[2][2]) + q.w * turn.y,
-                     q.x * s02 + q.y * s12 - two * q.z * (G.m[0][0] + G.m[1][1]) + q.w * turn.z};
-  const T along = q.w * g.w + q.x * g.x + q.y * g.y + q.z * g.z, factor = two * unit.inverse_length;
-  return {factor * (g.w - along * q.w), factor * (g.x - along * q.x), factor * (g.y - along * q.y),
-          factor * (g.z - along * q.z)};
-}
-// dL/d(unnormalised quaternion) from dL/d(angle), the torque about the axes of the frame that the quaternion maps to
-template <class T>
-MGRPO_HD Quat<T> quat_gradient(const UnitQuat<T>& unit, Vec3<T> torque) {
-  const Quat<T> q = unit.q;
-  const T factor = T(2) * unit.inverse_length;
-  const Vec3<T> g = q.w * torque + cross(torque, imaginary(q));
-  return {-(factor * dot(torque, imaginary(q))), factor * g.x, factor * g.y, factor * g.z};
-}
-// dL/d(angle) from dL/dq of a unit quaternion
-template <class T>
-MGRPO_HD Vec3<T> torque_on(Quat<T> q, Quat<T> g) {
-  return T(0.5) * (q.w * imaginary(g) - g.w * imaginary(q) + cross(imaginary(q), imaginary(g)));
-}
-// dL/d(angle) from dL/dR of a rotation
-template <class T>
-MGRPO_HD Vec3<T> torque_on(const Mat3<T>& R, const Mat3<T>& G) {
-  return axial(times_transposed(G, R));
-}
-
-// ---- quaternion of a matrix ----
-
-// The unit quaternion of a rotation and what its gradient needs: which component was largest, and one over the length of
-// the four linear terms.
-template <class T>
-struct MatrixQuat {
-  using Condition = typename Number<T>::Condition;
-  Quat<T> q;
-  T inverse_length;
-  Condition by_x, by_y, by_z;
-};
-
-template <class T>
-MGRPO_HD MatrixQuat<T> matrix_quat(const Mat3<T>& R) {
-  const T m00 = R.m[0][0], m11 = R.m[1][1], m22 = R.m[2][2];
-  const Vec3<T> a = axial(R);
-  const Vec3<T> s = {R.m[2][1] + R.m[1][2], R.m[0][2] + R.m[2][0], R.m[1][0] + R.m[0][1]};
-  const auto low = m22 < T(0), x_over_y = m00 > m11, turned = m00 < -m11;
-  const typename Number<T>::Condition by_x = low & x_over_y, by_y = low & (!x_over_y), by_z = (!low) & turned;
-  const T sign_x = select(by_y | by_z, T(-1), T(1)), sign_y = select(by_x | by_z, T(-1), T(1)),
-          sign_z = select(by_x | by_y, T(-1), T(1));
-  const T pivot = T(1) + sign_x * m00 + sign_y * m11 + sign_z * m22;  // at least 1
-  T v[4] = {select(by_x, a.x, select(by_y, a.y, select(by_z, a.z, pivot))),
-            select(by_x, pivot, select(by_y, s.z, select(by_z, s.y, a.x))),
-            select(by_x, s.z, select(by_y, pivot, select(by_z, s.x, a.y))),
-            select(by_x, s.y, select(by_y, s.x, select(by_z, pivot, a.z)))};
-  const T inverse = T(1) / sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2] + v[3] * v[3]);
-  return {{inverse * v[0], inverse * v[1], inverse * v[2], inverse * v[3]}, inverse, by_x, by_y, by_z};
-}
-// dL/dR from dL/dq
-template <class T>
-MGRPO_HD Mat3<T> matrix_quat_gradient(const MatrixQuat<T>& m, Quat<T> g) {
-  const Quat<T> q = m.q;
-  const T along = q.w * g.w + q.x * g.x + q.y * g.y + q.z * g.z, zero = T(0);
-  const T w = m.inverse_length * (g.w - along * q.w), x = m.inverse_length * (g.x - along * q.x),
-          y = m.inverse_length * (g.y - along * q.y), z = m.inverse_length * (g.z - along * q.z);
-  const auto by_x = m.by_x, by_y = m.by_y, by_z = m.by_z;
-  const T pivot = select(by_x, x, select(by_y, y, select(by_z, z, w)));
-  const Vec3<T> a = {select(by_x, w, select(by_y | by_z, zero, x)), select(by_y, w, select(by_x | by_z, zero, y)),
-                     select(by_z, w, select(by_x | by_y, zero, z))};
-  const Vec3<T> s = {select(by_y, z, select(by_z, y, zero)), select(by_x, z, select(by_z, x, zero)),
-                     select(by_x, y, select(by_y, x, zero))};
-  return {{{select(by_y | by_z, -pivot, pivot), s.z - a.z, s.y + a.y},
-           {s.z + a.z, select(by_x | by_z, -pivot, pivot), s.x - a.x},
-           {s.y - a.y, s.x + a.x, select(by_x | by_y, -pivot, pivot)}}};
-}
-
-// ---- rotation from two columns ----
-
-template <class T>
-struct GramSchmidt {
-  Vec3<T> u, v, w;
-  T inverse_a, inverse_c;  // over the lengths of the first column and of the second one's part at a right angle to it
-  T slope;                 // of the second column along the first, over that part
-};
-
-template <class T>
-MGRPO_HD GramSchmidt<T> gram_schmidt(const T* p) {
-  using Element = typename Number<T>::Element;
-  constexpr Element kParallel = 8 * Precision<Element>::kEpsilon;
-  T a[3] = {p[0], p[1], p[2]}, b[3] = {p[3], p[4], p[5]};
-  const T inverse_a = normalise(a), inverse_b = normalise(b);
-  const Vec3<T> u = {a[0], a[1], a[2]}, direction = {b[0], b[1], b[2]};
-  const T along = dot(u, direction);
-  const Vec3<T> c = direction - along * u;
-  const T squares = dot(c, c);
-  const auto degenerate = (squares <= T(kParallel * kParallel)) | (inverse_a == T(0));
-  const T over_c = select(degenerate, T(0), T(1) / sqrt(squares));
-  GramSchmidt<T> g;
-  g.u = select(degenerate, Vec3<T>{T(1), T(0), T(0)}, u);
-  g.v = select(degenerate, Vec3<T>{T(0), T(1), T(0)}, over_c * c);
-  g.w = cross(g.u, g.v);
-  g.inverse_a = select(degenerate, T(0), inverse_a);
-  g.inverse_c = inverse_b * over_c;
-  g.slope = along * over_c;
-  return g;
 }
 
 // ---- kinds ----
@@ -334,10 +145,7 @@ struct Rot6dKind {
   }
   template <class T>
   static MGRPO_HD void pull_back(T* p, Vec3<T> torque) {
-    const GramSchmidt<T> g = gram_schmidt(p);
-    const T about_u = dot(g.u, torque), about_v = dot(g.v, torque), about_w = dot(g.w, torque);
-    store_vec3(p, g.inverse_a * (about_w * g.v - (about_v + about_u * g.slope) * g.w));
-    store_vec3(p + 3, (about_u * g.inverse_c) * g.w);
+    gram_schmidt_gradient(gram_schmidt(p), torque, p);
   }
 };
 

@@ -201,7 +201,7 @@ __device__ __forceinline__ T pose_tile(const RewardOptions& options, const Rewar
     if (thread < rows) {
       const T* pose = staged + thread * 7;
       const Placement<T> place = place_pupils(options, turns, own, shaped(shape, 3 * J, S, betas),
-                                              quaternion_matrix(pose), load_vec3(pose + 4));
+                                              matrix_of_any_quat(pose), load_vec3(pose + 4));
       place_points(place, options.joints, own, own);
     }
     __syncthreads();
@@ -491,7 +491,7 @@ __global__ void __launch_bounds__(kWarp) rotation_gradients_kernel(
     pose_tree(options, own, own + layout.offsets, own + layout.turns, own + layout.points);
     const Vec3<T> eyes = tree_gradient(
         options, own, own + layout.offsets, own + layout.turns, own + layout.points,
-        load_vec3(own + layout.offsets + 3 * J), quaternion_matrix(views.cpf.at(b * views.frames + start + thread)),
+        load_vec3(own + layout.offsets + 3 * J), matrix_of_any_quat(views.cpf.at(b * views.frames + start + thread)),
         own + layout.grads, own + layout.grad_turns, own + layout.grad_offsets);
     store_vec3(own + layout.grad_offsets + 3 * J, eyes);
   }

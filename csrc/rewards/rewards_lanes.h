@@ -2,6 +2,7 @@
 // (common/for_each_isa.h). One sequence is scored from start to end by one thread, so neither the batch nor the number
 // of threads has an influence on it. What belongs to a recording is prepared once for its group.
 #include "../common/angles.h"
+#include "../common/unit_rotations.h"
 #include "../procrustes/procrustes_math.h"
 #include "rewards_math.h"
 
@@ -156,7 +157,7 @@ void prepare_group(const RewardOptions& options, const RewardRows<T>& rows, int6
     if (options.posed && options.joints > 0) {
       Pack<T> pose[7];
       load_rows(block_rows<T>(*rows.cpf, first, valid), 7, pose);
-      store_mat3(w.cpf + 12 * block, quaternion_matrix(pose));
+      store_mat3(w.cpf + 12 * block, matrix_of_any_quat(pose));
       store_vec3(w.cpf + 12 * block + 9, load_vec3(pose + 4));
     }
   }

@@ -7,6 +7,7 @@
 #define MGRPO_REWARDS_MATH_H
 #include "../common/angles.h"
 #include "../common/polar.h"
+#include "../common/unit_rotations.h"
 #include "../procrustes/procrustes_math.h"
 #include "rewards_options.h"
 #endif
@@ -33,66 +34,13 @@ MGRPO_HD void add_mat3(T* p, const Mat3<T>& a) {
 
 // ---- representations of rotations ----
 
-// Quaternions wxyz of any length but zero.
-template <class T>
-MGRPO_HD Mat3<T> quaternion_matrix(const T* q) {
-  const T w = q[0], x = q[1], y = q[2], z = q[3], one = T(1);
-  const T two = T(2) / (w * w + x * x + y * y + z * z);
-  return {{{one - two * (y * y + z * z), two * (x * y - w * z), two * (x * z + w * y)},
-           {two * (x * y + w * z), one - two * (x * x + z * z), two * (y * z - w * x)},
-           {two * (x * z - w * y), two * (y * z + w * x), one - two * (x * x + y * y)}}};
-}
-// R = 1 + two * N(q) with N quadratic and two = 2 / |q|^2.
-template <class T>
-MGRPO_HD void quaternion_gradient(const T* q, const Mat3<T>& G, T* out) {
-  const T w = q[0], x = q[1], y = q[2], z = q[3];
-  const T two = T(2) / (w * w + x * x + y * y + z * z);
-  const T yx = G.m[0][1] + G.m[1][0], zx = G.m[0][2] + G.m[2][0], zy = G.m[1][2] + G.m[2][1];
-  const Vec3<T> a = axial(G);
-  const T dw = x * a.x + y * a.y + z * a.z;
-  const T dx = w * a.x + y * yx + z * zx - T(2) * x * (G.m[1][1] + G.m[2][2]);
-  const T dy = w * a.y + x * yx + z * zy - T(2) * y * (G.m[0][0] + G.m[2][2]);
-  const T dz = w * a.z + x * zx + y * zy - T(2) * z * (G.m[0][0] + G.m[1][1]);
-  // N is homogeneous of degree 2: <q, dN> = 2 N, which is what the length takes away again.
-  const T along = T(0.5) * two * (w * dw + x * dx + y * dy + z * dz);
-  out[0] = two * (dw - along * w);
-  out[1] = two * (dx - along * x);
-  out[2] = two * (dy - along * y);
-  out[3] = two * (dz - along * z);
-}
-
-// Two columns, made orthonormal by Gram-Schmidt.
-template <class T>
-MGRPO_HD Mat3<T> columns_matrix(const T* p) {
-  const Vec3<T> a = load_vec3(p), b = load_vec3(p + 3);
-  const Vec3<T> first = (T(1) / length(a)) * a;
-  const Vec3<T> rest = b - dot(first, b) * first;
-  const Vec3<T> second = (T(1) / length(rest)) * rest;
-  return from_columns(first, second, cross(first, second));
-}
-template <class T>
-MGRPO_HD void columns_gradient(const T* p, const Mat3<T>& G, T* out) {
-  const Vec3<T> a = load_vec3(p), b = load_vec3(p + 3);
-  const T inverse_a = T(1) / length(a);
-  const Vec3<T> first = inverse_a * a;
-  const T along = dot(first, b);
-  const Vec3<T> rest = b - along * first;
-  const T inverse_rest = T(1) / length(rest);
-  const Vec3<T> second = inverse_rest * rest, third = column(G, 2);
-  Vec3<T> grad_first = column(G, 0) + cross(second, third);
-  const Vec3<T> grad_second = column(G, 1) + cross(third, first);
-  const Vec3<T> grad_rest = inverse_rest * (grad_second - dot(second, grad_second) * second);
-  // rest = b - (first . b) first
-  const T through = dot(first, grad_rest);
-  grad_first = grad_first - through * b - along * grad_rest;
-  store_vec3(out, inverse_a * (grad_first - dot(first, grad_first) * first));
-  store_vec3(out + 3, grad_rest - through * first);
-}
-
 template <class T>
 MGRPO_HD Mat3<T> decode_rotation(int representation, bool project, const T* p) {
-  if (representation == kQuaternion) return quaternion_matrix(p);
-  if (representation == kRot6d) return columns_matrix(p);
+  if (representation == kQuaternion) return matrix_of_any_quat(p);
+  if (representation == kRot6d) {
+    const GramSchmidt<T> g = gram_schmidt(p);
+    return from_columns(g.u, g.v, g.w);
+  }
   const Mat3<T> M = load_mat3(p);
   return project ? nearest_rotation(M, true) : M;
 }
@@ -101,9 +49,9 @@ template <class T>
 MGRPO_HD void encode_gradient(int representation, bool project, const T* p, const Mat3<T>& R, const Mat3<T>& grad_R,
                               T* out) {
   if (representation == kQuaternion) {
-    quaternion_gradient(p, grad_R, out);
+    store_quat(out, quat_gradient(load_unit_quat(p), torque_on(R, grad_R)));
   } else if (representation == kRot6d) {
-    columns_gradient(p, grad_R, out);
+    gram_schmidt_gradient(gram_schmidt(p), torque_on(R, grad_R), out);
   } else {
     store_mat3(out, project ? polar_gradient(grad_R, load_mat3(p), R, true) : grad_R);
   }
@@ -225,32 +173,6 @@ MGRPO_HD Mat3<T> rotation_gradient_of(const RewardOptions& options, int j, const
 
 // ---- differences of rotations ----
 
-// A multiple of the quaternion, by the case in which it is well defined.
-template <class T>
-struct QuaternionCase {
-  typename Number<T>::Condition x, y, z, w;
-  T q[4], inverse;  // unit length; 1 over the length before
-};
-template <class T>
-MGRPO_HD QuaternionCase<T> quaternion_case(const Mat3<T>& R) {
-  const T a0 = R.m[0][0], a4 = R.m[1][1], a8 = R.m[2][2], one = T(1);
-  const Vec3<T> skew = axial(R);  // a7 - a5, a2 - a6, a3 - a1
-  const T yx = R.m[1][0] + R.m[0][1], zx = R.m[0][2] + R.m[2][0], zy = R.m[2][1] + R.m[1][2];
-  QuaternionCase<T> c;
-  const auto low = a8 < T(0), x_over_y = a0 > a4, minus = a0 < -a4;
-  c.x = low & x_over_y;
-  c.y = low & !x_over_y;
-  c.z = (!low) & minus;
-  c.w = (!low) & !minus;
-  c.q[0] = select(c.x, skew.x, select(c.y, skew.y, select(c.z, skew.z, one + a0 + a4 + a8)));
-  c.q[1] = select(c.x, one + a0 - a4 - a8, select(c.y, yx, select(c.z, zx, skew.x)));
-  c.q[2] = select(c.x, yx, select(c.y, one - a0 + a4 - a8, select(c.z, zy, skew.y)));
-  c.q[3] = select(c.x, zx, select(c.y, zy, select(c.z, one - a0 - a4 + a8, skew.z)));
-  c.inverse = one / sqrt(c.q[0] * c.q[0] + c.q[1] * c.q[1] + c.q[2] * c.q[2] + c.q[3] * c.q[3]);
-  for (int i = 0; i < 4; ++i) c.q[i] = c.q[i] * c.inverse;
-  return c;
-}
-
 template <class Element>
 struct LogarithmLimits;  // squared sine of half an angle under which the logarithm is taken by its series
 template <>
@@ -264,9 +186,9 @@ struct LogarithmLimits<double> {
 
 template <class T>
 MGRPO_HD Vec3<T> rotation_vector(const Mat3<T>& R) {
-  const QuaternionCase<T> c = quaternion_case(R);
-  const T w = c.q[0];
-  const Vec3<T> xyz = {c.q[1], c.q[2], c.q[3]};
+  const Quat<T> q = matrix_quat(R).q;
+  const T w = q.w;
+  const Vec3<T> xyz = imaginary(q);
   const T square = dot(xyz, xyz);
   const auto tiny = square < T(LogarithmLimits<typename Number<T>::Element>::kTiny);
   const T sine = sqrt(select(tiny, T(1), square)), safe_w = select(tiny, w, T(1));
@@ -278,9 +200,9 @@ MGRPO_HD Vec3<T> rotation_vector(const Mat3<T>& R) {
 template <class T>
 MGRPO_HD Mat3<T> rotation_vector_gradient(const Mat3<T>& R, Vec3<T> g) {
   using Element = typename Number<T>::Element;
-  const QuaternionCase<T> c = quaternion_case(R);
-  const T w = c.q[0];
-  const Vec3<T> xyz = {c.q[1], c.q[2], c.q[3]};
+  const MatrixQuat<T> quat = matrix_quat(R);
+  const T w = quat.q.w;
+  const Vec3<T> xyz = imaginary(quat.q);
   const T square = dot(xyz, xyz), along = dot(g, xyz);
   const auto tiny = square < T(LogarithmLimits<Element>::kTiny);
   const T sine = sqrt(select(tiny, T(1), square)), safe_w = select(tiny, w, T(1));
@@ -293,18 +215,7 @@ MGRPO_HD Mat3<T> rotation_vector_gradient(const Mat3<T>& R, Vec3<T> g) {
   const T grad_w =
       along * select(tiny, T(2) * square * cube * inverse_w - T(2) * inverse_w * inverse_w, T(-2) / whole);
   const Vec3<T> grad_xyz = factor * g + (along * slope) * xyz;
-  const T radial = grad_w * w + dot(grad_xyz, xyz);
-  const T d0 = c.inverse * (grad_w - radial * w), d1 = c.inverse * (grad_xyz.x - radial * xyz.x),
-          d2 = c.inverse * (grad_xyz.y - radial * xyz.y), d3 = c.inverse * (grad_xyz.z - radial * xyz.z);
-  const T zero = T(0);
-  const Vec3<T> skew = {select(c.x, d0, select(c.w, d1, zero)), select(c.y, d0, select(c.w, d2, zero)),
-                        select(c.z, d0, select(c.w, d3, zero))};
-  const T yx = select(c.x, d2, select(c.y, d1, zero)), zx = select(c.x, d3, select(c.z, d1, zero)),
-          zy = select(c.y, d3, select(c.z, d2, zero));
-  const T main = select(c.x, d1, select(c.y, d2, select(c.z, d3, d0)));
-  return {{{select(c.x | c.w, main, -main), yx - skew.z, zx + skew.y},
-           {yx + skew.z, select(c.y | c.w, main, -main), zy - skew.x},
-           {zx - skew.y, zy + skew.x, select(c.z | c.w, main, -main)}}};
+  return matrix_quat_gradient(quat, Quat<T>{grad_w, grad_xyz.x, grad_xyz.y, grad_xyz.z});
 }
 
 // How many numbers of a recorded rotation its comparison needs, and which: the matrix or the rotation vector.

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from .._autocast import without_autocast
-from .._rotations import quat_conjugate, quat_multiply
+from .._rotations import (
+    quat_conjugate,
+    quat_matrix,
+    quat_multiply,
+    quat_normalised,
+    rot6d_matrix,
+    unit_quaternion,
+)
 
 
 @without_autocast
@@ -41,7 +48,7 @@ def forward_kinematics(
     if t_head_cpf is not None:
         algebra = QUATERNIONS if given_quaternions else MATRICES
         R_root, t_root = _root_under_cpf(algebra, R_root, t_root, t_head_cpf, local, offsets, parents, head, axes)
-        T_world_root = torch.cat([R_root if given_quaternions else matrix_quat(R_root), t_root], dim=-1)
+        T_world_root = torch.cat([R_root if given_quaternions else unit_quaternion(R_root), t_root], dim=-1)
     as_quaternions = given_quaternions and output == "quaternion"
     if given_quaternions and not as_quaternions:  # matrices take fewer steps per joint
         local, R_root = quat_matrix(local), quat_matrix(R_root)
@@ -59,7 +66,7 @@ def forward_kinematics(
         return joints, None, T_world_root
     rotations_out = torch.stack(world, dim=axes)
     if output == "quaternion" and not as_quaternions:
-        rotations_out = matrix_quat(rotations_out)
+        rotations_out = unit_quaternion(rotations_out)
     return joints, rotations_out, T_world_root
 
 
@@ -139,64 +146,3 @@ def rotation_matrices(rotations: Tensor, representation: str) -> Tensor:
     if representation == "rot6d":
         return rot6d_matrix(rotations)
     return rotations
-
-
-def _scaled(vectors: Tensor) -> Tensor:
-    """The vectors over their largest entries, against overflow and underflow of squares; zero vectors stay zero."""
-    largest = vectors.detach().abs().amax(-1, keepdim=True)
-    return vectors / torch.where(largest == 0, 1, largest)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(-1, keepdim=True)
-
-
-def quat_normalised(quats: Tensor) -> Tensor:
-    """(*batch, 4) to unit length; a zero quaternion becomes the identity, with a zero gradient."""
-    identity = torch.cat([quats.new_ones(1), quats.new_zeros(3)])
-    scaled = _scaled(quats)
-    scaled = torch.where((quats == 0).all(-1, keepdim=True), identity, scaled)
-    return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-
-
-def quat_matrix(unit: Tensor) -> Tensor:
-    """Unit quaternions (*batch, 4) -> (*batch, 3, 3)."""
-    w, x, y, z = unit.unbind(-1)
-    rows = [
-        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    ]
-    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
-
-
-def matrix_quat(R: Tensor) -> Tensor:
-    """Rotations (*batch, 3, 3) -> unit quaternions (*batch, 4), by the component whose square is the largest sum."""
-    m00, m01, m02, m10, m11, m12, m20, m21, m22 = R.flatten(-2).unbind(-1)
-    by_w = torch.stack([1 + m00 + m11 + m22, m21 - m12, m02 - m20, m10 - m01], dim=-1)
-    by_x = torch.stack([m21 - m12, 1 + m00 - m11 - m22, m10 + m01, m02 + m20], dim=-1)
-    by_y = torch.stack([m02 - m20, m10 + m01, 1 - m00 + m11 - m22, m21 + m12], dim=-1)
-    by_z = torch.stack([m10 - m01, m02 + m20, m21 + m12, 1 - m00 - m11 + m22], dim=-1)
-    upper = torch.where((m00 > m11)[..., None], by_x, by_y)
-    lower = torch.where((m00 < -m11)[..., None], by_z, by_w)
-    quat = torch.where((m22 < 0)[..., None], upper, lower)  # its chosen component is at least 1
-    return quat / torch.linalg.vector_norm(quat, dim=-1, keepdim=True)
-
-
-def rot6d_matrix(rot6d: Tensor) -> Tensor:
-    """Gram-Schmidt of two columns (*batch, 6) -> (*batch, 3, 3).
-
-    A zero column, or a second one parallel to the first, gives the identity and a zero gradient.
-    """
-    a, b = _scaled(rot6d[..., :3]), _scaled(rot6d[..., 3:])
-    axes = torch.eye(3, dtype=rot6d.dtype, device=rot6d.device)
-    no_direction = (a == 0).all(-1, keepdim=True)
-    a = torch.where(no_direction, axes[0], a)
-    first = a / torch.linalg.vector_norm(a, dim=-1, keepdim=True)
-    rest = b - _dot(first, b) * first
-    parallel = _dot(rest, rest) <= (8 * torch.finfo(rot6d.dtype).eps) ** 2 * _dot(b, b)
-    degenerate = no_direction | parallel
-    first = torch.where(degenerate, axes[0], first)
-    rest = torch.where(degenerate, axes[1], rest)
-    second = rest / torch.linalg.vector_norm(rest, dim=-1, keepdim=True)
-    return torch.stack([first, second, torch.linalg.cross(first, second)], dim=-1)

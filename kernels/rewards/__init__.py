@@ -234,9 +234,10 @@ def motion_rewards(
         motion: predicted motions of G members per condition, float32 or float64, by ``representation``:
             ``state`` (B, G, T, D), packed; ``matrix`` (B, G, T, J, 3, 3), local rotations; ``quaternion``
             (B, G, T, J, 4) wxyz, normalised here; ``rot6d`` (B, G, T, J, 6), two columns, made orthonormal here by
-            Gram-Schmidt; their lengths are squared, so in float32 between 1e-18 and 1e18.
-        T_world_cpf: (B, T, 7) pose of the central pupil frame, wxyz (of such a length) and translation in
-            metres, world z up: the clean one, so that no member pays for noise in its condition. A constant.
+            Gram-Schmidt. Their lengths don't matter. Numbers that name no rotation (a zero quaternion or column, a
+            second column parallel to the first) are the identity, with a zero gradient.
+        T_world_cpf: (B, T, 7) pose of the central pupil frame, wxyz (of any length) and translation in metres, world
+            z up: the clean one, so that no member pays for noise in its condition. A constant.
         target_joints: (B, T, 1 + J, 3) recorded joints, root first, metres; a constant. None if only ``rotation`` is
             wanted.
         target_rotmats: (B, T, J, 3, 3) recorded local rotations, a constant; None unless ``rotation`` is wanted.

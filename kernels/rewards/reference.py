@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from .._autocast import without_autocast
+from .._rotations import quat_matrix, quat_normalised, rot6d_matrix, rotation_vector, unit_quaternion
 from ..kinematics import forward_kinematics
 from ..procrustes import procrustes_align
 from ..so3 import project_so3
-
-TINY_ANGLE = {torch.float32: 1e-5, torch.float64: 1e-10}
-"""Squared sine of half an angle under which the logarithm is taken by its series."""
 
 
 class Pose(NamedTuple):
@@ -57,36 +55,14 @@ def decode(
         if project:
             rotmats = project_so3(rotmats, backend="reference")
     elif representation == "quaternion":
-        rotmats = rotation_of_quaternion(numbers)
+        rotmats = quat_matrix(quat_normalised(numbers))
     else:
-        rotmats = rotation_of_columns(numbers)
+        rotmats = rot6d_matrix(numbers)
     if betas is not None:
         betas = torch.where(valid[..., None], betas, 0.0)
         t_parent_joint = t_parent_joint + torch.einsum("jxs,...s->...jx", t_parent_joint_shapedirs, betas)
         t_head_cpf = t_head_cpf + torch.einsum("xs,...s->...x", t_head_cpf_shapedirs, betas)
     return Pose(rotmats, t_parent_joint, t_head_cpf)
-
-
-def rotation_of_quaternion(wxyz: Tensor) -> Tensor:
-    """(..., 4) of any length but zero -> (..., 3, 3)."""
-    w, x, y, z = wxyz.unbind(-1)
-    two = 2 / wxyz.square().sum(-1)
-    return torch.stack(
-        [
-            1 - two * (y * y + z * z), two * (x * y - w * z), two * (x * z + w * y),
-            two * (x * y + w * z), 1 - two * (x * x + z * z), two * (y * z - w * x),
-            two * (x * z - w * y), two * (y * z + w * x), 1 - two * (x * x + y * y),
-        ],
-        dim=-1,
-    ).unflatten(-1, (3, 3))  # fmt: skip
-
-
-def rotation_of_columns(rot6d: Tensor) -> Tensor:
-    """(..., 6), the first and the second column, made orthonormal by Gram-Schmidt -> (..., 3, 3)."""
-    first = rot6d[..., :3] / torch.linalg.vector_norm(rot6d[..., :3], dim=-1, keepdim=True)
-    rest = rot6d[..., 3:] - (first * rot6d[..., 3:]).sum(-1, keepdim=True) * first
-    second = rest / torch.linalg.vector_norm(rest, dim=-1, keepdim=True)
-    return torch.stack((first, second, torch.linalg.cross(first, second, dim=-1)), dim=-1)
 
 
 @without_autocast
@@ -103,7 +79,7 @@ def place(pose: Pose, T_world_cpf: Tensor, parents: tuple[int, ...], head: int, 
         R_root_head = R_parent @ R_root_head
         t_root_cpf = pose.t_parent_joint[..., parent, :] + _apply(R_parent, t_root_cpf)
         joint = parent
-    R_root = rotation_of_quaternion(T_world_cpf[..., :4]) @ R_root_head.mT
+    R_root = quat_matrix(quat_normalised(T_world_cpf[..., :4])) @ R_root_head.mT
     t_root = T_world_cpf[..., 4:] - _apply(R_root, t_root_cpf)
     # The root becomes the first joint of a tree that hangs from the world.
     batch = pose.rotmats.shape[:-3]
@@ -194,34 +170,13 @@ def rotation_difference(a: Tensor, b: Tensor, kind: str) -> Tensor:
     if kind == "frobenius":
         return (a - b).flatten(-2).norm(dim=-1).mean(-1)
     if kind == "axis_angle":
-        difference = axis_angle(a) - axis_angle(b)
+        difference = rotation_vector(unit_quaternion(a)) - rotation_vector(unit_quaternion(b))
         return (torch.remainder(difference + math.pi, 2 * math.pi) - math.pi).abs().mean((-1, -2))
     relative = a.mT @ b
     # atan2 of sine and cosine: the arc cosine of the trace would lose half of the digits near zero.
     sine = _axial(relative).norm(dim=-1)
     angle = torch.atan2(sine, relative.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)
     return torch.where(sine.isinf(), math.nan, angle).mean(-1)  # of two infinities there is an angle, 45 degrees
-
-
-def axis_angle(rotmats: Tensor) -> Tensor:
-    """Rotation vectors (..., 3) of (..., 3, 3), radians, the short way round."""
-    a = rotmats.flatten(-2).unbind(-1)
-    # Each case is a multiple of the quaternion; the one with the largest component is well defined.
-    by_x = torch.stack((a[7] - a[5], 1 + a[0] - a[4] - a[8], a[3] + a[1], a[2] + a[6]), -1)
-    by_y = torch.stack((a[2] - a[6], a[3] + a[1], 1 - a[0] + a[4] - a[8], a[7] + a[5]), -1)
-    by_z = torch.stack((a[3] - a[1], a[2] + a[6], a[7] + a[5], 1 - a[0] - a[4] + a[8]), -1)
-    by_w = torch.stack((1 + a[0] + a[4] + a[8], a[7] - a[5], a[2] - a[6], a[3] - a[1]), -1)
-    low, x_over_y, minus = (a[8] < 0)[..., None], (a[0] > a[4])[..., None], (a[0] < -a[4])[..., None]
-    quat = torch.where(low, torch.where(x_over_y, by_x, by_y), torch.where(minus, by_z, by_w))
-    quat = quat / quat.norm(dim=-1, keepdim=True)
-    w, xyz = quat[..., :1], quat[..., 1:]
-    square = xyz.square().sum(-1, keepdim=True)
-    tiny = square < TINY_ANGLE[rotmats.dtype]
-    sine = torch.where(tiny, 1.0, square).sqrt()
-    safe_w = torch.where(tiny, w, 1.0)
-    series = 2 / safe_w - 2 / 3 * square / safe_w**3
-    sign = torch.where(w < 0, -1.0, 1.0)
-    return torch.where(tiny, series, 2 * sign * torch.atan2(sine, w.abs()) / sine) * xyz
 
 
 def _axial(a: Tensor) -> Tensor:

@@ -233,6 +233,51 @@ def test_bodies_of_any_magnitude(backend: str, scale: float) -> None:
     assert ((found[1][..., points] - (1.0 if scale < 1 else 0.0)).abs() < 1e-6).all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("magnitude", [1e-36, 1e-20, 1e20, 1e37])
+@pytest.mark.parametrize("representation", ["quaternion", "rot6d"])
+def test_numbers_of_any_length_mean_the_same_rotation(backend: str, representation: str, magnitude: float) -> None:
+    """Some of the body's rotations and some poses of the head beside ordinary ones, in lanes of the same register."""
+    given = motions(representation, F64)
+    exact = outcome(given, "reference")
+    factor = torch.ones(*given.motion.shape, dtype=F64)
+    factor[:, :, ::2, ::2] = magnitude
+    if representation == "rot6d":  # one column or the other
+        factor[:, 1, :, :, :3], factor[:, 2, :, :, 3:] = 1.0, 1.0
+    place = given.T_world_cpf.clone()
+    place[:, ::3, :4] *= magnitude
+    narrow = {name: getattr(given, name).float() for name in ("joints", "rotmats")}
+    skeleton = given.skeleton._replace(
+        **{name: x.float() for name, x in zip(RewardSkeleton._fields, given.skeleton[:4])}
+    )
+    scaled = replace(
+        given, motion=(given.motion * factor).float(), T_world_cpf=place.float(), skeleton=skeleton, **narrow
+    )
+    errors, rewards, grad = outcome(scaled, backend)
+    torch.testing.assert_close(errors.double(), exact[0], rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(rewards.double(), exact[1], rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(grad.double() * factor, exact[2], rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("representation", ["quaternion", "rot6d"])
+def test_numbers_that_give_no_rotation_are_the_identity(backend: str, representation: str) -> None:
+    """Zero, parallel columns; also the pose of the head. Nothing pulls at them."""
+    given = motions(representation)
+    motion, place = given.motion.clone(), given.T_world_cpf.clone()
+    motion[:, :, 1, 0] = torch.tensor([1.0, 0, 0, 0, 1, 0])[: motion.shape[-1]]
+    motion[:, :, 4, 2], place[:, 3, :4] = motion[:, :, 1, 0], torch.tensor([1.0, 0, 0, 0])
+    errors, rewards, grad = outcome(replace(given, motion=motion, T_world_cpf=place), backend)
+    other, place = motion.clone(), place.clone()
+    other[:, :, 1, 0], other[:, :, 4, 2], place[:, 3, :4] = 0.0, 0.0, 0.0
+    if representation == "rot6d":
+        other[:, :, 4, 2] = torch.tensor([0.3, -1.0, 2.0, -0.6, 2.0, -4.0])
+    found = outcome(replace(given, motion=other, T_world_cpf=place), backend)
+    assert torch.equal(found[0], errors) and torch.equal(found[1], rewards)
+    grad[:, :, 1, 0], grad[:, :, 4, 2] = 0.0, 0.0
+    assert torch.equal(found[2], grad)
+
+
 def test_a_foot_far_above_the_floor_slides_nothing() -> None:
     """Also in the reference, whose 2^(z / H) would overflow."""
     pred = torch.tensor([[0.0, 0, 50.0], [1.0, 0, 1e15]]).view(1, 1, 2, 1, 3).requires_grad_()
