@@ -66,7 +66,8 @@ SCRIPT = """if True:
 
 def instruction_sets() -> int:
     """How many of the three the extension holds and this processor runs."""
-    if b"x86_64_v4" not in Path(kernels.__file__).with_name("_C.abi3.so").read_bytes():  # another compiler or architecture, or stripped
+    extension = Path(kernels.__file__).with_name("_C.abi3.so")
+    if b"x86_64_v4" not in extension.read_bytes():  # another compiler or architecture, or no symbols
         return 1
     return {"AVX512": 3, "AVX2": 2}.get(torch.backends.cpu.get_cpu_capability(), 1)
 

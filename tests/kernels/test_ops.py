@@ -181,7 +181,8 @@ def test_a_row_alone_equals_the_row_in_a_batch(spec: OpSpec, fused: str) -> None
         probes = probes_for(results)
         rows = math.prod(batch)
         quick = fused != "triton" or DEVICE.type == "cuda"
-        for row in range(rows) if quick else sorted({0, 1, rows // 2, rows - 1}):  # a fault may sit in one lane or block
+        # All where that is quick: a fault may sit in one lane or block.
+        for row in range(rows) if quick else sorted({0, 1, rows // 2, rows - 1}):
             leaves = leaves_of(spec, [x[row : row + 1] if own else x for x, own in zip(inputs, of_rows, strict=True)])
             alone = spec.call(case, *leaves, backend=fused)
             back_propagate(alone, [probe[row : row + 1] for probe in probes])
