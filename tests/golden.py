@@ -7,14 +7,20 @@ it must be there and hold something, but it may hold some families only, and the
 Results in the default folder that no test compares:
 
 * ``fk.npz`` ``T_world_cpf_from_mesh_*``, ``lie.npz`` ``se3_tangent``: the CPF comes from the skeleton here, and nothing
-  needs the exponential of a twist.
-* ``guidance`` ``terms_*_np64``, ``lambda_history``: the optimiser reports total costs, which are compared.
+  needs the exponential of a twist. ``lie.npz`` ``matrices_kind``: a label.
+* ``guidance`` ``terms_*_np64``, ``lambda_history``: the optimiser reports total costs, which are compared;
+  ``total_final_jaxls`` is a bound from above.
 * ``loss/author_grpo_*`` ``log_probs_old``, ``grad_norm_old_policy``: of a network whose weights are not recorded; the
   former is an input.
 * ``rewards`` ``*_stub_critic_raw``: of inputs that are not recorded; an input.
 * ``dataset/processed_selected`` ``floor_height``: that of ``expected.json`` is compared.
 * ``schedule`` ``beta_coeff_weights``: 1 / (i + 1); they act in ``loss_term_betas_*``, which is compared.
 * ``body`` ``J``, and names: not used.
+
+Inputs that reach no result: ``fps`` of most ``floor_cases`` and the joints of the one without a still frame,
+``hand_rotmats_in`` of ``guidance``; ``T_world_root``, ``hand_quats`` and ``joints_wrt_cpf`` of ``denoising_nohands``;
+roots, hands, shapes and contacts of the recordings (``label_*``) in ``rewards``, and ``pred_hand_rotmats``. The sampler's
+``timesteps`` in ``stitched_*`` are those of ``schedule``, which are compared.
 """
 
 from __future__ import annotations

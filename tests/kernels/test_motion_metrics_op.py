@@ -99,6 +99,107 @@ def test_frames_outside_the_mask_take_no_part(padding, dtype):
         assert all(float(v) == expected_value or (math.isnan(v) and math.isnan(expected_value)) for v in value), name
 
 
+OF_HEIGHTS = ("gp_mean_mm", "gp_sum_m", "gnd")  # over z = 0
+OF_THE_VERTICAL = (*OF_HEIGHTS, "fs_mm_per_contact_frame", "fs_egoallo_m")  # over the clip's lowest joint
+OF_THE_AXES = ("fs_egoallo_m",)  # |dx| + |dy|, the sum of both ways along the floor
+ALIGNED = ("pa_mpjpe_mm",)
+LOCAL = ("mpjre_geodesic_deg", "mpjre_paper_deg", "head_angle_deg", "head_rotation_frobenius")
+
+
+def moving_near_the_floor() -> list[Tensor]:
+    """Inputs of which no measure is 0 or NaN: some joints lie below the floor, and feet touch it."""
+    tensors = inputs()
+    tensors[0][..., 2] -= 0.03
+    found = score(tensors)
+    assert all((value.abs() > 1e-6).all() for value in found), found
+    return tensors
+
+
+def turn_of(x: float, y: float, z: float) -> Tensor:
+    return torch.matrix_exp(torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]], dtype=F64))
+
+
+def moved(tensors: list[Tensor], R: Tensor, shift: list[float], pairs: tuple[int, ...] = (0, 1)) -> list[Tensor]:
+    """The world turned by ``R`` and then shifted: positions and heads; local rotations stay."""
+    found = list(tensors)
+    for which in pairs:
+        found[which] = tensors[which] @ R.mT + torch.tensor(shift, dtype=F64)
+        found[4 + which] = R @ tensors[4 + which]
+    return found
+
+
+def unlike(found: MotionMetrics, expected: MotionMetrics) -> set[str]:
+    return {
+        name
+        for name, a, b in zip(found._fields, found, expected, strict=True)
+        if not torch.allclose(a, b, rtol=1e-9, atol=1e-9, equal_nan=True)
+    }
+
+
+def test_a_common_motion_of_the_world():
+    """Bodies may shift and turn with their recordings; along the floor where heights matter, and without a turn where
+    the axes do. What changes otherwise is held as well: else a measure might look at nothing."""
+    tensors = moving_near_the_floor()
+    before = score(tensors)
+    upright, tilted = turn_of(0, 0, 0.8), turn_of(1.1, -0.7, 0.4)
+    assert unlike(score(moved(tensors, torch.eye(3, dtype=F64), [3.0, -2.0, 0.0])), before) == set()
+    assert unlike(score(moved(tensors, torch.eye(3, dtype=F64), [3.0, -2.0, 0.7])), before) == set(OF_HEIGHTS)
+    assert unlike(score(moved(tensors, upright, [3.0, -2.0, 0.0])), before) == set(OF_THE_AXES)
+    assert unlike(score(moved(tensors, turn_of(0, 0, math.pi / 2), [3.0, -2.0, 0.0])), before) == set()
+    # fs_mm_per_contact_frame is NaN where no foot of the tilted body touches the floor: that is another value too.
+    assert unlike(score(moved(tensors, tilted, [3.0, -2.0, 1.5])), before) == set(OF_THE_VERTICAL)
+
+
+def test_a_motion_of_the_prediction_alone():
+    """The aligned error lets each side move anyhow by itself; errors of positions and of the head do not."""
+    tensors = moving_near_the_floor()
+    before = score(tensors)
+    turned = score(moved(tensors, turn_of(1.1, -0.7, 0.4), [3.0, -2.0, 1.5], pairs=(0,)))
+    same = (*ALIGNED, "mpjre_geodesic_deg", "mpjre_paper_deg", "jitter_m_s3", "jitter_ratio", "pa_mpjpe_egoallo_mm")
+    expected = set(before._fields) - set(same) | {"pa_mpjpe_egoallo_mm"}
+    assert unlike(turned, before) == expected
+    of_recordings = score(moved(tensors, turn_of(0.2, 0.9, -1.4), [-1.0, 4.0, 2.0], pairs=(1,)))
+    for name in (*ALIGNED, *OF_THE_VERTICAL, "jitter_m_s3", "jitter_ratio"):
+        torch.testing.assert_close(getattr(of_recordings, name), getattr(before, name), rtol=1e-9, atol=1e-9)
+    bigger = score([1.7 * tensors[0], *tensors[1:]])
+    torch.testing.assert_close(bigger.pa_mpjpe_mm, before.pa_mpjpe_mm, rtol=1e-9, atol=1e-9)
+
+
+def test_local_rotations_in_other_axes():
+    """The geodesic angle does not know the axes in which both sides are written; nor do the head's measures."""
+    tensors = moving_near_the_floor()
+    Q = turn_of(0.3, -1.2, 0.5)
+    found = score([*tensors[:2], *(Q @ x @ Q.mT for x in tensors[2:])])
+    assert unlike(found, score(tensors)) == {"mpjre_paper_deg"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_the_order_of_sequences(backend, dtype):
+    tensors = inputs(dtype=dtype)
+    mask = torch.rand(5, 16, generator=torch.Generator().manual_seed(8)) < 0.8
+    order = torch.tensor([3, 0, 4, 2, 1])
+    whole, other = score(tensors, mask), score([t[order] for t in tensors], mask[order])
+    tolerance = 0 if backend != "reference" else 1e-12 if dtype == F64 else 3e-6  # sums of another order
+    assert_same(other, MotionMetrics(*(x[order] for x in whole)), tolerance, tolerance)
+    for row in range(5):
+        alone = score([t[row : row + 1] for t in tensors], mask[row : row + 1])
+        assert_same(alone, MotionMetrics(*(x[row : row + 1] for x in whole)), tolerance, tolerance)
+
+
+@pytest.mark.parametrize("padding", [0.0, math.nan, 1e3])
+def test_padding_frames(backend, padding):
+    """Sequences of several lengths in one batch, padded at their ends, are the sequences alone."""
+    tensors, lengths = inputs(), (16, 9, 4, 3, 1)
+    batch = [torch.full((5, 21, *t.shape[2:]), padding, dtype=F64) for t in tensors]
+    for row, length in enumerate(lengths):
+        for wide, t in zip(batch, tensors, strict=True):
+            wide[row, :length] = t[row, :length]
+    found = score(batch, torch.arange(21) < torch.tensor(lengths)[:, None])
+    for row, length in enumerate(lengths):
+        alone = score([t[row : row + 1, :length] for t in tensors])
+        assert_same(MotionMetrics(*(x[row : row + 1] for x in found)), alone)
+
+
 def test_holes_in_the_mask_break_pairs_and_fours(fused):
     generator = torch.Generator().manual_seed(3)
     tensors = [t.repeat(1, 3, *[1] * (t.dim() - 2)) for t in inputs()]

@@ -185,7 +185,9 @@ def test_frames_of_reference(backend: str) -> None:
     for got, expected in zip(outcome(anyhow, backend, rewards=free), before_free, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
     floor = [JOINT_REWARDS.index(name) for name in OF_THE_FLOOR]
-    assert ((score(anyhow, backend).errors - before[0])[..., floor].abs().amax((0, 1)) > 1e-2).all()
+    lifted = given.moved(torch.zeros(3, dtype=F64), torch.tensor([0, 0, 0.1], dtype=F64))
+    for off_the_floor in (anyhow, lifted):
+        assert ((score(off_the_floor, backend).errors - before[0])[..., floor].abs().amax((0, 1)) > 1e-2).all()
 
 
 # ---------------------------------------------------------------- magnitudes

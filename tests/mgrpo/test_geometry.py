@@ -54,6 +54,8 @@ def test_so3_reference_values(lie: list[dict[str, Tensor]]) -> None:
         close(g.rotmat_to_quat(case["as_matrix"]), case["from_matrix_of_as_matrix"])
         close(g.quat_to_rotmat(case["nonunit"]), case["nonunit_as_matrix"])
         close(g.quat_conjugate(case["nonunit"]), case["nonunit_inverse"])
+        length = case["nonunit"].norm(dim=-1, keepdim=True)  # the reference scales points by its square
+        close(length.square() * g.quat_apply(case["nonunit"] / length, case["points"]), case["nonunit_apply"])
         close(g.quat_apply(case["exp_wxyz"], case["points"]), case["unit_apply"])
         # Half turns, noisy and even improper matrices take the same branches.
         close(g.rotmat_to_quat(case["matrices"]), case["matrices_from_matrix_wxyz"])
