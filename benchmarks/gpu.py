@@ -33,7 +33,7 @@ LEAST = 5.0
 OPERATIONS = (
     "motion_rewards", "project_so3", "forward_kinematics", "procrustes_residual", "sde_step", "projected_sde_step",
     "sde_log_prob", "sde_log_ratio", "motion_guidance", "iteration", "stitching",
-    "inference",
+    "inference", "motion_metrics", "grpo_loss", "philox_normal", "perlin_noise", "group_advantages",
 )  # fmt: skip
 """Timed in this order, each in a process of its own."""
 COMPILED = (

@@ -131,6 +131,24 @@ def ours(
     ]
 
 
+def drawn_freely(found: Sequence[Implementation], plain: Callable[[Inputs], Results]) -> list[Implementation]:
+    """``found`` with ``plain`` beside it, eager and compiled: code that draws from torch's generator what ours draws
+    from keys. Its numbers are others, so there is nothing to compare. The reference draws inside an operator, which
+    torch.compile takes as it is: compiled is the plain form instead."""
+
+    @lru_cache(maxsize=1)
+    def compiled() -> Callable[[Inputs], Results]:
+        import torch
+
+        return torch.compile(plain, dynamic=False)
+
+    fused = Implementation(COMPILED, "compile", lambda inputs: timed_call(compiled(), inputs), lambda raw: {})
+    return [
+        *(fused if one.kind == "compile" else one for one in found),
+        Implementation(PLAIN, "reference", lambda inputs: timed_call(plain, inputs), lambda raw: {}),
+    ]
+
+
 def timed_call(apply: Callable[[Inputs], Results], inputs: Inputs, leaves: Sequence[str] = ()) -> Callable[[], Results]:
     """The call that is timed: ``apply(inputs)``, and with ``leaves`` its gradient with respect to these inputs.
 

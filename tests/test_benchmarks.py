@@ -18,7 +18,19 @@ import torch
 from benchmarks import check, gate, gpu, gpu_calls, harness, machine, peers, plot, readme, requirement, results, run
 from benchmarks.checks import all_requirements
 from benchmarks.harness import CpuClock, Plan, Sample, measure, summarise
-from benchmarks.ops import forward_kinematics, guidance, procrustes, project_so3, rewards, sde, stitching
+from benchmarks.ops import (
+    forward_kinematics,
+    guidance,
+    metrics,
+    noise,
+    perlin,
+    policy,
+    procrustes,
+    project_so3,
+    rewards,
+    sde,
+    stitching,
+)
 from benchmarks.results import Row, read_rows, write_by_op, write_rows
 from benchmarks.suite import COPY, Options, Suite, as_float64, compare
 from benchmarks.suite import run_all as run_workloads
@@ -600,6 +612,12 @@ SMALL = {
         gradient="log_ratio",
     ),
     "guidance": lambda: guidance.workload("cpu", None, 2, frames=9),
+    "advantages": lambda: policy.advantages_workload("cpu", None, 3),
+    "grpo_loss": lambda: policy.loss_workload("cpu", None, 3, 7),
+    "grpo_loss_backward": lambda: policy.loss_workload("cpu", None, 3, 7, gradient=True),
+    "metrics": lambda: metrics.workload("cpu", None, 2),
+    "noise": lambda: noise.workload("cpu", None, 2),
+    "perlin": lambda: perlin.workload("cpu", None, 18),
     "stitching": lambda: stitching.workload("cpu", stitching.Setting("tiny", 3, 20, 8, 2)),
 }  # fmt: skip
 
