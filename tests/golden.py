@@ -19,8 +19,8 @@ Results in the default folder that no test compares:
 
 Inputs that reach no result: ``fps`` of most ``floor_cases`` and the joints of the one without a still frame,
 ``hand_rotmats_in`` of ``guidance``; ``T_world_root``, ``hand_quats`` and ``joints_wrt_cpf`` of ``denoising_nohands``;
-roots, hands, shapes and contacts of the recordings (``label_*``) in ``rewards``, and ``pred_hand_rotmats``. The sampler's
-``timesteps`` in ``stitched_*`` are those of ``schedule``, which are compared.
+roots, hands, shapes and contacts of the recordings (``label_*``) in ``rewards``, and ``pred_hand_rotmats``. The
+sampler's ``timesteps`` in ``stitched_*`` are those of ``schedule``, which are compared.
 """
 
 from __future__ import annotations
