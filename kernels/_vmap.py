@@ -29,6 +29,8 @@ def rows(*names: str) -> Callable[[Sequence[str]], Rule]:
 
         def rule(operator: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[Any, Any]:
             size = info.batch_size
+            if size == 0:
+                return _no_slices(operator, in_dims, given)
             if any(isinstance(dim, int) and not has_rows for dim, has_rows in zip(in_dims, by_row)):
                 return _one_by_one(operator, size, in_dims, given)
             folded = [
@@ -57,6 +59,8 @@ def batches(broadcast: Sequence[str] = (), **own_axes: int | str) -> Callable[[S
 
         def rule(operator: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[Any, Any]:
             size = info.batch_size
+            if size == 0:
+                return _no_slices(operator, in_dims, given)
             if any(isinstance(dim, int) and name not in own_axes for name, dim in zip(arguments, in_dims)):
                 return _one_by_one(operator, size, in_dims, given)
             options = dict(zip(arguments, given))
@@ -110,3 +114,15 @@ def _one_by_one(operator: Callable[..., Any], size: int, in_dims: tuple[Any, ...
     if isinstance(slices[0], Tensor):
         return torch.stack(slices), 0
     return tuple(torch.stack(parts) for parts in zip(*slices)), (0,) * len(slices[0])
+
+
+def _no_slices(operator: Callable[..., Any], in_dims: tuple[Any, ...], given: Sequence[Any]) -> Any:
+    """No slice tells the shapes of the results, and a slice of zeros does."""
+    zeros = [_zero_slice(x, dim) if isinstance(dim, int) else x for x, dim in zip(given, in_dims)]
+    return _with_dims(operator(*zeros), lambda result: result.expand(1, *result.shape)[:0])
+
+
+def _zero_slice(value: Tensor, dim: int) -> Tensor:
+    if value.is_floating_point():
+        return value.sum(dim)  # by way of which autograd reaches the argument
+    return value.new_zeros(value.movedim(dim, 0).shape[1:])

@@ -108,6 +108,23 @@ def test_one_argument_differs_and_the_others_are_shared(spec: OpSpec, backend: s
                     assert torch.equal(got_k.nan_to_num(7.0), wanted.nan_to_num(7.0)), (number, k, first.shape)
 
 
+@pytest.mark.parametrize("spec", [one for one in BY_SPEC if one.values[0].name not in ONCE_PER_SLICE])
+def test_no_slices_have_the_shapes_of_some(spec: OpSpec, backend: str) -> None:
+    if backend == "reference":
+        pytest.skip("plain torch, whose own operators refuse an axis of no slices here and there")
+    alone = slices_of(spec)[0]
+    leaves = [x.new_empty(0, *x.shape) for x in alone]
+    leaves = [x.requires_grad_(spec.differentiable and x.is_floating_point()) for x in leaves]
+    mapped = torch.vmap(lambda *slice_: results_of(spec, slice_, backend), randomness="same")(*leaves)
+    for got, wanted in zip(mapped, results_of(spec, alone, backend), strict=True):
+        assert (got.shape, got.dtype) == ((0, *wanted.shape), wanted.dtype)
+    if spec.differentiable:
+        tracked = [x for x in leaves if x.requires_grad]
+        grads = torch.autograd.grad(probed(mapped), tracked, allow_unused=True)
+        for leaf, grad in zip(tracked, grads, strict=True):
+            assert grad is None or grad.shape == leaf.shape
+
+
 def test_offsets_per_slice_and_poses_in_batches(backend: str) -> None:
     rotations = torch.linalg.qr(torch.randn(2, 4, 3, 3, 3)).Q
     offsets, roots = torch.randn(5, 3, 3), torch.randn(2, 7)
