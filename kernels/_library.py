@@ -218,6 +218,7 @@ def define_op(
     _register(name, forward)
     if gradient is not None:
         torch.library.register_autograd(f"{NAMESPACE}::{name}", gradient, setup_context=setup_context, lib=_library)
+        _functions[name] = _function(name, setup_context, gradient)
     if backward is not None:
         _register(f"{name}_backward", backward)
         torch.library.register_autograd(
@@ -242,14 +243,32 @@ def _register(operator: str, kernel: Kernel) -> None:
         torch.library.register_vmap(f"{NAMESPACE}::{operator}", partial(rule, registered), lib=_library)
 
 
+def _function(
+    operator: str, setup_context: Callable[..., None] | None, gradient: Callable[..., Any]
+) -> type[torch.autograd.Function]:
+    """The operator with its gradient as autograd sees it when no dispatcher stands between."""
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        output = _runs[operator](*arguments)
+        if setup_context is not None:
+            setup_context(ctx, arguments, output)
+        return output
+
+    # The name is that of the results' grad_fn.
+    return type(
+        operator, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(gradient)}
+    )
+
+
 _runs: dict[str, Callable[..., Any]] = {}
+_functions: dict[str, type[torch.autograd.Function]] = {}
 
 
 def call_op(operator: str, *arguments: Any) -> Any:
     """``mgrpo::<operator>`` of these arguments.
 
-    Where nothing is differentiated, traced or transformed, its function is called without a way through torch's
-    dispatcher, which for an operator of many arguments takes longer than a small kernel.
+    Where nothing is traced or transformed, its function is called without a way through torch's dispatcher, which for
+    an operator of many arguments takes longer than a small kernel. Gradients call their operators by it too.
 
     Raises :class:`BackendError` for what the operators can't do under a transform: forward-mode derivatives, of which
     torch would silently make zeros, and ``torch.func.grad``.
@@ -257,7 +276,11 @@ def call_op(operator: str, *arguments: Any) -> Any:
     _refuse_transforms(operator, arguments)
     if torch.compiler.is_compiling() or _is_watched(arguments):
         return getattr(torch.ops.mgrpo, operator)(*arguments)
-    return _runs[operator](*arguments)
+    if not _is_differentiated(arguments):
+        return _runs[operator](*arguments)
+    if operator in _functions:
+        return _functions[operator].apply(*arguments)
+    return getattr(torch.ops.mgrpo, operator)(*arguments)
 
 
 def _refuse_transforms(operator: str, arguments: tuple[Any, ...]) -> None:
@@ -281,12 +304,15 @@ def _refuse_transforms(operator: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _is_watched(arguments: tuple[Any, ...]) -> bool:
-    """Whether autograd, a mode, a function transform or a tensor subclass must see the call."""
-    grad = torch.is_grad_enabled()
+    """Whether a mode, a function transform or a tensor subclass must see the call."""
     for argument in arguments:
-        if isinstance(argument, Tensor) and (type(argument) not in _PLAIN or (grad and argument.requires_grad)):
+        if isinstance(argument, Tensor) and type(argument) not in _PLAIN:
             return True
     return any(watches() for watches in _WATCHERS)
+
+
+def _is_differentiated(arguments: tuple[Any, ...]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
 
 
 def _watchers() -> tuple[Callable[[], Any], ...]:

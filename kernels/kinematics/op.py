@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._autocast import without_autocast
 from .._dispatch import Implementation
-from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
+from .._library import Kernel, call_op, cuda, define_op, native, native_cpu, native_cuda
 from .._triton import triton_backend, triton_call
 from .._vmap import batches
 
@@ -96,8 +96,17 @@ def _gradient(
     wanted = list(ctx.needs_input_grad[:4])
     if grad_joints is None and grad_world is None and grad_root is None:
         return (None,) * 9
-    per_pose = torch.ops.mgrpo.forward_kinematics_backward(
-        grad_joints, grad_world, grad_root, *tensors, *options, representation, output, wanted, backend
+    per_pose = call_op(
+        "forward_kinematics_backward",
+        grad_joints,
+        grad_world,
+        grad_root,
+        *tensors,
+        *options,
+        representation,
+        output,
+        wanted,
+        backend,
     )
     # The kernels give every pose its own gradient; what several poses share gets their sum.
     grads = (grad.sum_to_size(tensor.shape) if want else None for grad, tensor, want in zip(per_pose, tensors, wanted))
@@ -184,7 +193,7 @@ def _offsets_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return (
         grad.sum_to_size(shapedirs.shape[:2]) if for_template else None,
         (flat_grad.mT @ flat_betas).reshape(shapedirs.shape) if for_shapedirs else None,
-        torch.ops.mgrpo.joint_offsets_backward(grad, shapedirs, ctx.backend) if for_betas else None,
+        call_op("joint_offsets_backward", grad, shapedirs, ctx.backend) if for_betas else None,
         None,
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
+from .._library import Kernel, call_op, cuda, define_op, native, native_cpu, native_cuda
 
 _LOSS_OPERATORS = ("grpo_loss_fwd", "grpo_loss_bwd")
 
@@ -55,8 +55,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _gradient(ctx: Any, grad_loss: Tensor, *grads: Tensor) -> tuple[Any, ...]:
     *inputs, divisor = ctx.saved_tensors
-    grad_log_ratio, grad_kl = torch.ops.mgrpo.grpo_loss_backward(
-        grad_loss, *inputs, divisor, ctx.clip_low, ctx.clip_high, ctx.kl_coef, ctx.with_kl, ctx.backend
+    grad_log_ratio, grad_kl = call_op(
+        "grpo_loss_backward",
+        grad_loss,
+        *inputs,
+        divisor,
+        ctx.clip_low,
+        ctx.clip_high,
+        ctx.kl_coef,
+        ctx.with_kl,
+        ctx.backend,
     )
     # The other results are statistics, which the public function detaches; advantages and weights are constants.
     return grad_log_ratio, None, None, None, grad_kl if ctx.with_kl else None, *[None] * 6

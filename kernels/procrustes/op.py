@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._dispatch import Implementation
-from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
+from .._library import Kernel, call_op, cuda, define_op, native, native_cpu, native_cuda
 from .._triton import triton_backend, triton_call
 from .._vmap import batches
 
@@ -57,18 +56,18 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(source, target, weights)
 
 
-def _gradients(ctx: Any, backward: Any, *grads: Tensor) -> tuple[Any, ...]:
+def _gradients(ctx: Any, backward: str, *grads: Tensor) -> tuple[Any, ...]:
     needs = ctx.needs_input_grad[:3]
-    found = backward(*grads, *ctx.saved_tensors, ctx.with_scale, ctx.fix_det, *needs, ctx.backend)
+    found = call_op(backward, *grads, *ctx.saved_tensors, ctx.with_scale, ctx.fix_det, *needs, ctx.backend)
     return *(grad if need else None for grad, need in zip(found, needs)), None, None, None
 
 
 def _align_gradient(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    return _gradients(ctx, torch.ops.mgrpo.procrustes_align_backward, *grads)
+    return _gradients(ctx, "procrustes_align_backward", *grads)
 
 
 def _residual_gradient(ctx: Any, grad_residual: Tensor) -> tuple[Any, ...]:
-    return _gradients(ctx, torch.ops.mgrpo.procrustes_residual_backward, grad_residual)
+    return _gradients(ctx, "procrustes_residual_backward", grad_residual)
 
 
 _ALIGN = ("procrustes_align_fwd", "procrustes_align_bwd")

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._dispatch import Implementation
-from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
+from .._library import Kernel, call_op, cuda, define_op, native, native_cpu, native_cuda
 from .._triton import triton_backend, triton_call
 from .._vmap import rows
 
@@ -73,9 +72,7 @@ def _group_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 def _group_gradient(ctx: Any, grad_errors: Tensor, grad_rewards: Tensor) -> tuple[Any, ...]:
     *options, backend = ctx.options
     wanted = [bool(ctx.needs_input_grad[i]) for i in (0, 2)]
-    grads = torch.ops.mgrpo.group_rewards_backward(
-        grad_errors, grad_rewards, *ctx.saved_tensors, *options, *wanted, backend
-    )
+    grads = call_op("group_rewards_backward", grad_errors, grad_rewards, *ctx.saved_tensors, *options, *wanted, backend)
     joints, rotmats = (grad if want else None for grad, want in zip(grads, wanted))
     return joints, None, rotmats, *(None,) * 11
 
@@ -100,8 +97,8 @@ def _motion_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 def _motion_gradient(ctx: Any, grad_errors: Tensor, grad_rewards: Tensor) -> tuple[Any, ...]:
     *options, backend = ctx.options
     wanted = [bool(ctx.needs_input_grad[i]) for i in (0, 1)]
-    grads = torch.ops.mgrpo.motion_rewards_backward(
-        grad_errors, grad_rewards, *ctx.saved_tensors, *options, *wanted, backend
+    grads = call_op(
+        "motion_rewards_backward", grad_errors, grad_rewards, *ctx.saved_tensors, *options, *wanted, backend
     )
     rotations, betas = (grad if want else None for grad, want in zip(grads, wanted))
     return rotations, betas, *(None,) * 20

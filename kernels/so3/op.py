@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
+from .._library import Kernel, call_op, cuda, define_op, native, native_cpu, native_cuda
 from .._triton import triton_backend, triton_call
 from .._vmap import batches
 
@@ -21,7 +20,7 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, bool, str], output: Tensor) -
 
 def _gradient(ctx: Any, grad_R: Tensor) -> tuple[Tensor, None, None]:
     matrices, R = ctx.saved_tensors
-    grad = torch.ops.mgrpo.project_so3_backward(grad_R, matrices, R, ctx.fix_det, ctx.backend)
+    grad = call_op("project_so3_backward", grad_R, matrices, R, ctx.fix_det, ctx.backend)
     return grad, None, None
 
 

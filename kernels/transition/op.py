@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._checks import STATE_DTYPES
 from .._dispatch import Implementation
-from .._library import Kernel, cuda, define_op, native, native_cpu, native_cuda
+from .._library import Kernel, call_op, cuda, define_op, native, native_cpu, native_cuda
 from .._vmap import rows
 from . import reference
 
@@ -163,8 +163,15 @@ def _projected_gradient(ctx: Any, grad_x_prev: Tensor | None, grad_projected: Te
     *scalar_rows, x0_pred, projected = ctx.saved_tensors
     grads: list[Tensor | None] = [None, None, None]
     if ctx.needs_input_grad[1] and not (grad_x_prev is None and grad_projected is None):
-        grads[1] = torch.ops.mgrpo.projected_sde_step_backward(
-            grad_x_prev, grad_projected, x0_pred, projected, ctx.numbers[1], scalar_rows[1], *ctx.options
+        grads[1] = call_op(
+            "projected_sde_step_backward",
+            grad_x_prev,
+            grad_projected,
+            x0_pred,
+            projected,
+            ctx.numbers[1],
+            scalar_rows[1],
+            *ctx.options,
         )
     for i in (0, 2):
         if ctx.needs_input_grad[i] and grad_x_prev is not None:
@@ -234,9 +241,7 @@ def _log_prob_gradient(ctx: Any, grad: Tensor | None, grad_kept: None) -> tuple[
         return (None,) * 14
     saved = ctx.saved_tensors
     needs = ctx.needs_input_grad[:3]
-    grads = torch.ops.mgrpo.sde_log_prob_backward(
-        grad, *saved[:3], *ctx.numbers, *saved[3:], ctx.mean, *needs, ctx.backend
-    )
+    grads = call_op("sde_log_prob_backward", grad, *saved[:3], *ctx.numbers, *saved[3:], ctx.mean, *needs, ctx.backend)
     return *(g if needed else None for g, needed in zip(grads, needs)), *(None,) * 11
 
 
@@ -276,8 +281,7 @@ def _log_ratio_gradient(operator: str, ctx: Any, grad: Tensor) -> tuple[Any, ...
     grad_x0_pred = None
     if ctx.needs_input_grad[0]:
         saved = ctx.saved_tensors
-        backward = getattr(torch.ops.mgrpo, operator)
-        grad_x0_pred = backward(grad, *saved[:5], *ctx.numbers, *saved[5:], *ctx.options)
+        grad_x0_pred = call_op(operator, grad, *saved[:5], *ctx.numbers, *saved[5:], *ctx.options)
     return grad_x0_pred, *(None,) * (11 + len(ctx.options))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -339,18 +340,52 @@ def test_what_nothing_watches_gives_the_operators_bits(monkeypatch: pytest.Monke
 
 
 @needs_cpp
-def test_gradients_and_transforms_are_not_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_those_of_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    M, probe = torch.randn(4, 3, 3), torch.randn(4, 3, 3)
+    leaf = M.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(torch.ops.mgrpo.project_so3(leaf, True, "cpp"), leaf, probe)
+    direct = []
+    for name in ("project_so3", "project_so3_backward"):
+        run = _library._runs[name]
+        monkeypatch.setitem(_library._runs, name, lambda *a, name=name, run=run: direct.append(name) or run(*a))
+    R = kernels.project_so3(leaf, backend="cpp")
+    assert torch.equal(torch.autograd.grad(R, leaf, probe, retain_graph=True)[0], expected)
+    assert direct == ["project_so3", "project_so3_backward"] and "project_so3" in R.grad_fn.name()
+    # What can be differentiated again passes torch's operator, which refuses.
+    (grad,) = torch.autograd.grad(R, leaf, probe, create_graph=True)
+    assert torch.equal(grad, expected)
+    with pytest.raises(kernels.BackendError, match="no second derivative"):
+        grad.sum().backward()
+
+
+@needs_cpp
+def test_gradients_pass_hooks_and_modes() -> None:
+    leaf = torch.randn(4, 3, 3, requires_grad=True)
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: packed.append(x.shape) or x, lambda x: x):
+        kernels.project_so3(leaf, backend="cpp")
+    assert packed == [(4, 3, 3)] * 2, "the matrices and their rotations"
+    again = torch.utils.checkpoint.checkpoint(
+        lambda M: kernels.project_so3(M, backend="cpp"), leaf, use_reentrant=False
+    )
+    probe = torch.randn(4, 3, 3)
+    wanted = torch.autograd.grad(kernels.project_so3(leaf, backend="cpp"), leaf, probe)
+    assert torch.equal(torch.autograd.grad(again, leaf, probe)[0], wanted[0])
+    with Seen() as seen:
+        kernels.project_so3(leaf, backend="cpp").sum().backward()
+    assert {"mgrpo.project_so3.default", "mgrpo.project_so3_backward.default"} <= {*seen.names}
+
+
+@needs_cpp
+def test_transforms_are_not_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
     M = torch.randn(4, 3, 3)
     monkeypatch.setitem(_library._runs, "project_so3", lambda *arguments: pytest.fail("not through the dispatcher"))
-
-    def total(M: torch.Tensor) -> torch.Tensor:
-        return kernels.project_so3(M, backend="cpp").sum()
-
-    assert total(M.clone().requires_grad_()).requires_grad
     with pytest.raises(kernels.BackendError, match=r"no derivative for torch\.func"):
-        torch.func.grad(total)(M)
+        torch.func.grad(lambda M: kernels.project_so3(M, backend="cpp").sum())(M)
     with FakeTensorMode():
-        assert kernels.project_so3(torch.empty(2, 3, 3), backend="cpp").shape == (2, 3, 3)
+        for tracked in (False, True):
+            R = kernels.project_so3(torch.empty(2, 3, 3, requires_grad=tracked), backend="cpp")
+            assert R.shape == (2, 3, 3) and R.requires_grad == tracked
 
 
 def test_the_page_of_backends_lists_what_is_registered() -> None:

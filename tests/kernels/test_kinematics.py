@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mgrpo import kernels
 from mgrpo.kernels import BackendError, ForwardKinematics, forward_kinematics, joint_offsets
+from mgrpo.kernels._library import call_op
 from mgrpo.kernels._spec import Case
 from mgrpo.kernels.kinematics.spec import BODY_HEAD, BODY_PARENTS, SMALL_HEAD, SMALL_TREE, SPECS
 from tests.golden import golden_file, golden_files
@@ -448,14 +449,12 @@ def test_opcheck(case: Case, fused: str, monkeypatch: pytest.MonkeyPatch) -> Non
     if fused == "triton" and DEVICE.type == "cpu":
         pytest.skip("the operator is the same one; interpreted, this takes minutes")
     calls: list[tuple[object, tuple]] = []
-    for name in ("forward_kinematics", "joint_offsets"):
-        packet = getattr(torch.ops.mgrpo, name)
 
-        def record(*args: object, packet: object = packet) -> object:
-            calls.append((packet.default, args))
-            return packet(*args)
+    def record(operator: str, *args: object) -> object:
+        calls.append((getattr(torch.ops.mgrpo, operator).default, args))
+        return call_op(operator, *args)
 
-        monkeypatch.setattr(torch.ops.mgrpo, name, record)
+    monkeypatch.setattr("mgrpo.kernels.kinematics.call_op", record)
     SPEC.call(case, *leaves_of(SPEC.make_inputs(case, torch.float32, DEVICE, 5)), backend=fused)
     monkeypatch.undo()
     assert calls
