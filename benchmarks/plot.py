@@ -151,7 +151,7 @@ def draw(rows: Sequence[Row], palette: Any, *, headlines: bool = True) -> Any:
     for side in axes.spines.values():
         side.set_visible(False)
     inch = 1 / figure.get_figheight()
-    figure.subplots_adjust(left=0.40, right=0.985, top=1 - 0.95 * inch, bottom=0.42 * inch)
+    figure.subplots_adjust(left=0.43, right=0.985, top=1 - 0.95 * inch, bottom=0.42 * inch)
     title = "Times faster than eager PyTorch"
     figure.text(0.02, 1 - 0.30 * inch, title, fontsize=13, fontweight="bold", color=palette.ink)
     figure.text(
